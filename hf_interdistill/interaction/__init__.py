@@ -1,0 +1,1 @@
+"""Interaction distillation: text, units, maps, loss."""

@@ -1,0 +1,112 @@
+"""Adds what alignment needs to a batch that the reward collator made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .pairs import teacher_pieces
+from .sequences import PairFormat
+from .units import NO_UNIT
+
+ALIGNMENT_KEYS = (
+    "student_index",
+    "student_units",
+    "segments",
+    "pair_key",
+    "pair_index",
+    "teacher_input_ids",
+    "teacher_attention_mask",
+    "teacher_units",
+    "teacher_token_type_ids",
+    "teacher_closing",
+)
+
+
+class PairIndexCollator:
+    """A reward collator that also tells which rows of the dataset are in the batch (`pair_index`, `(pairs,)`)."""
+
+    def __init__(self, inner: Callable):
+        self.inner = inner
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.inner(examples)
+        batch["pair_index"] = torch.tensor([example["pair_index"] for example in examples])
+        return batch
+
+
+class AlignmentCollator(PairIndexCollator):
+    """A reward collator and the alignment columns.
+
+    Args:
+        inner: the reward collator (TRL's `DataCollatorForPreference`, or the user's own): its `input_ids` hold the
+            chosen rows, then the rejected ones, padded on the right.
+        teacher_format: how the teacher's tokenizer joins texts.
+        teacher_max_length: tokens of a teacher input.
+
+    Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
+    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs `(pairs, 2, length)` in both
+    reading orders, `teacher_closing` `(pairs, 2, 2)`.
+    """
+
+    def __init__(self, inner: Callable, teacher_format: PairFormat, teacher_max_length: int):
+        super().__init__(inner)
+        self.teacher_format, self.teacher_max_length = teacher_format, teacher_max_length
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = super().__call__(examples)
+        width = batch["input_ids"].shape[1]
+        indices, units, segments = [], [], []
+        for example in examples:
+            index, unit = _student_tokens(example, width)
+            indices.append(index)
+            units.append(unit)
+            segments.append([segment for segment, size in enumerate(example["unit_sizes"]) for _ in range(size)])
+        batch["student_index"] = _pad(indices, 0)
+        batch["student_units"] = _pad(units, NO_UNIT)
+        batch["segments"] = _pad(segments, -1)
+        batch["pair_key"] = torch.tensor([example["pair_key"] for example in examples])
+        batch.update(self._teacher_inputs(examples))
+        return batch
+
+    def _teacher_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        packed = []
+        for example in examples:
+            prompt, chosen, rejected = teacher_pieces(example)
+            for responses in ((chosen, rejected), (rejected, chosen)):
+                packed.append(self.teacher_format.pack(prompt, responses, self.teacher_max_length))
+        collated = self.teacher_format.collate(packed)
+        return {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
+
+
+def _student_tokens(example: dict[str, Any], width: int) -> tuple[list[int], list[int]]:
+    """Positions and units of the content tokens: prompt and chosen in the first row, rejected in the second."""
+    rows = ((0, example["student_chosen_units"]), (width, example["student_rejected_units"]))
+    tokens = [(unit, start + place) for start, row in rows for place, unit in enumerate(row) if unit != NO_UNIT]
+    tokens.sort()
+    return [place for _, place in tokens], [unit for unit, _ in tokens]
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    width = max(1, max(len(row) for row in rows))
+    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
+
+
+def choose_order(pair_keys: torch.Tensor, seed: int, visit: int) -> torch.Tensor:
+    """Which response the teacher reads first, `(pairs,)`: 0 chosen, 1 rejected.
+
+    A coin for each pair and visit that depends on nothing else: not on the batch, the process, or where a run was
+    interrupted. Source: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014), in 63-bit arithmetic.
+    """
+    state = pair_keys.long() + (seed * 0x9E3779B97F4A7C1 + visit * 0x61C8864680B583E + 1) % (1 << 62)
+    for multiplier, shift in ((0x3F58476D1CE4E5B9, 30), (0x14D049BB133111EB, 27)):
+        state = (state ^ ((state >> shift) & ((1 << (63 - shift)) - 1))) * multiplier
+    return ((state ^ (state >> 31)) >> 17) & 1
+
+
+def select_order(teacher_inputs: dict[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The teacher's inputs in the order chosen for each pair: `(pairs, 2, ...)` to `(pairs, ...)`."""
+    pairs = torch.arange(len(order), device=order.device)
+    return {name: tensor[pairs, order] for name, tensor in teacher_inputs.items()}

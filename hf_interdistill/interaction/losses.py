@@ -1,0 +1,185 @@
+"""Alignment losses between the student's simulated map and the teacher's map.
+
+Pure tensor code. Rows are probability distributions over units; each loss is a mean over rows, in nats for `kl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .maps import AttentionMap, Rows, as_computed
+
+ALIGNMENT_LOSSES = ("kl", "mse")
+ALIGNMENT_SCOPES = ("joint", "intra", "inter")
+
+
+def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> torch.Tensor:
+    """Which columns a row is compared on.
+
+    `joint`: all. `intra`: the unit's own sequence (a response's unit: prompt and that response; a prompt's unit:
+    everything, since it stands in both sequences). `inter`: the other response (a prompt's unit: nothing).
+
+    Args:
+        segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
+
+    Returns:
+        `(batch, stop - start, units)` bool.
+    """
+    rows, columns = segments[:, start:stop, None], segments[:, None, :]
+    exists = (rows >= 0) & (columns >= 0)
+    is_other = (rows >= 1) & (columns >= 1) & (rows != columns)
+    if scope == "joint":
+        return exists
+    return exists & ~is_other if scope == "intra" else is_other
+
+
+def row_divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, loss: str) -> torch.Tensor:
+    """Divergence of each row, after restriction to `mask` and renormalization: `(batch, rows)`, 0 where nothing is left.
+
+    `kl`: `sum_v t_v log(t_v / s_v)`. `mse`: `sum_v (t_v - s_v)^2`, summed over columns so that its size does not fall
+    with the length of the texts.
+
+    Args:
+        student, teacher: `(batch, rows, units)`, not negative.
+        mask: `(batch, rows, units)` bool, the columns to compare on.
+    """
+    teacher, student = teacher * mask, student * mask
+    mass = teacher.sum(-1, keepdim=True)
+    teacher = teacher / mass.masked_fill(mass == 0, 1)
+    # The least normal number: any weight above it is taken as it is, and the logarithm stays finite below.
+    tiny = torch.finfo(student.dtype).tiny
+    student_mass = student.sum(-1, keepdim=True).clamp(min=tiny)
+    if loss == "kl":
+        log_student = student.clamp(min=tiny).log() - student_mass.log()
+        values = (torch.special.xlogy(teacher, teacher) - teacher * log_student.masked_fill(~mask, 0)).sum(-1)
+    else:
+        values = (teacher - student / student_mass).square().sum(-1)
+    return values.masked_fill(mass[..., 0] == 0, 0)
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """Losses of one layer pair, all scalars.
+
+    Args:
+        loss: of the scope asked for; the only one with a gradient.
+        by_scope: each scope's loss, detached.
+        aligned_pairs: `(batch,)` bool, pairs with a unit that both models read.
+    """
+
+    loss: torch.Tensor
+    by_scope: dict[str, torch.Tensor]
+    aligned_pairs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _RowWeights:
+    """Weight of each row in each scope, `(batch, units)`: a mean over the rows of a pair, then over pairs."""
+
+    shared: torch.Tensor
+    segments: torch.Tensor
+    weights: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, shared: torch.Tensor, segments: torch.Tensor, dtype: torch.dtype) -> _RowWeights:
+        has = {segment: (shared & (segments == segment)).any(1, keepdim=True) for segment in (1, 2)}
+        rows = {
+            "joint": shared,
+            "intra": shared,
+            "inter": shared & (((segments == 1) & has[2]) | ((segments == 2) & has[1])),
+        }
+        weights = {
+            scope: row.to(dtype) / row.sum(1, keepdim=True).clamp(min=1) / row.shape[0] for scope, row in rows.items()
+        }
+        return cls(shared, segments, weights)
+
+    def losses(self, student: torch.Tensor, teacher: torch.Tensor, start: int, loss: str, scope: str) -> torch.Tensor:
+        stop = start + student.shape[1]
+        mask = scope_mask(self.segments, start, stop, scope) & self.shared[:, None]
+        values = row_divergence(student, teacher, mask, loss)
+        return (values * self.weights[scope][:, start:stop]).sum()
+
+
+class _Alignment(torch.autograd.Function):
+    """The loss, with the gradient of queries and keys computed in the same sweep over blocks of rows.
+
+    The loss is a scalar, so its gradient is known up to a factor when it is computed; keeping that gradient (as large
+    as queries and keys) costs less than keeping or computing again the maps (as large as their square).
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, student: AttentionMap, teacher: Rows, rows: _RowWeights, loss: str, scope: str):
+        needs_gradient = any(ctx.needs_input_grad[:2])
+        totals = {name: student.query.new_zeros(()) for name in ALIGNMENT_SCOPES}
+        query_gradient = torch.zeros_like(student.query) if needs_gradient else None
+        key_gradient = torch.zeros_like(student.key) if needs_gradient else None
+        for start, stop in student.blocks():
+            block = student.attend(start, stop)
+            pooled = student.pool(block, start, stop)
+            target = as_computed(teacher.rows(start, stop)).to(pooled.dtype)
+            with torch.enable_grad():
+                leaf = pooled.detach().requires_grad_()
+                value = rows.losses(leaf, target, start, loss, scope)
+                gradient = torch.autograd.grad(value, leaf)[0] if needs_gradient else None
+            totals[scope] += value.detach()
+            for other in ALIGNMENT_SCOPES:
+                if other != scope:
+                    totals[other] += rows.losses(pooled, target, start, loss, other)
+            if needs_gradient:
+                block_query, block_key = student.backward(block, gradient, start, stop)
+                is_token = (block.local_units < stop - start)[:, None, :, None]
+                places = block.tokens[:, None, :, None].expand_as(block_query)
+                query_gradient.scatter_add_(2, places, block_query * is_token)
+                key_gradient += block_key
+        if needs_gradient:
+            ctx.save_for_backward(query_gradient.to(query.dtype), key_gradient.to(key.dtype))
+        values = torch.stack([totals[name] for name in ALIGNMENT_SCOPES])
+        ctx.mark_non_differentiable(values)
+        return totals[scope].clone(), values
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        query_gradient, key_gradient = ctx.saved_tensors
+        return query_gradient * gradient, key_gradient * gradient, None, None, None, None, None
+
+
+def alignment_loss(
+    student: AttentionMap, teacher: Rows, segments: torch.Tensor, *, loss: str = "kl", scope: str = "joint"
+) -> AlignmentResult:
+    """How far the student's simulated map is from the teacher's map.
+
+    Source: after arXiv 2508.02618; the form is ours: `mean_rows KL(teacher row || student row)`, over the units that
+    both models have read.
+
+    Args:
+        student: the simulated map (its queries and keys carry the gradient).
+        teacher: the teacher's rows, on the same units.
+        segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
+        loss: `kl` (nats) or `mse`.
+        scope: `joint`, `intra` or `inter`, see `scope_mask`.
+
+    Relations: `maps.student_map` makes the student's map, `InteractionTeacher.read` the teacher's rows.
+    """
+    shared = student.present & teacher.present.to(student.present.device) & (segments >= 0)
+    rows = _RowWeights.of(shared, segments, student.query.dtype)
+    with torch.autocast(student.query.device.type, enabled=False):
+        value, by_scope = _Alignment.apply(student.query, student.key, student, teacher, rows, loss, scope)
+    return AlignmentResult(
+        loss=value,
+        by_scope=dict(zip(ALIGNMENT_SCOPES, by_scope.unbind(), strict=True)),
+        aligned_pairs=shared.any(1),
+    )
+
+
+def mean_alignment(results: Sequence[AlignmentResult]) -> AlignmentResult:
+    """The mean over several layer pairs."""
+    return AlignmentResult(
+        loss=torch.stack([result.loss for result in results]).mean(),
+        by_scope={
+            scope: torch.stack([result.by_scope[scope] for result in results]).mean() for scope in ALIGNMENT_SCOPES
+        },
+        aligned_pairs=torch.stack([result.aligned_pairs for result in results]).any(0),
+    )

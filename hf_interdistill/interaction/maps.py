@@ -1,0 +1,290 @@
+"""Token-interaction maps pooled to units: which unit attends to which, as rows of probabilities.
+
+Pure tensor code: knows no model, no tokenizer, no trainer. A map has one row a unit; a row is the attention that the
+unit's tokens pay to each unit: mean over heads and over the query tokens of the unit, sum over the key tokens of each
+unit. It is computed a few rows at a time, so that nothing of size `heads x length x length` is ever in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .recording import RecordedAttention
+
+# Elements of one block of attention weights (batch x heads x query rows x keys). Small enough for a CPU's cache to
+# help, large enough for a GPU to be busy.
+_BLOCK_ELEMENTS = {"cpu": 1 << 21, "other": 1 << 26}
+
+
+def as_computed(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 if it is: softmax, log and divergence are never computed in half precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@dataclass(frozen=True)
+class UnitTokens:
+    """Which tokens make up which unit, for a batch of rows.
+
+    Args:
+        order: `(batch, content)` positions of the content tokens, sorted by unit; padding holds 0.
+        units: `(batch, content)` unit of each of them; -1 for padding.
+        key_units: `(batch, length)` unit of every token; -1 for tokens of no unit.
+        key_mask: `(batch, length)` tokens that attention may go to.
+        starts: `(batch, units + 1)` on the CPU: the tokens of unit `u` are `order[starts[u]:starts[u + 1]]`.
+    """
+
+    order: torch.Tensor
+    units: torch.Tensor
+    key_units: torch.Tensor
+    key_mask: torch.Tensor
+    starts: torch.Tensor
+
+    @classmethod
+    def from_units(cls, units: torch.Tensor, key_mask: torch.Tensor, count: int) -> UnitTokens:
+        """From the unit of every token, `(batch, length)` with -1 for none; `count` units in all."""
+        sortable = torch.where(units < 0, count, units)
+        order = sortable.argsort(dim=1, stable=True)
+        sizes = torch.zeros(units.shape[0], count + 1, dtype=torch.long, device=units.device)
+        sizes.scatter_add_(1, sortable, torch.ones_like(units))
+        starts = torch.nn.functional.pad(sizes[:, :-1].cumsum(1), (1, 0)).cpu()
+        content = max(int(starts[:, -1].max()), 1)
+        key_mask = key_mask | ~key_mask.any(1, keepdim=True)  # a row with no key at all: no 0/0, its loss is masked
+        order = order[:, :content]
+        sorted_units = units.gather(1, order)
+        return cls(order.masked_fill(sorted_units < 0, 0), sorted_units, units, key_mask, starts)
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Tokens in each unit, `(batch, units)`."""
+        return self.starts.diff(dim=1).to(self.units.device)
+
+
+class Rows(Protocol):
+    """A map that yields its rows a few at a time."""
+
+    present: torch.Tensor
+    """`(batch, units)` bool: units that the model behind the map has read."""
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of units `start` to `stop`: `(batch, stop - start, units)`, not negative, sums at most 1."""
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Attention of some query tokens to all keys, and what its gradient needs.
+
+    Args:
+        weights: `(batch, kv_heads, groups, queries, keys)` softmax weights.
+        tokens: `(batch, queries)` positions in the sorted content tokens.
+        local_units: `(batch, queries)` unit of each, from the block's first; `stop - start` for padding.
+        query: `(batch, kv_heads, groups * queries, head_dim)`.
+        capped: the scores after the soft cap, if there is one.
+    """
+
+    weights: torch.Tensor
+    tokens: torch.Tensor
+    local_units: torch.Tensor
+    query: torch.Tensor
+    capped: torch.Tensor | None
+
+
+class AttentionMap:
+    """The pooled map of one recorded layer.
+
+    Args:
+        query: `(batch, heads, content, head_dim)`, tokens sorted by unit.
+        key: `(batch, kv_heads, length, head_dim)`, `heads` a multiple of `kv_heads`.
+        tokens: the units of both.
+        scaling, softcap: as in `RecordedAttention`.
+    """
+
+    def __init__(self, query, key, tokens: UnitTokens, scaling: float, softcap: float | None):
+        self.query, self.key, self.tokens = as_computed(query), as_computed(key), tokens
+        self.scaling, self.softcap = scaling, softcap
+        self.units = tokens.starts.shape[1] - 1
+        self.present = tokens.sizes > 0
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of units whose attention weights fit in one block."""
+        batch, heads = self.query.shape[:2]
+        budget = _BLOCK_ELEMENTS["cpu" if self.query.device.type == "cpu" else "other"]
+        rows = max(1, budget // max(1, batch * heads * self.key.shape[2]))
+        starts = self.tokens.starts.numpy()
+        start = 0
+        while start < self.units:
+            stop = start + 1
+            while stop < self.units and (starts[:, stop + 1] - starts[:, start]).max() <= rows:
+                stop += 1
+            yield start, stop
+            start = stop
+
+    def attend(self, start: int, stop: int) -> AttentionBlock:
+        """Softmax attention of the tokens of units `start` to `stop`."""
+        device = self.query.device
+        first = self.tokens.starts[:, start]
+        lengths = self.tokens.starts[:, stop] - first
+        steps = torch.arange(max(int(lengths.max()), 1))
+        is_token = (steps < lengths[:, None]).to(device)
+        positions = (first[:, None] + steps).clamp(max=self.query.shape[2] - 1).to(device)
+        batch, heads, _, width = self.query.shape
+        kv_heads = self.key.shape[1]
+        query = self.query.gather(2, positions[:, None, :, None].expand(-1, heads, -1, width))
+        query = query.reshape(batch, kv_heads, -1, width)
+        scores = torch.matmul(query, self.key.transpose(2, 3)).mul_(self.scaling)
+        capped = None
+        if self.softcap is not None:
+            capped = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+            scores = capped.clone()
+        scores.masked_fill_(~self.tokens.key_mask[:, None, None], float("-inf"))
+        weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, heads // kv_heads, positions.shape[1], -1)
+        local = (self.tokens.units.gather(1, positions) - start).masked_fill(~is_token, stop - start)
+        return AttentionBlock(weights, positions, local, query, capped)
+
+    def pool(self, block: AttentionBlock, start: int, stop: int) -> torch.Tensor:
+        """Rows of the map, `(batch, stop - start, units)`, from the weights of their tokens."""
+        by_token = block.weights.mean((1, 2))
+        by_key_unit = pool_columns(by_token, self.tokens.key_units, self.units)
+        sums = by_key_unit.new_zeros(by_key_unit.shape[0], stop - start + 1, self.units)
+        sums.scatter_add_(1, block.local_units[..., None].expand_as(by_key_unit), by_key_unit)
+        return sums[:, :-1] / self.tokens.sizes[:, start:stop, None].clamp(min=1)
+
+    def backward(self, block: AttentionBlock, gradient: torch.Tensor, start: int, stop: int):
+        """Gradients of one block.
+
+        Args:
+            gradient: of the pooled rows, `(batch, stop - start, units)`.
+
+        Returns:
+            gradient of the block's queries, `(batch, heads, queries, head_dim)`, and of all keys, `key`'s shape.
+        """
+        heads = self.query.shape[1]
+        gradient = gradient / (self.tokens.sizes[:, start:stop, None].clamp(min=1) * heads)
+        gradient = torch.nn.functional.pad(gradient, (0, 1, 0, 1))  # a column and a row for what has no unit
+        rows = gradient.gather(1, block.local_units[..., None].expand(-1, -1, gradient.shape[2]))
+        columns = torch.where(self.tokens.key_units < 0, self.units, self.tokens.key_units)
+        by_token = rows.gather(2, columns[:, None].expand(-1, rows.shape[1], -1))[:, None, None]
+        weights = block.weights
+        inner = torch.einsum("bhgqk,bqk->bhgq", weights, by_token[:, 0, 0])
+        scores = (by_token - inner[..., None]).mul_(weights).flatten(2, 3)
+        if block.capped is not None:
+            scores.mul_(1 - (block.capped / self.softcap).square_())
+        scores.mul_(self.scaling)
+        query = torch.matmul(scores, self.key).view(self.query.shape[0], heads, -1, self.query.shape[-1])
+        return query, torch.matmul(scores.transpose(2, 3), block.query)
+
+
+def pool_columns(weights: torch.Tensor, key_units: torch.Tensor, units: int) -> torch.Tensor:
+    """Sum attention over the key tokens of each unit: `(batch, queries, keys)` to `(batch, queries, units)`."""
+    columns = torch.where(key_units < 0, units, key_units)[:, None].expand(-1, weights.shape[1], -1)
+    sums = weights.new_zeros(*weights.shape[:2], units + 1)
+    return sums.scatter_add_(2, columns, weights)[..., :-1]
+
+
+def pool_attention(weights: torch.Tensor, token_units: torch.Tensor, units: int) -> torch.Tensor:
+    """A whole map from attention weights: `(batch, length, length)` to `(batch, units, units)`."""
+    by_key_unit = pool_columns(weights, token_units, units)
+    rows = torch.where(token_units < 0, units, token_units)
+    sums = by_key_unit.new_zeros(by_key_unit.shape[0], units + 1, units)
+    sums.scatter_add_(1, rows[..., None].expand_as(by_key_unit), by_key_unit)
+    sizes = torch.zeros(rows.shape[0], units + 1, device=rows.device, dtype=sums.dtype)
+    sizes.scatter_add_(1, rows, torch.ones_like(rows, dtype=sums.dtype))
+    return sums[:, :-1] / sizes[:, :-1, None].clamp(min=1)
+
+
+def teacher_map(record: RecordedAttention, tokens: UnitTokens) -> AttentionMap:
+    """The map of a bidirectional layer: softmax over all its tokens, content tokens as rows and columns."""
+    batch, heads, _, width = record.query.shape
+    order = tokens.order[:, None, :, None].expand(batch, heads, -1, width)
+    return AttentionMap(record.query.gather(2, order), record.key, tokens, record.scaling, record.softcap)
+
+
+def student_map(record: RecordedAttention, index: torch.Tensor, tokens: UnitTokens) -> AttentionMap:
+    """The simulated map of a causal reward model: no causal mask, content of prompt and both responses together.
+
+    Source: arXiv 2508.02618 (the idea); the form is ours: `softmax([Qx;Qc;Qr] [Kx;Kc;Kr]^T * scaling)`.
+
+    Args:
+        record: of a batch whose first half are the chosen rows, second half the rejected ones.
+        index: `(pairs, content)` position of each content token in its two rows laid end to end, in unit order
+            (prompt tokens from the chosen row only; a causal model has the same states for them in both).
+        tokens: their units, one entry for each of `index`.
+    """
+
+    def laid_out(states: torch.Tensor) -> torch.Tensor:
+        chosen, rejected = states.chunk(2)
+        states = torch.cat([chosen, rejected], dim=2)
+        return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+
+    return AttentionMap(laid_out(record.query), laid_out(record.key), tokens, record.scaling, record.softcap)
+
+
+class RecordedRows:
+    """Rows of a teacher's recorded layer, computed when asked for."""
+
+    def __init__(self, record: RecordedAttention, tokens: UnitTokens):
+        self._map = teacher_map(record, tokens)
+        self.present = self._map.present
+
+    @torch.no_grad()
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return self._map.pool(self._map.attend(start, stop), start, stop)
+
+
+class DenseRows:
+    """Rows of a whole map in memory, `(batch, units, units)`; a unit with an empty row was not read."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+        self.present = values.sum(-1) > 0
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return self.values[:, start:stop]
+
+
+class UniformRows:
+    """Control: every unit attends alike to every unit that the teacher has read."""
+
+    def __init__(self, source: Rows):
+        self.present = source.present
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        row = self.present / self.present.sum(1, keepdim=True).clamp(min=1)
+        return row[:, None].expand(-1, stop - start, -1)
+
+
+def dense(source: Rows) -> torch.Tensor:
+    """The whole map, `(batch, units, units)`."""
+    return source.rows(0, source.present.shape[1])
+
+
+def shuffled_rows(source: Rows, segments: torch.Tensor) -> DenseRows:
+    """Control: each pair gets the map of the next pair in the batch, unit for unit by place within the segment.
+
+    Segments of other lengths wrap round. A batch of one pair gets its own map with the units of each segment reversed.
+
+    Args:
+        source: the teacher's map.
+        segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
+    """
+    values = dense(source)
+    batch, units = segments.shape
+    donors = torch.arange(batch).roll(-1)
+    result = torch.zeros_like(values)
+    for pair in range(batch):
+        donor = int(donors[pair])
+        place = torch.zeros(units, dtype=torch.long, device=segments.device)
+        exists = torch.zeros(units, dtype=torch.bool, device=segments.device)
+        for segment in range(3):
+            own = (segments[pair] == segment).nonzero()[:, 0]
+            other = ((segments[donor] == segment) & source.present[donor]).nonzero()[:, 0]
+            if len(own) and len(other):
+                steps = torch.arange(len(own), device=segments.device) % len(other)
+                place[own] = other.flip(0)[steps] if batch == 1 else other[steps]
+                exists[own] = True
+        keep = exists & source.present[pair]
+        result[pair] = values[donor][place][:, place] * (keep[:, None] & keep[None, :])
+    return DenseRows(result)

@@ -1,0 +1,158 @@
+"""The teacher's input: prompt and responses as one sequence in the tokenizer's own pair format.
+
+`[CLS] prompt [SEP] first [SEP] second [SEP]` for BERT, `<s> prompt </s></s> first </s></s> second </s>` for RoBERTa:
+the format is read off the tokenizer, which is asked for a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .units import NO_UNIT
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Token ids of the prompt or of a response, with the unit of each token; two lists of equal length."""
+
+    ids: Sequence[int]
+    units: Sequence[int]
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """One teacher input: four lists of one entry a token, and the position of the token that closes each response."""
+
+    ids: list[int]
+    types: list[int]
+    units: list[int]
+    closing: list[int]
+
+
+@dataclass(frozen=True)
+class PairFormat:
+    """How a tokenizer joins texts.
+
+    Args:
+        prefix, middle, suffix: special tokens before the first text, between two texts, after the last.
+        types: token type of the first text and of those after it.
+        pad_id: padding token.
+        has_types: whether the tokenizer yields token types.
+    """
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+    types: tuple[int, int]
+    pad_id: int
+    has_types: bool
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer) -> PairFormat:
+        """Read the format off the tokenizer.
+
+        Raises:
+            ValueError: a slow tokenizer (no character offsets), no padding token, or no separator between two texts.
+        """
+        name = type(tokenizer).__name__
+        require_fast(tokenizer, "teacher")
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"The teacher's tokenizer ({name}) has no padding token; batches of pairs need one. "
+                "Set `tokenizer.pad_token`, or use an encoder such as BERT, RoBERTa, ModernBERT or DeBERTa."
+            )
+        probe = tokenizer("the", add_special_tokens=False)["input_ids"]
+        pair = tokenizer("the", "the")
+        ids, size = pair["input_ids"], len(probe)
+        starts = [i for i in range(len(ids) - size + 1) if ids[i : i + size] == probe]
+        first, second = (starts[0], starts[-1]) if starts else (0, 0)
+        middle, suffix = tuple(ids[first + size : second]), tuple(ids[second + size :])
+        if not middle or not suffix:
+            raise ValueError(
+                f"The teacher's tokenizer ({name}) puts no separator between and after two texts (a pair gives "
+                f"{tokenizer.convert_ids_to_tokens(ids)}). The teacher reads prompt, chosen and rejected as one "
+                "sequence and needs one: use an encoder whose tokenizer adds [SEP] or </s>."
+            )
+        types = pair.get("token_type_ids")
+        return cls(
+            prefix=tuple(ids[:first]),
+            middle=middle,
+            suffix=suffix,
+            types=(types[first], types[second]) if types else (0, 0),
+            pad_id=tokenizer.pad_token_id,
+            has_types=types is not None,
+        )
+
+    def pack(self, prompt: Piece, responses: Sequence[Piece], max_length: int) -> PackedSequence:
+        """Join prompt and responses to at most `max_length` tokens.
+
+        What is too long loses the oldest prompt tokens first; if the responses alone are too long, the ends of the
+        longest are cut.
+        """
+        specials = len(self.prefix) + len(self.middle) * len(responses) + len(self.suffix)
+        room = max_length - specials
+        lengths = _shorten([len(response.ids) for response in responses], room)
+        kept = min(len(prompt.ids), room - sum(lengths))
+        packed = PackedSequence(list(self.prefix), [], [NO_UNIT] * len(self.prefix), [])
+        packed.ids.extend(prompt.ids[len(prompt.ids) - kept :])
+        packed.units.extend(prompt.units[len(prompt.units) - kept :])
+        self._add_special(packed, self.middle)
+        packed.types.extend([self.types[0]] * len(packed.ids))
+        for number, (response, length) in enumerate(zip(responses, lengths, strict=True)):
+            packed.ids.extend(response.ids[:length])
+            packed.units.extend(response.units[:length])
+            packed.closing.append(len(packed.ids))
+            self._add_special(packed, self.suffix if number == len(responses) - 1 else self.middle)
+        packed.types.extend([self.types[1]] * (len(packed.ids) - len(packed.types)))
+        return packed
+
+    @staticmethod
+    def _add_special(packed: PackedSequence, ids: tuple[int, ...]) -> None:
+        packed.ids.extend(ids)
+        packed.units.extend([NO_UNIT] * len(ids))
+
+    def collate(self, packed: Sequence[PackedSequence]) -> dict[str, torch.Tensor]:
+        """Pad to one batch.
+
+        Returns:
+            `input_ids`, `attention_mask`, `units` and, where the tokenizer has them, `token_type_ids`: all
+            `(batch, length)`; `closing`: `(batch, responses)`.
+        """
+        length = max(len(row.ids) for row in packed)
+        batch = {
+            "input_ids": _padded([row.ids for row in packed], length, self.pad_id),
+            "attention_mask": _padded([[1] * len(row.ids) for row in packed], length, 0),
+            "units": _padded([row.units for row in packed], length, NO_UNIT),
+            "closing": torch.tensor([row.closing for row in packed]),
+        }
+        if self.has_types:
+            batch["token_type_ids"] = _padded([row.types for row in packed], length, 0)
+        return batch
+
+
+def require_fast(tokenizer, owner: str) -> None:
+    """Raise `ValueError` if the tokenizer cannot tell character offsets."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"The {owner}'s tokenizer ({type(tokenizer).__name__}) is a slow one and tells no character offsets, but "
+            "teacher and student are matched word by word through offsets. Use its fast version (a `tokenizer.json`, "
+            "`AutoTokenizer.from_pretrained(...)`), or train with `alignment_weight=0`."
+        )
+
+
+def _shorten(lengths: list[int], room: int) -> list[int]:
+    """The lengths, the longest cut first, so that they fit in `room` together."""
+    lengths = list(lengths)
+    while sum(lengths) > max(room, 0):
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        others = max((length for i, length in enumerate(lengths) if i != longest), default=0)
+        excess = sum(lengths) - max(room, 0)
+        lengths[longest] -= min(excess, max(lengths[longest] - others, 1))
+    return lengths
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
+    return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])

@@ -1,0 +1,268 @@
+"""`InteractionDistillationTrainer`: TRL's `RewardTrainer` with an alignment loss in `compute_loss`.
+
+Overrides: `_prepare_dataset`, `_set_signature_columns_if_needed`, `compute_loss`, `evaluate`, `create_model_card`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate.utils import is_peft_model
+from trl import RewardTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .card import PAPER, method_section
+from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choose_order, select_order
+from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
+from .losses import AlignmentResult, alignment_loss, mean_alignment
+from .maps import Rows, UniformRows, UnitTokens, shuffled_rows, student_map
+from .pairs import PairEncoder
+from .preparation import add_pair_index, check_columns, encode_pairs, report
+from .recording import AttentionRecorder, layer_of_modules, resolve_layers
+from .schedules import scheduled_weight
+from .teacher import InteractionTeacher, whole_on_each_process
+from .teacher_training import chance_warning
+
+logger = logging.getLogger(__name__)
+
+NONFINITE_FILE = "nonfinite_loss.json"
+
+
+class InteractionDistillationTrainer(RewardTrainer):
+    """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
+
+    Source: after arXiv 2508.02618, a reconstruction: `loss = RewardTrainer's loss + weight * alignment loss`, where
+    the alignment loss is the mean over units of `KL(teacher row || simulated student row)`. Inference is unchanged.
+
+    Args:
+        model, args, data_collator, train_dataset, eval_dataset, ...: as in `RewardTrainer`, with an
+            `InteractionDistillationConfig` for `args`.
+        teacher: an `InteractionTeacher`, or the folder or name of one; `args.teacher_model` if left out. Not needed
+            with `alignment_weight=0`.
+
+    Logs, beside RewardTrainer's: `interaction/loss`, `interaction/intra`, `interaction/inter` (nats for `kl`),
+    `interaction/weight`, `interaction/teacher_accuracy`; with the prefix `eval_` in evaluation.
+
+    Raises:
+        ValueError: no teacher; slow tokenizers; layers that do not exist or have no softmax attention; reentrant
+            checkpointing; an adapter that the alignment cannot reach; missing columns.
+        FloatingPointError: the loss is not finite (after a checkpoint was saved and the batch's rows noted).
+
+    Relations: with `alignment_weight=0` it trains as `RewardTrainer` does, to the last bit. `RewardScorer` reads the
+    result; so does any code that loads an `AutoModelForSequenceClassification`.
+    """
+
+    _tag_names = [*RewardTrainer._tag_names, "interaction-distillation"]
+    _name = "Interaction Distillation"
+    _paper = PAPER
+
+    def __init__(self, model, args=None, *rest, teacher: InteractionTeacher | str | None = None, **kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = InteractionDistillationConfig(f"{name.split('/')[-1]}-Reward")
+        if not isinstance(args, InteractionDistillationConfig):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}, but InteractionDistillationTrainer needs an "
+                "InteractionDistillationConfig (it has every field of RewardConfig)."
+            )
+        _require_writable(args.output_dir)
+        self.teacher = _load_teacher(teacher, args)
+        self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
+        super().__init__(model, args, *rest, **kwargs)
+        if self.teacher is None:
+            self.data_collator = PairIndexCollator(self.data_collator)
+            return
+        if args.gradient_checkpointing:  # again: RewardTrainer may have changed it (PEFT with ZeRO-3)
+            refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
+        layers = self.model.config.get_text_config().num_hidden_layers
+        self._student_layers = resolve_layers(args.student_layers, layers, "student_layers")
+        resolve_layers(args.teacher_layers, self.teacher.num_layers, "teacher_layers")
+        _require_trainable_below(self.model, self._student_layers)
+        self._recorder = AttentionRecorder(self.model, self._student_layers)
+        self.data_collator = AlignmentCollator(self.data_collator, self.teacher.format, self.teacher.max_length)
+        self.teacher.freeze().to(self.accelerator.device)
+        warning = chance_warning(self.teacher)
+        if warning:
+            logger.warning(warning)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
+        if self.teacher is None:
+            dataset = add_pair_index(dataset)
+        else:
+            dataset = encode_pairs(
+                dataset,
+                PairEncoder(processing_class, self.teacher.tokenizer),
+                name=dataset_name,
+                num_proc=args.dataset_num_proc,
+                max_length=args.max_length,
+                dropped=self._dropped,
+            )
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        report(dataset, prepared, dataset_name, args.max_length)
+        return prepared
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        for column in PairEncoder.COLUMNS:
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        alignment = {key: inputs[key] for key in ALIGNMENT_KEYS if key in inputs}
+        inputs = {key: value for key, value in inputs.items() if key not in alignment}
+        with self._recorder if self.teacher is not None else nullcontext():
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if self.teacher is not None:
+            result, teacher_accuracy = self._align(alignment)
+            weight = scheduled_weight(
+                self.args.alignment_weight, self.args.alignment_schedule, self.state.global_step, self.state.max_steps
+            )
+            loss = loss + weight * result.loss
+            self._log_alignment(result, weight, teacher_accuracy)
+        if self.model.training:
+            self._require_finite(loss, alignment.get("pair_index"))
+        return (loss, outputs) if return_outputs else loss
+
+    def _align(self, batch: dict[str, torch.Tensor]) -> tuple[AlignmentResult, torch.Tensor]:
+        """Alignment loss of the batch just recorded, and the teacher's accuracy on it."""
+        visit = int(self.state.epoch or 0) + 1 if self.model.training else 0
+        order = choose_order(batch["pair_key"], self.args.seed, visit)
+        inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
+        segments = batch["segments"]
+        with self.accelerator.autocast():
+            rewards, sources = self.teacher.read(
+                select_order(inputs, order), self.args.teacher_layers, segments.shape[1]
+            )
+        units = batch["student_units"]
+        tokens = UnitTokens.from_units(units, units >= 0, segments.shape[1])
+        results = [
+            alignment_loss(
+                student_map(record, batch["student_index"], tokens),
+                self._controlled(source, segments),
+                segments,
+                loss=self.args.alignment_loss,
+                scope=self.args.alignment_scope,
+            )
+            for record, source in zip(self._recorder.records, sources, strict=True)
+        ]
+        self._recorder.release()
+        margins = (rewards[:, 0] - rewards[:, 1]) * (1 - 2 * order)
+        return mean_alignment(results), (margins.sign() / 2 + 0.5).mean()
+
+    def _controlled(self, source: Rows, segments: torch.Tensor) -> Rows:
+        if self.args.alignment_control == "uniform":
+            return UniformRows(source)
+        return shuffled_rows(source, segments) if self.args.alignment_control == "shuffled" else source
+
+    def _log_alignment(self, result: AlignmentResult, weight: float, teacher_accuracy: torch.Tensor) -> None:
+        scopes = result.by_scope
+        values = torch.stack(
+            [result.loss.detach(), scopes["intra"], scopes["inter"], teacher_accuracy.to(result.loss)]
+        )
+        loss, intra, inter, accuracy = self.accelerator.gather(values[None]).mean(0).tolist()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["interaction/loss"].append(loss)
+        metrics["interaction/intra"].append(intra)
+        metrics["interaction/inter"].append(inter)
+        metrics["interaction/weight"].append(weight)
+        if self.teacher.is_fitted:
+            metrics["interaction/teacher_accuracy"].append(accuracy)
+        if self.model.training and int(self._dropped):  # a stream; a dataset is counted when it is prepared
+            metrics["interaction/dropped_pairs"] = [int(self._dropped)]
+
+    def _require_finite(self, loss: torch.Tensor, pair_index: torch.Tensor | None) -> None:
+        """Stop on a loss that is NaN or infinite: note the batch, save a checkpoint, raise."""
+        is_finite = self.accelerator.gather(torch.isfinite(loss.detach()).reshape(1))
+        if bool(is_finite.all()):
+            return
+        rows = [] if pair_index is None else self.accelerator.gather(pair_index).tolist()
+        step = self.state.global_step
+        note = Path(self.args.output_dir) / NONFINITE_FILE
+        if self.accelerator.is_main_process:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps({"global_step": step, "pair_index": rows}), encoding="utf-8")
+        self._save_checkpoint(self.model, trial=None)
+        raise FloatingPointError(
+            f"The loss is not finite at step {step}. The rows of the batch (numbered as in the training dataset) are "
+            f"{rows}, noted in {note}; weights and optimizer from before this batch are saved in checkpoint-{step}. "
+            "Look at those rows, lower `learning_rate` or set `max_grad_norm`, then continue with "
+            "`train(resume_from_checkpoint=True)`."
+        )
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        teacher, student = metrics.get("eval_interaction/teacher_accuracy"), metrics.get("eval_accuracy")
+        if teacher is not None and student is not None and teacher <= student:
+            logger.warning(
+                f"The teacher judges these pairs no better ({teacher:.3f}) than the reward model ({student:.3f}): what "
+                "it can teach is in doubt. A longer `InteractionTeacher.fit` or a stronger encoder may help."
+            )
+        return metrics
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        if self.teacher is not None and self.is_world_process_zero():
+            with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
+                card.write(method_section(self.args, self.teacher, self.state.log_history))
+
+
+def _load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTeacher | None:
+    if not args.alignment_weight:
+        if teacher is not None or args.teacher_model is not None:
+            logger.info("alignment_weight=0: the teacher is not used, training is RewardTrainer's.")
+        return None
+    teacher = teacher if teacher is not None else args.teacher_model
+    if teacher is None:
+        raise ValueError(
+            f"`alignment_weight` is {args.alignment_weight}, but there is no teacher. Pass `teacher=` (an "
+            "InteractionTeacher, a folder or a model name), set `teacher_model` in the config, or train with "
+            "`alignment_weight=0`."
+        )
+    if not isinstance(teacher, InteractionTeacher):
+        with whole_on_each_process():
+            teacher = InteractionTeacher.from_pretrained(teacher)
+    if args.teacher_max_length is not None:
+        teacher.max_length = args.teacher_max_length
+    return teacher
+
+
+def _require_writable(folder: str) -> None:
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".is_writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(
+            f"`output_dir` {folder!r} cannot be written ({error.strerror or error}); checkpoints would be lost. "
+            "Choose another folder or change its rights."
+        ) from error
+
+
+def _require_trainable_below(model, layers: list[int]) -> None:
+    """Raise if an adapter trains nothing that the recorded queries and keys depend on."""
+    if not is_peft_model(model):
+        return
+    layer_of = {name: layer for module, layer in layer_of_modules(model).items() for name in _parameter_ids(module)}
+    heads = {id(p) for name, p in model.named_parameters() if ".score." in name}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in heads]
+    highest = max(layers)
+    if not any(layer_of.get(id(p), -1) <= highest for p in trainable):
+        raise ValueError(
+            f"The adapter trains nothing at or below layer {highest}, so the alignment loss at layers {layers} would "
+            "train nothing. Put the adapter on lower layers, align a higher one (`student_layers`), or train with "
+            "`alignment_weight=0`."
+        )
+
+
+def _parameter_ids(module) -> list[int]:
+    return [id(parameter) for parameter in module.parameters(recurse=False)]

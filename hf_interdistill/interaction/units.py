@@ -1,0 +1,111 @@
+"""Units: stretches of text that two tokenizers both see whole, so that maps of different models can be compared.
+
+Units are the words of the contents (runs of word characters, runs of punctuation, single characters where a script
+writes no spaces). Where a token of either tokenizer covers several of them, those words are one unit. So every token
+with content lies in exactly one unit, whatever the two tokenizers are. Source: ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+# Scripts that write no spaces between words: a word would be a whole sentence.
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"  # CJK radicals and numerals
+    "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s{_UNSPACED}]+")
+
+NO_UNIT = -1
+
+
+def word_spans(text: str) -> np.ndarray:
+    """Character spans of the words of a text, shape `(words, 2)`, in order, not overlapping, without white space."""
+    return np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
+
+
+def tokens_to_words(offsets: Sequence[tuple[int, int]], words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last word that each token overlaps.
+
+    Args:
+        offsets: `(start, end)` characters of each token, `tokens` of them, in the coordinates of `words`.
+        words: `(words, 2)`, sorted and not overlapping.
+
+    Returns:
+        two arrays of shape `(tokens,)`; both are `NO_UNIT` for a token that overlaps no word.
+    """
+    spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    first = np.searchsorted(words[:, 1], spans[:, 0], side="right")
+    last = np.searchsorted(words[:, 0], spans[:, 1], side="left") - 1
+    is_outside = (first > last) | (spans[:, 0] >= spans[:, 1])
+    return np.where(is_outside, NO_UNIT, first), np.where(is_outside, NO_UNIT, last)
+
+
+class UnitTable:
+    """Words of several segments (prompt, chosen, rejected), merged as the tokens that read them demand.
+
+    Args:
+        segments: for each segment its contents, in reading order.
+
+    Use: `add(...)` once for each tokenization of some of the contents, then `token_units` for each; `sizes` gives the
+    number of units a segment holds. Units are numbered through all segments in reading order.
+    """
+
+    def __init__(self, segments: Sequence[Sequence[str]]):
+        self._words = [[word_spans(content) for content in contents] for contents in segments]
+        counts = [[len(words) for words in contents] for contents in self._words]
+        starts = np.cumsum([0] + [count for contents in counts for count in contents])
+        flat = iter(starts)
+        self._first_word = [[int(next(flat)) for _ in contents] for contents in self._words]
+        self._segment_of_word = np.repeat(np.arange(len(counts)), [sum(contents) for contents in counts])
+        # is_joined[w]: word w + 1 is in the unit of word w
+        self._is_joined = np.zeros(int(starts[-1]), dtype=bool)
+
+    def add(self, offsets, places: Sequence[tuple[int, int, int]]) -> np.ndarray:
+        """Register one tokenization.
+
+        Args:
+            offsets: `(start, end)` of each token in the tokenized text.
+            places: `(segment, content index, start in the tokenized text)` of each content found in it, in order.
+
+        Returns:
+            the first word of each token, `(tokens,)`, to be handed to `token_units` when every tokenization is in.
+        """
+        spans, numbers = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for segment, content, start in places:
+            words = self._words[segment][content]
+            spans.append(words + start)
+            numbers.append(np.arange(len(words)) + self._first_word[segment][content])
+        words, number = np.concatenate(spans), np.concatenate(numbers)
+        first, last = tokens_to_words(offsets, words)
+        is_inside = first != NO_UNIT
+        if not len(number):
+            return np.full(len(first), NO_UNIT)
+        first, last = np.where(is_inside, number[first], NO_UNIT), np.where(is_inside, number[last], NO_UNIT)
+        for token in np.nonzero(first != last)[0]:
+            covered = np.arange(first[token], last[token])
+            is_same = self._segment_of_word[covered] == self._segment_of_word[covered + 1]
+            self._is_joined[covered[is_same]] = True
+        return first
+
+    def token_units(self, first_words: np.ndarray) -> np.ndarray:
+        """Unit of each token, `NO_UNIT` for tokens without content; shape `(tokens,)`."""
+        units = np.cumsum(~np.concatenate([[False], self._is_joined[:-1]])) - 1 if len(self._is_joined) else None
+        if units is None:
+            return np.full(len(first_words), NO_UNIT)
+        return np.where(first_words == NO_UNIT, NO_UNIT, units[first_words])
+
+    @property
+    def sizes(self) -> list[int]:
+        """Units in each segment."""
+        if not len(self._is_joined):
+            return [0] * len(self._words)
+        starts_unit = ~np.concatenate([[False], self._is_joined[:-1]])
+        return np.bincount(self._segment_of_word[starts_unit], minlength=len(self._words)).tolist()

@@ -1,0 +1,1 @@
+"""From text to rewards: one formatter for training, scoring and serving."""

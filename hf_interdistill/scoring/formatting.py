@@ -1,0 +1,169 @@
+"""From a preference or a (prompt, completion) to the exact text and tokens that a reward model reads.
+
+One formatter serves training, scoring and serving, so that what is scored is what was trained. It follows TRL's
+`RewardTrainer`: plain text is `prompt + completion + EOS` with the tokenizer's usual special tokens, messages go
+through the chat template and get nothing added.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Messages = list[dict[str, Any]]
+Text = str | Messages
+
+
+@dataclass(frozen=True)
+class RenderedText:
+    """A text as the model reads it, and where each piece of content stands in it.
+
+    `spans[i]` is the character offset in `text` of content `i` (of the flat list of message contents), or `None` where
+    the chat template dropped or rewrote that content. `contents[i]` is the content as it stands there (a template may
+    strip white space).
+    """
+
+    text: str
+    contents: tuple[str, ...]
+    spans: tuple[int | None, ...]
+
+
+def is_messages(value: Any) -> bool:
+    """Whether `value` is a list of chat messages (an empty list counts: a prompt may be empty)."""
+    return isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value)
+
+
+def message_texts(message: dict[str, Any]) -> list[str]:
+    """The texts of one message: its content, or the text parts of a structured content; none where there is none."""
+    content = message.get("content")
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part.get("type") == "text"]
+
+
+def _with_texts(message: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    content = message.get("content")
+    if content is None:
+        return message
+    if isinstance(content, str):
+        return {**message, "content": texts[0]}
+    remaining = iter(texts)
+    parts = [{**part, "text": next(remaining)} if part.get("type") == "text" else part for part in content]
+    return {**message, "content": parts}
+
+
+def _sentinel(index: int) -> str:
+    # Letters and digits only: a template that strips, splits on tags or escapes leaves it as it is.
+    return f"Q7c{index:06d}c7Q"
+
+
+def template_kwargs(example: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for `apply_chat_template` that a row carries: `tools` (list or JSON) and
+    `chat_template_kwargs`, read as `RewardTrainer` reads them."""
+    tools = example.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools, **(example.get("chat_template_kwargs") or {})}
+
+
+class RewardFormatter:
+    """Formats prompts and completions for a reward model.
+
+    Args:
+        tokenizer: the model's tokenizer. Messages need its chat template, text its EOS token.
+
+    Relations: `RewardScorer` and `InteractionDistillationTrainer` both use it; TRL's `RewardTrainer` yields the same
+    token ids (held by a test).
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def render(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> RenderedText:
+        """The full text with the place of every content; `prompt=None` if `completion` holds the whole exchange."""
+        if isinstance(completion, str):
+            return self._render_text(prompt or "", completion)
+        return self._render_messages(list(prompt or []) + list(completion), chat_template_kwargs)
+
+    def encode(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> list[int]:
+        """Token ids of the full text, shape `(tokens,)`."""
+        if isinstance(completion, str):
+            return self.tokenizer(self._render_text(prompt or "", completion).text, verbose=False)["input_ids"]
+        return self._tokenize_messages(self._apply(list(prompt or []) + list(completion), chat_template_kwargs))
+
+    def encode_with_offsets(self, rendered: RenderedText, is_conversation: bool) -> tuple[list[int], list]:
+        """Token ids and `(start, end)` character offsets of each token; needs a fast tokenizer."""
+        encoded = self.tokenizer(
+            rendered.text,
+            add_special_tokens=not is_conversation,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _tokenize_messages(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _render_text(self, prompt: str, completion: str) -> RenderedText:
+        eos = self.tokenizer.eos_token
+        if eos is None:
+            raise ValueError(
+                "The tokenizer has no EOS token (`eos_token=None`), but reward models read plain text as "
+                "`prompt + completion + EOS`. Set `tokenizer.eos_token`, or use messages with a chat template."
+            )
+        text = prompt + completion
+        body = len(text) - len(eos) if completion.endswith(eos) else len(text)
+        contents = (prompt, text[len(prompt) : body])
+        return RenderedText(text if body < len(text) else text + eos, contents, (0, len(prompt)))
+
+    def _apply(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                "The data are messages, but the tokenizer has no chat template (`tokenizer.chat_template` is unset). "
+                "Set one with `chat_template_path` in the training config or on the tokenizer, or pass plain text."
+            )
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **chat_template_kwargs)
+
+    def _render_messages(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> RenderedText:
+        text = self._apply(messages, chat_template_kwargs)
+        texts = [message_texts(message) for message in messages]
+        flat = [content for group in texts for content in group]
+        numbers = iter(range(len(flat)))
+        marked = [
+            _with_texts(message, [_sentinel(next(numbers)) for _ in group])
+            for message, group in zip(messages, texts, strict=True)
+        ]
+        skeleton = self._apply(marked, chat_template_kwargs)
+        contents, spans = _locate(text, skeleton, flat)
+        return RenderedText(text, contents, spans)
+
+
+def _locate(text: str, skeleton: str, flat: Sequence[str]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """Places of the contents in the rendered text, by the template's own text between them.
+
+    The skeleton is the same conversation rendered with a sentinel for each content. Where the template's text before
+    a content differs between the two (a template that reacts to contents), the content is searched for instead.
+    """
+    between = re.split("|".join(re.escape(_sentinel(i)) for i in range(len(flat))), skeleton) if flat else [skeleton]
+    is_regular = len(between) == len(flat) + 1
+    contents, spans, cursor = [], [], 0
+    for index, content in enumerate(flat):
+        lead = between[index] if is_regular else None
+        found, start = content, None
+        for candidate in (content, content.strip()):
+            if lead is not None and text.startswith(lead + candidate, cursor):
+                found, start = candidate, cursor + len(lead)
+                break
+        if start is None and content.strip():
+            position = text.find(content.strip(), cursor)
+            if position >= 0:
+                found, start = content.strip(), position
+        contents.append(found)
+        spans.append(start)
+        if start is not None:
+            cursor = start + len(found)
+    return tuple(contents), tuple(spans)
