@@ -170,7 +170,7 @@ def build_student(family: str = "llama", attention: str = "sdpa", seed: int = 0,
     from transformers import AutoConfig
 
     shape = {key: value for key, value in {**STUDENT_FAMILIES[family], **changes}.items() if value is not None}
-    config = AutoConfig.for_model(family, num_labels=1, **shape)
+    config = AutoConfig.for_model(family, **{"num_labels": 1, **shape})
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     with torch.no_grad():

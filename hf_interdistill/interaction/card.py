@@ -10,8 +10,8 @@ PAPER = {
     "id": "2508.02618",
     "citation": (
         "@misc{zang2025alleviating,\n"
-        "    author       = {Jianxiang Zang and Meiling Ning and Shihan Dou and Jiazheng Zhang and Tao Gui and Qi Zhang "
-        "and Xuanjing Huang},\n"
+        "    author       = {Jianxiang Zang and Meiling Ning and Shihan Dou and Jiazheng Zhang and Tao Gui and "
+        "Qi Zhang and Xuanjing Huang},\n"
         "    title        = {{Alleviating Attention Hacking in Discriminative Reward Modeling through Interaction "
         "Distillation}},\n"
         "    year         = 2025,\n"

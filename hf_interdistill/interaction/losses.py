@@ -37,7 +37,7 @@ def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> tor
 
 
 def row_divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, loss: str) -> torch.Tensor:
-    """Divergence of each row, after restriction to `mask` and renormalization: `(batch, rows)`, 0 where nothing is left.
+    """Divergence of each row, restricted to `mask` and renormalized: `(batch, rows)`, 0 where nothing is left.
 
     `kl`: `sum_v t_v log(t_v / s_v)`. `mse`: `sum_v (t_v - s_v)^2`, summed over columns so that its size does not fall
     with the length of the texts.

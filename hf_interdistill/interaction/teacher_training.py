@@ -190,9 +190,8 @@ def fit_teacher(
                 _run_stage(teacher, stage, (train_pieces, eval_pieces), args, callbacks, resume_from_checkpoint)
         teacher.metrics = held_out_metrics(teacher.judge(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()
-        if output_dir or folder != Path(scratch):
-            if args.should_save:
-                teacher.save_pretrained(str(folder))
+        if folder != Path(scratch) and args.should_save:
+            teacher.save_pretrained(str(folder))
     if not teacher.metrics["is_better_than_chance"]:
         logger.warning(chance_warning(teacher))
     return teacher.metrics

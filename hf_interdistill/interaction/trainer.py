@@ -10,6 +10,7 @@ import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate.utils import is_peft_model
@@ -57,7 +58,7 @@ class InteractionDistillationTrainer(RewardTrainer):
     result; so does any code that loads an `AutoModelForSequenceClassification`.
     """
 
-    _tag_names = [*RewardTrainer._tag_names, "interaction-distillation"]
+    _tag_names: ClassVar = [*RewardTrainer._tag_names, "interaction-distillation"]
     _name = "Interaction Distillation"
     _paper = PAPER
 

@@ -159,11 +159,11 @@ def test_every_option_changes_the_loss(dataset, tmp_path, tokenizer, fitted_teac
         assert logs["loss"] not in seen, option
         seen.add(logs["loss"])
     assert plain["interaction/loss"] == pytest.approx(
-        (float(plain["loss"]) - RM_LOSS(plain, tmp_path, dataset, tokenizer)) / 0.1, rel=1e-3
+        (float(plain["loss"]) - reward_loss(tmp_path, dataset, tokenizer)) / 0.1, rel=1e-3
     )
 
 
-def RM_LOSS(_, tmp_path, dataset, tokenizer) -> float:
+def reward_loss(tmp_path, dataset, tokenizer) -> float:
     trainer = InteractionDistillationTrainer(
         build_student(), config(tmp_path, max_steps=1, alignment_weight=0), train_dataset=dataset,
         processing_class=tokenizer,
@@ -493,9 +493,9 @@ def test_slow_tokenizer_is_refused(dataset, tmp_path, fitted_teacher, tokenizer)
 
     from hf_interdistill.interaction.pairs import PairEncoder
 
-    with pytest.raises(ValueError, match="student's tokenizer .Slow. is a slow one"):
+    with pytest.raises(ValueError, match=r"student's tokenizer .Slow. is a slow one"):
         PairEncoder(Slow(), fitted_teacher.tokenizer)
-    with pytest.raises(ValueError, match="teacher's tokenizer .Slow. is a slow one"):
+    with pytest.raises(ValueError, match=r"teacher's tokenizer .Slow. is a slow one"):
         PairEncoder(tokenizer, Slow())
 
 

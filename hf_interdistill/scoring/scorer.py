@@ -1,0 +1,189 @@
+"""`RewardScorer`: rewards of completions from any trained reward model, formatted as in training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from .formatting import RewardFormatter, Text, is_messages
+
+_HEADS = ("score", "classifier")
+
+
+class RewardScorer:
+    """Scores `(prompt, completion)` pairs: `scorer(prompts, completions) -> list[float]`.
+
+    The text is formatted as `InteractionDistillationTrainer` and TRL's `RewardTrainer` format it; positions follow the
+    attention mask, so a reward is the same alone and in any batch, padded left or right. It is also a TRL reward
+    function (`reward_funcs=[scorer]`).
+
+    Args:
+        model: a trained sequence classifier with one output (a plain model, or a PEFT model).
+        tokenizer: its tokenizer, with the chat template it was trained with if prompts are messages.
+        batch_size: completions a forward pass; they are sorted by length, which saves padding.
+        max_length: completions whose text is longer are an error, since a cut text has another reward; `None` for no
+            limit.
+
+    Raises:
+        ValueError: more than one output; no padding token; an over-long text; lists of different lengths.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer, *, batch_size: int = 16, max_length: int | None = None):
+        if getattr(model.config, "num_labels", None) != 1:
+            raise ValueError(
+                f"The model has `num_labels={getattr(model.config, 'num_labels', None)}`, but a reward model has one "
+                "output. Load one with `num_labels=1`."
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                "The tokenizer has no padding token, so the last token of a padded row cannot be found. Set "
+                "`tokenizer.pad_token` to the one used in training."
+            )
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.batch_size, self.max_length = batch_size, max_length
+        self.formatter = RewardFormatter(tokenizer)
+        text_config = model.config.get_text_config()
+        if text_config.pad_token_id is None:
+            text_config.pad_token_id = tokenizer.pad_token_id
+        if text_config.pad_token_id != tokenizer.pad_token_id:
+            raise ValueError(
+                f"The model pads with token {text_config.pad_token_id}, the tokenizer with {tokenizer.pad_token_id} "
+                f"({tokenizer.pad_token!r}): the model would read the reward at a padding token. Make them equal, as "
+                "they were in training."
+            )
+        # TRL reads the name of a reward function to label its logs.
+        self.__name__ = os.path.basename(str(model.config._name_or_path).rstrip("/")) or type(self).__name__
+
+    @classmethod
+    def from_pretrained(cls, name: str, tokenizer=None, *, batch_size: int = 16, max_length=None, **model_kwargs):
+        """Load a reward model (full, or a PEFT adapter) and its tokenizer, in float32 unless `dtype` is given.
+
+        Raises:
+            ValueError: the checkpoint has no score head, so rewards would be random.
+        """
+        name = str(name)
+        model_kwargs.setdefault("dtype", torch.float32)
+        if _is_adapter(name, model_kwargs.get("revision")):
+            model = _load_adapter(name, model_kwargs)
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, output_loading_info=True, **model_kwargs
+            )
+            _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
+        return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, device) -> RewardScorer:
+        self.model.to(device)
+        return self
+
+    def __call__(
+        self,
+        prompts: Sequence[Text | None],
+        completions: Sequence[Text],
+        *,
+        is_progress_shown: bool = False,
+        **kwargs,
+    ) -> list[float]:
+        """Rewards of completions.
+
+        Args:
+            prompts: text or messages for each completion; `None` where the completion holds the whole exchange.
+            completions: text or messages, of the same kind as the prompts. A plain text after a prompt of messages is
+                taken as the assistant's message.
+            **kwargs: `tools` and `chat_template_kwargs`, one entry a completion, go to the chat template; the other
+                columns that TRL hands to reward functions are not looked at.
+
+        Returns:
+            float32 rewards, one a completion.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: one prompt a completion.")
+        rows = [
+            self._encode(prompt, completion, _template_kwargs(kwargs, number))
+            for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        return self.score_ids(rows, is_progress_shown=is_progress_shown)
+
+    def _encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
+        if is_messages(prompt) and prompt and isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        if prompt is not None and isinstance(prompt, str) != isinstance(completion, str):
+            raise ValueError(
+                f"The prompt is {type(prompt).__name__}, the completion {type(completion).__name__}; use text for "
+                "both or messages for both."
+            )
+        ids = self.formatter.encode(prompt, completion, **template_kwargs)
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise ValueError(
+                f"A text has {len(ids)} tokens, more than max_length={self.max_length}. A cut text has another "
+                "reward: leave it out, or raise `max_length`."
+            )
+        return ids
+
+    @torch.no_grad()
+    def score_ids(self, rows: Sequence[Sequence[int]], *, is_progress_shown: bool = False) -> list[float]:
+        """Rewards of token rows, as `RewardFormatter.encode` makes them."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        rewards = torch.zeros(len(rows))
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="Scoring", disable=not is_progress_shown):
+            chunk = order[start : start + self.batch_size]
+            batch = self._pad([rows[i] for i in chunk])
+            rewards[chunk] = self.model(**batch, use_cache=False).logits[:, 0].float().cpu()
+        return rewards.tolist()
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Padded as the tokenizer pads; positions count from the first real token."""
+        batch = self.tokenizer.pad(
+            {"input_ids": [list(row) for row in rows]}, return_tensors="pt", return_attention_mask=True
+        )
+        mask = batch["attention_mask"]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        batch = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+
+def _template_kwargs(columns: dict, number: int) -> dict:
+    from .formatting import template_kwargs
+
+    names = ("tools", "chat_template_kwargs")
+    return template_kwargs({name: columns[name][number] for name in names if columns.get(name) is not None})
+
+
+def _is_adapter(name: str, revision: str | None) -> bool:
+    from transformers.utils import find_adapter_config_file
+
+    return find_adapter_config_file(name, revision=revision) is not None
+
+
+def _load_adapter(name: str, model_kwargs: dict):
+    """Base model and adapter; the adapter must bring the score head, which the base model does not have."""
+    from peft import AutoPeftModelForSequenceClassification, PeftConfig
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(name, device="cpu")
+    if not any(f".{head}." in key or key.startswith(f"{head}.") for key in weights for head in _HEADS):
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+        _, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, output_loading_info=True)
+        _require_head(name, list(info["missing_keys"]))
+    return AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **model_kwargs)
+
+
+def _require_head(name: str, missing: Sequence[str]) -> None:
+    heads = [key for key in missing if key.split(".")[0] in _HEADS]
+    if heads:
+        raise ValueError(
+            f"{name} has no trained score head ({', '.join(heads)} not found in it, or of another shape): its rewards "
+            "would be random numbers. Load a trained reward model. A LoRA adapter must have been trained with "
+            "`modules_to_save=['score']`."
+        )
