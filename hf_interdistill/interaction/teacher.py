@@ -77,10 +77,11 @@ class InteractionTeacher:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer, *, max_length: int | None = None, metrics=None):
-        if model.config.is_encoder_decoder or getattr(model.config, "is_decoder", False):
+        is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+        if model.config.is_encoder_decoder or is_causal:
             raise ValueError(
                 f"The teacher must be a bidirectional encoder, but {type(model).__name__} is "
-                f"{'an encoder-decoder' if model.config.is_encoder_decoder else 'a decoder'}. "
+                f"{'an encoder-decoder' if model.config.is_encoder_decoder else 'a causal decoder'}. "
                 "Use BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa or alike."
             )
         self.reader = PairReader(model)

@@ -203,8 +203,8 @@ class InteractionDistillationTrainer(RewardTrainer):
         teacher, student = metrics.get("eval_interaction/teacher_accuracy"), metrics.get("eval_accuracy")
         if teacher is not None and student is not None and teacher <= student:
             logger.warning(
-                f"The teacher judges these pairs no better ({teacher:.3f}) than the reward model ({student:.3f}): what "
-                "it can teach is in doubt. A longer `InteractionTeacher.fit` or a stronger encoder may help."
+                f"The teacher judges these pairs no better ({teacher:.3f}) than the reward model ({student:.3f}): "
+                "what it can teach is in doubt. A longer `InteractionTeacher.fit` or a stronger encoder may help."
             )
         return metrics
 

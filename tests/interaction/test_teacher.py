@@ -1,0 +1,231 @@
+"""The teacher: every family, its map against eager attention, its training."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import ROOT, TEACHER_FAMILIES, build_encoder, build_student, tokenizer_of
+from transformers import TrainerCallback
+
+from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
+from hf_interdistill.interaction.maps import dense, pool_attention
+from hf_interdistill.interaction.pairs import PairEncoder, Preference, read_preference, teacher_pieces
+from hf_interdistill.interaction.teacher_training import held_out_metrics, split_by_prompt
+
+
+def batch_of(teacher, rows):
+    encoder = PairEncoder(tokenizer_of("bytes"), teacher.tokenizer)
+    columns = [encoder(row, i) for i, row in enumerate(rows)]
+    packed = []
+    for number, row in enumerate(columns):
+        prompt, chosen, rejected = teacher_pieces(row)
+        responses = [rejected, chosen] if number % 2 else [chosen, rejected]
+        packed.append(teacher.format.pack(prompt, responses, teacher.max_length))
+    return teacher.format.collate(packed), max(sum(row["unit_sizes"]) for row in columns)
+
+
+@pytest.mark.parametrize("family", TEACHER_FAMILIES)
+def test_map_of_every_family_is_its_own_attention(rows, family):
+    model, tokenizer = build_encoder(family)
+    teacher = InteractionTeacher.from_pretrained(model, tokenizer, max_length=200).freeze()
+    batch, units = batch_of(teacher, rows[:4])
+    layers = [0, 2] if family == "modernbert" else [0, 1, -1]  # ModernBERT: layers 0 and 2 see everything
+    rewards, sources = teacher.read(batch, layers, units)
+    assert rewards.shape == (4, 2) and rewards.std() > 0
+    eager = build_encoder(family)[0].eval()
+    if not family.startswith("deberta"):
+        eager.set_attn_implementation("eager")
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+    if getattr(eager.config, "type_vocab_size", 0) < 2:
+        inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        attentions = eager(**inputs, output_attentions=True).attentions
+    for layer, source in zip(layers, sources, strict=True):
+        expected = pool_attention(attentions[layer].mean(1), batch["units"], units)
+        torch.testing.assert_close(dense(source), expected, rtol=1e-3, atol=1e-5)
+        sums = dense(source).sum(-1)
+        assert ((sums > 0) == source.present).all() and (sums < 1 + 1e-5).all()
+
+
+def test_sliding_window_layers_are_refused(rows):
+    teacher = InteractionTeacher.from_pretrained(*build_encoder("modernbert"), max_length=200).freeze()
+    batch, units = batch_of(teacher, rows[:2])
+    with pytest.raises(ValueError, match=r"layer 1 attends within a sliding window .*: \[0, 2\]"):
+        teacher.read(batch, [1], units)
+
+
+def test_padding_and_order_change_no_map(rows):
+    teacher = InteractionTeacher.from_pretrained(*build_encoder(), max_length=256).freeze()
+    batch, units = batch_of(teacher, rows[:4])
+    whole = dense(teacher.read(batch, [-1], units)[1][0])
+    for pair in range(4):
+        length = int(batch["attention_mask"][pair].sum())
+        single = {
+            key: value[pair : pair + 1, :length] if key != "closing" else value[pair : pair + 1]
+            for key, value in batch.items()
+        }
+        torch.testing.assert_close(dense(teacher.read(single, [-1], units)[1][0])[0], whole[pair])
+
+
+def test_default_length_is_what_the_encoder_can_read():
+    tokenizer = tokenizer_of("wordpiece")
+    assert InteractionTeacher(build_encoder()[0], tokenizer).max_length == 512
+    assert InteractionTeacher(*build_encoder("roberta")).max_length == 512  # 516 positions, counted from 4
+    tokenizer.model_max_length = 128
+    assert InteractionTeacher(build_encoder()[0], tokenizer).max_length == 128
+
+
+def test_decoders_are_refused(tokenizer):
+    from transformers import T5Config, T5Model
+
+    t5 = T5Model(T5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1, vocab_size=900))
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        InteractionTeacher(t5, tokenizer_of("wordpiece"))
+    model = build_encoder(is_decoder=True)[0]
+    with pytest.raises(ValueError, match="bidirectional encoder"):
+        InteractionTeacher(model, tokenizer_of("wordpiece"))
+    with pytest.raises(ValueError, match="bidirectional encoder"):
+        InteractionTeacher(build_student(), tokenizer_of("wordpiece"))
+    with pytest.raises(ValueError, match="pass `tokenizer="):
+        InteractionTeacher.from_pretrained(build_encoder()[0])
+
+
+LEARNABLE = [
+    {"prompt": f"question {i} about {topic}?", "chosen": f"{good} {topic}", "rejected": f"{bad} {topic}"}
+    for i, (topic, good, bad) in enumerate(
+        (topic, good, bad)
+        for topic in ("bread", "milk", "water", "wine", "dogs", "cats", "rain", "snow")
+        for good in ("Here is how to do it:", "You can try this:", "The best way is")
+        for bad in ("No idea about", "Go away with your")
+    )
+]
+
+
+def settings(folder, **changes) -> InteractionTeacherConfig:
+    return InteractionTeacherConfig(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 2e-3,
+            "warm_start_epochs": 4,
+            "num_train_epochs": 4,
+            "eval_fraction": 0.25,
+            # A key bias has no gradient but rounding noise (softmax ignores it), which a small epsilon would turn
+            # into full steps of random sign.
+            "adam_epsilon": 1e-5,
+            **changes,
+        }
+    )
+
+
+def small_teacher() -> InteractionTeacher:
+    from transformers import BertConfig, BertModel, set_seed
+
+    tokenizer = tokenizer_of("wordpiece")
+    set_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return InteractionTeacher(BertModel(BertConfig(vocab_size=900, pad_token_id=0, **shape)), tokenizer)
+
+
+def test_fit_learns_judges_saves_and_loads(tmp_path):
+    teacher = small_teacher()
+    metrics = teacher.fit(LEARNABLE, str(tmp_path), args=settings(tmp_path))
+    assert metrics["accuracy"] > 0.9 and metrics["is_better_than_chance"] and metrics["pairs"] == 12
+    assert not teacher.reader.training and not any(p.requires_grad for p in teacher.reader.parameters())
+    margins = teacher.judge(LEARNABLE[:5], is_progress_shown=False)
+    loaded = InteractionTeacher.from_pretrained(str(tmp_path))
+    assert loaded.metrics == metrics and loaded.is_fitted and loaded.max_length == teacher.max_length
+    torch.testing.assert_close(loaded.judge(LEARNABLE[:5], is_progress_shown=False), margins)
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in LEARNABLE[:5]]
+    torch.testing.assert_close(teacher.judge(swapped, is_progress_shown=False), -margins.flip(1))
+    torch.testing.assert_close(teacher.judge(LEARNABLE[:5], batch_size=1, is_progress_shown=False), margins)
+    assert not list(tmp_path.glob("*/checkpoint-*"))
+
+
+def test_fit_without_a_folder_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert small_teacher().fit(LEARNABLE, eval_dataset=LEARNABLE[:8])["pairs"] == 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_that_learns_nothing_is_a_loud_warning(tmp_path, caplog):
+    coin = [{**row, "rejected": row["chosen"] + "."} if i % 2 else {**row, "rejected": row["chosen"], "chosen": row["chosen"] + "."} for i, row in enumerate(LEARNABLE)]  # fmt: skip
+    teacher = small_teacher()
+    with caplog.at_level(logging.WARNING):
+        metrics = teacher.fit(coin, args=settings(tmp_path, warm_start_epochs=1, num_train_epochs=1))
+    assert not metrics["is_better_than_chance"] and "IS NO BETTER THAN CHANCE" in caplog.text
+
+
+class _Stop(TrainerCallback):
+    """Kills the process, as `kill -9` would, at a step of a stage."""
+
+    def __init__(self, stage, step):
+        self.stage, self.step = stage, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith(self.stage) and state.global_step == self.step:
+            import os
+
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("single", 5), ("pair", 5)])
+def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
+    small_teacher().save_pretrained(str(tmp_path / "start"))  # a tokenizer trained anew may differ by process
+    code = f"""
+        from test_teacher import LEARNABLE, InteractionTeacher, _Stop, settings
+        teacher = InteractionTeacher.from_pretrained({str(tmp_path / "start")!r})
+        teacher.fit(LEARNABLE, args=settings({str(tmp_path / "a")!r}), callbacks=[_Stop({stage!r}, {step})])
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", "import conftest" + textwrap.dedent(code)],
+        env={**__import__("os").environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'interaction'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert list((tmp_path / "a" / stage).glob("checkpoint-*"))
+    resumed, unbroken = (InteractionTeacher.from_pretrained(str(tmp_path / "start")) for _ in range(2))
+    metrics = resumed.fit(LEARNABLE, args=settings(tmp_path / "a"), resume_from_checkpoint=True)
+    assert metrics == unbroken.fit(LEARNABLE, args=settings(tmp_path / "b"))
+    for one, other in zip(resumed.reader.parameters(), unbroken.reader.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_held_out_part_shares_no_prompt():
+    rows = [Preference(f"p{i % 7}", "a", "b") for i in range(70)]
+    training, held_out = split_by_prompt(rows, 0.2, seed=0)
+    assert sorted(training + held_out) == list(range(70)) and 10 <= len(held_out) <= 20
+    assert not {rows[i].prompt for i in training} & {rows[i].prompt for i in held_out}
+    assert split_by_prompt(rows, 0.2, seed=0) == (training, held_out) != split_by_prompt(rows, 0.2, seed=1)
+    with pytest.raises(ValueError, match="cannot be split"):
+        split_by_prompt([Preference("same", "a", "b")] * 9, 0.2, seed=0)
+
+
+def test_metrics_by_hand():
+    metrics = held_out_metrics(torch.tensor([[1.0, 3.0], [-1.0, 2.0], [-2.0, -1.0], [0.0, 0.0]]))
+    assert metrics["accuracy"] == 0.625  # right, right, wrong, tie
+    assert metrics["accuracy_chosen_first"] == 0.375 and metrics["accuracy_rejected_first"] == 0.625
+    assert metrics["order_agreement"] == 0.75 and not metrics["is_better_than_chance"]
+
+
+def test_config_is_checked(tmp_path):
+    with pytest.raises(ValueError, match="`eval_fraction` must lie between 0 and 1, got 1.5"):
+        settings(tmp_path, eval_fraction=1.5)
+    with pytest.raises(ValueError, match="must be positive"):
+        settings(tmp_path, num_train_epochs=0)
+
+
+def test_rows_of_every_format_are_read():
+    message = {"role": "user", "content": "hi"}
+    row = {"chosen": [message, {"role": "assistant", "content": "a"}], "rejected": [message, {"role": "assistant", "content": "b"}]}  # fmt: skip
+    assert read_preference(row).prompt == [message]
