@@ -129,6 +129,10 @@ class PairEncoder:
         self.teacher_tokenizer = teacher_tokenizer
 
     def __call__(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+        return self.encode(example, index)[0]
+
+    def encode(self, example: dict[str, Any], index: int) -> tuple[dict[str, Any], UnitTable]:
+        """The columns, and the units they count."""
         try:
             preference = read_preference(example)
         except ValueError as error:
@@ -160,7 +164,7 @@ class PairEncoder:
         }
         for name, (ids, _), units in zip(("prompt", "chosen", "rejected"), pieces, teacher_units, strict=True):
             columns[f"teacher_{name}_ids"], columns[f"teacher_{name}_units"] = ids, units
-        return columns
+        return columns, table
 
     def _student_row(self, table: UnitTable, preference: Preference, segment: int, prompts: int, kwargs):
         response = preference.chosen if segment == CHOSEN else preference.rejected

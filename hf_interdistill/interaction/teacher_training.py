@@ -19,8 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
+from .collator import choose_order, select_order
 from .pairs import Preference, read_preference, text_pieces
 from .sequences import Piece
 from .teacher import InteractionTeacher
@@ -68,10 +70,14 @@ class InteractionTeacherConfig(TrainingArguments):
             )
 
 
-@dataclass
+_DRAWN = -1
+
+
+@dataclass(frozen=True)
 class _Example:
+    key: int
     pieces: tuple[Piece, Piece, Piece]
-    order: int | None  # 0: chosen read first, 1: rejected first, None: drawn anew at each visit
+    order: int = _DRAWN  # 0: chosen read first, 1: rejected first, or drawn anew at each visit
 
 
 @dataclass(frozen=True)
@@ -82,36 +88,71 @@ class _Stage:
 
 
 class _Collator:
-    """Batches of single responses (chosen, rejected, chosen, ...) or of pairs; `labels` is the order of each pair."""
+    """Batches of single responses (chosen, rejected, chosen, ...) or of pairs in both orders, `(pairs, 2, length)`.
+
+    `labels` is the order asked for, `pair_key` decides where it is to be drawn.
+    """
 
     def __init__(self, teacher: InteractionTeacher, is_pairwise: bool):
         self.format, self.max_length, self.is_pairwise = teacher.format, teacher.max_length, is_pairwise
 
     def __call__(self, examples: Sequence[_Example]) -> dict[str, torch.Tensor]:
-        packed, orders = [], []
+        packed = []
         for example in examples:
             prompt, chosen, rejected = example.pieces
-            if not self.is_pairwise:
-                packed += [self.format.pack(prompt, [response], self.max_length) for response in (chosen, rejected)]
-                orders.append(0)
-                continue
-            order = int(torch.rand(()) < 0.5) if example.order is None else example.order
-            responses = [rejected, chosen] if order else [chosen, rejected]
-            packed.append(self.format.pack(prompt, responses, self.max_length))
-            orders.append(order)
+            readings = ((chosen, rejected), (rejected, chosen)) if self.is_pairwise else ((chosen,), (rejected,))
+            packed += [self.format.pack(prompt, responses, self.max_length) for responses in readings]
         batch = self.format.collate(packed)
         batch.pop("units")
-        return {**batch, "labels": torch.tensor(orders)}
+        if self.is_pairwise:
+            batch = {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()}
+        batch["pair_key"] = torch.tensor([example.key for example in examples])
+        batch["labels"] = torch.tensor([example.order for example in examples])
+        return batch
+
+
+class _SimilarLengths(torch.utils.data.Sampler):
+    """Batches of examples of similar length, in random order: less padding, a third of the time on real dialogues.
+
+    Its order depends on seed and epoch alone, so a resumed run sees the batches that an unbroken one would.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        whole = len(batches) - (len(batches[-1]) < self.batch_size)  # a short batch stays the last
+        order = [*torch.randperm(whole, generator=generator).tolist(), *range(whole, len(batches))]
+        return (index for batch in order for index in batches[batch])
 
 
 class _StageTrainer(Trainer):
-    """`Trainer` with the Bradley-Terry loss on the two rewards of a pair."""
+    """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [sum(len(piece.ids) for piece in example.pieces) for example in train_dataset or self.train_dataset]
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return _SimilarLengths(lengths, batch_size, self.args.data_seed or self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
-        order = inputs.pop("labels")
-        rewards = model(**inputs).reshape(-1, 2)  # both layouts: two rewards a pair
-        rewards = torch.where(order.bool()[:, None], rewards.flip(1), rewards)  # chosen, rejected
+        order, keys = inputs.pop("labels"), inputs.pop("pair_key")
+        if inputs["input_ids"].dim() == 3:  # pairs in both orders
+            visit = int(self.state.epoch or 0) if model.training else 0
+            order = torch.where(order == _DRAWN, choose_order(keys, self.args.seed, visit), order)
+            rewards = model(**select_order(inputs, order))
+            rewards = torch.where(order.bool()[:, None], rewards.flip(1), rewards)  # chosen, rejected
+        else:
+            rewards = model(**inputs).view(-1, 2)
         loss = -nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
         return (loss, {"rewards": rewards}) if return_outputs else loss
 
@@ -178,8 +219,7 @@ def fit_teacher(
             teacher.max_length = args.teacher_max_length
         set_seed(args.seed)
         training, held_out = _split(preferences, eval_dataset, args)
-        train_pieces = [text_pieces(teacher.tokenizer, item) for item in training]
-        eval_pieces = [text_pieces(teacher.tokenizer, item) for item in held_out]
+        data = [[(item.key, text_pieces(teacher.tokenizer, item)) for item in part] for part in (training, held_out)]
         teacher.reader.requires_grad_(True)
         stages = (
             _Stage(folder / "single", args.warm_start_epochs, False),
@@ -187,7 +227,7 @@ def fit_teacher(
         )
         for stage in stages:
             if stage.epochs:
-                _run_stage(teacher, stage, (train_pieces, eval_pieces), args, callbacks, resume_from_checkpoint)
+                _run_stage(teacher, stage, data, args, callbacks, resume_from_checkpoint)
         teacher.metrics = held_out_metrics(teacher.judge(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()
         if folder != Path(scratch) and args.should_save:
@@ -211,13 +251,13 @@ def _run_stage(teacher, stage: _Stage, data, args, callbacks, is_resumed: bool) 
     if is_resumed and weights.exists():
         teacher.reader.load_state_dict(load_file(weights))
         return
-    train, held_out = (list(pieces) for pieces in data)
+    train, held_out = data
     orders = (0, 1) if stage.is_pairwise else (0,)
     trainer = _StageTrainer(
         model=teacher.reader,
         args=_stage_arguments(args, stage, len(train)),
-        train_dataset=[_Example(pieces, None) for pieces in train],
-        eval_dataset=[_Example(pieces, order) for pieces in held_out for order in orders],
+        train_dataset=[_Example(key, pieces) for key, pieces in train],
+        eval_dataset=[_Example(key, pieces, order) for key, pieces in held_out for order in orders],
         data_collator=_Collator(teacher, stage.is_pairwise),
         compute_metrics=partial(_accuracy, orders=len(orders)),
         callbacks=[EarlyStoppingCallback(args.early_stopping_patience), *(callbacks or [])],

@@ -59,6 +59,7 @@ class UnitTable:
     """
 
     def __init__(self, segments: Sequence[Sequence[str]]):
+        self._segments = segments
         self._words = [[word_spans(content) for content in contents] for contents in segments]
         counts = [[len(words) for words in contents] for contents in self._words]
         starts = np.cumsum([0] + [count for contents in counts for count in contents])
@@ -101,6 +102,22 @@ class UnitTable:
         if units is None:
             return np.full(len(first_words), NO_UNIT)
         return np.where(first_words == NO_UNIT, NO_UNIT, units[first_words])
+
+    def texts(self) -> list[str]:
+        """The text of each unit, its words joined."""
+        words = [
+            content[start:end]
+            for contents, spans in zip(self._segments, self._words, strict=True)
+            for content, starts_and_ends in zip(contents, spans, strict=True)
+            for start, end in starts_and_ends
+        ]
+        units: list[str] = []
+        for number, word in enumerate(words):
+            if number and self._is_joined[number - 1]:
+                units[-1] += word
+            else:
+                units.append(word)
+        return units
 
     @property
     def sizes(self) -> list[int]:

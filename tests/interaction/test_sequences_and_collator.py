@@ -18,7 +18,10 @@ def piece(ids, first_unit=0):
     return Piece(ids, list(range(first_unit, first_unit + len(ids))))
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("wordpiece", "[CLS] {} [SEP] {} [SEP] {} [SEP]"), ("roberta", "<s> {} </s> </s> {} </s> </s> {} </s>")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("wordpiece", "[CLS] {} [SEP] {} [SEP] {} [SEP]"), ("roberta", "<s> {} </s> </s> {} </s> </s> {} </s>")],
+)
 def test_format_is_the_tokenizers_own(kind, expected):
     tokenizer = tokenizer_of(kind)
     form = PairFormat.from_tokenizer(tokenizer)
@@ -51,7 +54,7 @@ def test_shorten(lengths, room):
     assert sum(result) == min(sum(lengths), max(room, 0))
     assert all(0 <= new <= old for new, old in zip(result, lengths, strict=True))
     cut = [new for new, old in zip(result, lengths, strict=True) if new < old]
-    assert not cut or max(cut) - min(cut) <= 1 and max(result) - min(cut) <= 1
+    assert not cut or (max(cut) - min(cut) <= 1 and max(result) - min(cut) <= 1)
 
 
 def test_teachers_without_pad_or_separator_are_refused():

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
 from hf_interdistill.interaction.maps import dense, pool_attention
 from hf_interdistill.interaction.pairs import PairEncoder, Preference, read_preference, teacher_pieces
-from hf_interdistill.interaction.teacher_training import held_out_metrics, split_by_prompt
+from hf_interdistill.interaction.teacher_training import _SimilarLengths, held_out_metrics, split_by_prompt
 
 
 def batch_of(teacher, rows):
@@ -92,7 +92,7 @@ def test_decoders_are_refused(tokenizer):
         InteractionTeacher(model, tokenizer_of("wordpiece"))
     with pytest.raises(ValueError, match="bidirectional encoder"):
         InteractionTeacher(build_student(), tokenizer_of("wordpiece"))
-    with pytest.raises(ValueError, match="pass `tokenizer="):
+    with pytest.raises(ValueError, match=r"pass `tokenizer="):
         InteractionTeacher.from_pretrained(build_encoder()[0])
 
 
@@ -119,6 +119,7 @@ def settings(folder, **changes) -> InteractionTeacherConfig:
             "warm_start_epochs": 4,
             "num_train_epochs": 4,
             "eval_fraction": 0.25,
+            "early_stopping_patience": 20,
             # A key bias has no gradient but rounding noise (softmax ignores it), which a small epsilon would turn
             # into full steps of random sign.
             "adam_epsilon": 1e-5,
@@ -158,7 +159,12 @@ def test_fit_without_a_folder_keeps_nothing(tmp_path, monkeypatch):
 
 
 def test_a_teacher_that_learns_nothing_is_a_loud_warning(tmp_path, caplog):
-    coin = [{**row, "rejected": row["chosen"] + "."} if i % 2 else {**row, "rejected": row["chosen"], "chosen": row["chosen"] + "."} for i, row in enumerate(LEARNABLE)]  # fmt: skip
+    coin = [
+        {**row, "rejected": row["chosen"] + "."}
+        if i % 2
+        else {**row, "rejected": row["chosen"], "chosen": row["chosen"] + "."}
+        for i, row in enumerate(LEARNABLE)
+    ]
     teacher = small_teacher()
     with caplog.at_level(logging.WARNING):
         metrics = teacher.fit(coin, args=settings(tmp_path, warm_start_epochs=1, num_train_epochs=1))
@@ -201,6 +207,22 @@ def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_batches_have_similar_lengths_and_every_example_once():
+    lengths = torch.randint(1, 200, (103,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = _SimilarLengths(lengths, 8, seed=1)
+    epochs = []
+    for epoch in (0, 1, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert sorted(epochs[-1]) == list(range(103)) and len(sampler) == 103
+    assert epochs[0] != epochs[1] == epochs[2]
+    spreads = [
+        max(lengths[i] for i in batch) - min(lengths[i] for i in batch)
+        for batch in (epochs[0][i : i + 8] for i in range(0, 96, 8))
+    ]
+    assert sum(spreads) / len(spreads) < 80 < max(lengths) - min(lengths)
+
+
 def test_held_out_part_shares_no_prompt():
     rows = [Preference(f"p{i % 7}", "a", "b") for i in range(70)]
     training, held_out = split_by_prompt(rows, 0.2, seed=0)
@@ -219,7 +241,7 @@ def test_metrics_by_hand():
 
 
 def test_config_is_checked(tmp_path):
-    with pytest.raises(ValueError, match="`eval_fraction` must lie between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"`eval_fraction` must lie between 0 and 1, got 1.5"):
         settings(tmp_path, eval_fraction=1.5)
     with pytest.raises(ValueError, match="must be positive"):
         settings(tmp_path, num_train_epochs=0)
@@ -227,5 +249,8 @@ def test_config_is_checked(tmp_path):
 
 def test_rows_of_every_format_are_read():
     message = {"role": "user", "content": "hi"}
-    row = {"chosen": [message, {"role": "assistant", "content": "a"}], "rejected": [message, {"role": "assistant", "content": "b"}]}  # fmt: skip
+    row = {
+        "chosen": [message, {"role": "assistant", "content": "a"}],
+        "rejected": [message, {"role": "assistant", "content": "b"}],
+    }
     assert read_preference(row).prompt == [message]

@@ -112,9 +112,13 @@ def test_alignment_is_learned_and_logged(dataset, tmp_path, tokenizer, fitted_te
         tmp_path, max_steps=60, alignment_weight=5.0, learning_rate=3e-3, eval_strategy="steps", eval_steps=60
     )
     trainer = InteractionDistillationTrainer(
-        build_student(), args, train_dataset=dataset.select(range(8)), eval_dataset=dataset.select(range(8)),
-        processing_class=tokenizer, teacher=fitted_teacher,
-    )  # fmt: skip
+        build_student(),
+        args,
+        train_dataset=dataset.select(range(8)),
+        eval_dataset=dataset.select(range(8)),
+        processing_class=tokenizer,
+        teacher=fitted_teacher,
+    )
     trainer.train()
     alignment = losses(trainer, "interaction/loss")
     assert alignment[-1] < 0.8 * alignment[0]
@@ -131,9 +135,12 @@ def first_step(tmp_path, dataset, tokenizer, teacher, **changes):
     """Logs of one step, in which weights are still those of the start."""
     student = changes.pop("student", None) or build_student()
     trainer = InteractionDistillationTrainer(
-        student, config(tmp_path, max_steps=1, **changes), train_dataset=dataset, processing_class=tokenizer,
+        student,
+        config(tmp_path, max_steps=1, **changes),
+        train_dataset=dataset,
+        processing_class=tokenizer,
         teacher=teacher,
-    )  # fmt: skip
+    )
     trainer.train()
     return trainer.state.log_history[0], trainer
 
@@ -165,9 +172,11 @@ def test_every_option_changes_the_loss(dataset, tmp_path, tokenizer, fitted_teac
 
 def reward_loss(tmp_path, dataset, tokenizer) -> float:
     trainer = InteractionDistillationTrainer(
-        build_student(), config(tmp_path, max_steps=1, alignment_weight=0), train_dataset=dataset,
+        build_student(),
+        config(tmp_path, max_steps=1, alignment_weight=0),
+        train_dataset=dataset,
         processing_class=tokenizer,
-    )  # fmt: skip
+    )
     trainer.train()
     return float(trainer.state.log_history[0]["loss"])
 
@@ -310,9 +319,13 @@ def test_lora(dataset, tmp_path, tokenizer, fitted_teacher):
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["score"])
     trainer = InteractionDistillationTrainer(
-        build_student(), config(tmp_path, alignment_weight=1.0), train_dataset=dataset, processing_class=tokenizer,
-        teacher=fitted_teacher, peft_config=lora,
-    )  # fmt: skip
+        build_student(),
+        config(tmp_path, alignment_weight=1.0),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        teacher=fitted_teacher,
+        peft_config=lora,
+    )
     before = weights(trainer)
     trainer.train()
     changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
@@ -323,9 +336,13 @@ def test_lora(dataset, tmp_path, tokenizer, fitted_teacher):
     )
     with pytest.raises(ValueError, match="trains nothing at or below layer 0"):
         InteractionDistillationTrainer(
-            build_student(), config(tmp_path, student_layers=[0]), train_dataset=dataset, processing_class=tokenizer,
-            teacher=fitted_teacher, peft_config=above,
-        )  # fmt: skip
+            build_student(),
+            config(tmp_path, student_layers=[0]),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            teacher=fitted_teacher,
+            peft_config=above,
+        )
 
 
 def test_teacher_is_frozen_and_in_no_checkpoint(dataset, tmp_path, tokenizer, fitted_teacher):
@@ -378,9 +395,12 @@ def test_nonfinite_loss_stops_with_the_rows_and_a_checkpoint(dataset, tmp_path, 
             return batch
 
     trainer = InteractionDistillationTrainer(
-        build_student(), config(tmp_path, max_steps=5), train_dataset=dataset, processing_class=tokenizer,
+        build_student(),
+        config(tmp_path, max_steps=5),
+        train_dataset=dataset,
+        processing_class=tokenizer,
         teacher=fitted_teacher,
-    )  # fmt: skip
+    )
     trainer.data_collator = Poison(trainer.data_collator)
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
         trainer.train()
@@ -392,9 +412,12 @@ def test_nonfinite_loss_stops_with_the_rows_and_a_checkpoint(dataset, tmp_path, 
 def test_bad_columns_are_named(dataset, tmp_path, tokenizer, fitted_teacher):
     def build(data, **changes):
         return InteractionDistillationTrainer(
-            build_student(), config(tmp_path, **changes), train_dataset=data, processing_class=tokenizer,
+            build_student(),
+            config(tmp_path, **changes),
+            train_dataset=data,
+            processing_class=tokenizer,
             teacher=fitted_teacher,
-        )  # fmt: skip
+        )
 
     with pytest.raises(ValueError, match="is `choosen` meant as `chosen`"):
         build(dataset.rename_column("chosen", "choosen"))
@@ -419,9 +442,12 @@ def test_odd_pairs_are_counted_and_trained_on(dataset, tmp_path, tokenizer, fitt
     rows[2] = {key: [{"role": "user", "content": " "}] for key in ("prompt", "chosen", "rejected")}
     with caplog.at_level(logging.WARNING):
         trainer = InteractionDistillationTrainer(
-            build_student(), config(tmp_path, max_length=300, max_steps=12), train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer, teacher=fitted_teacher,
-        )  # fmt: skip
+            build_student(),
+            config(tmp_path, max_length=300, max_steps=12),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            teacher=fitted_teacher,
+        )
     kept = len(trainer.train_dataset)
     assert f"2 of {kept} pairs have an empty response" in caplog.text
     assert f"2 of {kept} pairs have equal chosen and rejected" in caplog.text
@@ -433,9 +459,12 @@ def test_odd_pairs_are_counted_and_trained_on(dataset, tmp_path, tokenizer, fitt
 def test_dropped_pairs_are_counted(dataset, tmp_path, tokenizer, fitted_teacher, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = InteractionDistillationTrainer(
-            build_student(), config(tmp_path, max_length=120), train_dataset=dataset, processing_class=tokenizer,
+            build_student(),
+            config(tmp_path, max_length=120),
+            train_dataset=dataset,
+            processing_class=tokenizer,
             teacher=fitted_teacher,
-        )  # fmt: skip
+        )
     dropped = len(dataset) - len(trainer.train_dataset)
     assert dropped > 0 and f"{dropped} of 24 pairs are longer than max_length=120" in caplog.text
 
@@ -443,9 +472,12 @@ def test_dropped_pairs_are_counted(dataset, tmp_path, tokenizer, fitted_teacher,
 def test_bad_arguments_are_explained(dataset, tmp_path, tokenizer, fitted_teacher):
     def build(teacher=fitted_teacher, model=None, **changes):
         return InteractionDistillationTrainer(
-            model or build_student(), config(tmp_path, **changes), train_dataset=dataset, processing_class=tokenizer,
+            model or build_student(),
+            config(tmp_path, **changes),
+            train_dataset=dataset,
+            processing_class=tokenizer,
             teacher=teacher,
-        )  # fmt: skip
+        )
 
     with pytest.raises(ValueError, match="there is no teacher"):
         build(teacher=None)
@@ -463,9 +495,12 @@ def test_bad_arguments_are_explained(dataset, tmp_path, tokenizer, fitted_teache
         build(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(TypeError, match="InteractionDistillationConfig"):
         InteractionDistillationTrainer(
-            build_student(), RewardConfig(output_dir=str(tmp_path), **COMMON), train_dataset=dataset,
-            processing_class=tokenizer, teacher=fitted_teacher,
-        )  # fmt: skip
+            build_student(),
+            RewardConfig(output_dir=str(tmp_path), **COMMON),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            teacher=fitted_teacher,
+        )
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match="cannot be written"):
         build(output_dir=str(tmp_path / "file" / "rm"))
@@ -476,9 +511,18 @@ def test_layer_without_softmax_attention_is_refused(dataset, tmp_path, tokenizer
 
     shape = {**STUDENT_FAMILIES["llama"], "num_hidden_layers": 4}
     config_ = AutoConfig.for_model(
-        "jamba", num_labels=1, **shape, attn_layer_period=4, attn_layer_offset=1, expert_layer_period=100,
-        num_experts=1, num_experts_per_tok=1, use_mamba_kernels=False, mamba_d_state=4, mamba_dt_rank=4,
-    )  # fmt: skip
+        "jamba",
+        num_labels=1,
+        **shape,
+        attn_layer_period=4,
+        attn_layer_offset=1,
+        expert_layer_period=100,
+        num_experts=1,
+        num_experts_per_tok=1,
+        use_mamba_kernels=False,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+    )
     model = AutoModelForSequenceClassification.from_config(config_)
     with pytest.raises(ValueError, match=r"Layer 3 did no softmax attention.*\[1\]"):
         first_step(tmp_path, dataset, tokenizer, fitted_teacher, student=model, gradient_checkpointing=False)

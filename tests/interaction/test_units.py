@@ -115,9 +115,10 @@ def test_every_token_with_content_has_the_unit_of_its_words(kinds, prompt, chose
             inside = segment if start >= shift else 0
             offset = shift if start >= shift else 0
             hit = {
-                g for (s, a, b), g in zip(words, groups, strict=True)
+                g
+                for (s, a, b), g in zip(words, groups, strict=True)
                 if s == inside and a < end - offset and start - offset < b
-            }  # fmt: skip
+            }
             if segment == 2 and inside == 0:
                 hit = set()  # the prompt's tokens are taken from the chosen row
             assert hit == ({unit} if unit != NO_UNIT else set())
@@ -128,14 +129,22 @@ def test_every_token_with_content_has_the_unit_of_its_words(kinds, prompt, chose
 def test_conversations_of_any_text(contents):
     roles = ["user", "assistant", "user", "assistant", "user"]
     prompt = [{"role": role, "content": text} for role, text in zip(roles, contents[:-2], strict=False)]
-    row = {"prompt": prompt, **{key: [{"role": "assistant", "content": text}] for key, text in zip(("chosen", "rejected"), contents[-2:], strict=True)}}  # fmt: skip
+    row = {
+        "prompt": prompt,
+        **{
+            key: [{"role": "assistant", "content": text}]
+            for key, text in zip(("chosen", "rejected"), contents[-2:], strict=True)
+        },
+    }
     student = tokenizer_of("bytes")
     columns = PairEncoder(student, tokenizer_of("wordpiece"))(row, 0)
     rendered = student.apply_chat_template(prompt + row["chosen"], tokenize=False)
     offsets = student(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     covered = "".join(
-        rendered[start:end] for (start, end), unit in zip(offsets, columns["student_chosen_units"], strict=True) if unit != NO_UNIT
-    )  # fmt: skip
+        rendered[start:end]
+        for (start, end), unit in zip(offsets, columns["student_chosen_units"], strict=True)
+        if unit != NO_UNIT
+    )
     for text in [*contents[:-2], contents[-2]]:
         for start, end in word_spans(text):
             assert text[start:end][0] in covered

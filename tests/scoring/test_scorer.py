@@ -39,9 +39,14 @@ def test_padding_with_eos_scores_the_same(rows, tokenizer):
 
 def test_equals_what_training_saw(dataset, tmp_path, tokenizer, fitted_teacher):
     args = InteractionDistillationConfig(
-        output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_steps=2, learning_rate=1e-3,
+        output_dir=str(tmp_path),
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        max_steps=2,
+        learning_rate=1e-3,
         per_device_train_batch_size=4,
-    )  # fmt: skip
+    )
     trainer = InteractionDistillationTrainer(
         build_student(), args, train_dataset=dataset, processing_class=tokenizer, teacher=fitted_teacher
     )

@@ -1,0 +1,82 @@
+"""`interdistill COMMAND --config recipe.yaml [--key value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS = {
+    "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),
+    "reward": ("commands.reward", "train a reward model, plain or interaction-distilled"),
+    "score": ("commands.score", "score completions or preferences with a reward model"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `interdistill` command; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="interdistill",
+        description="Interaction-distilled reward models.",
+        epilog="Each command takes --config recipe.yaml, then --key value overrides; "
+        "`interdistill COMMAND --help` lists the keys.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    command = parser.parse_args(arguments[:1]).command
+    module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
+    try:
+        settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
+        module.run(*settings)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"interdistill {command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str | None = None) -> tuple:
+    """Dataclasses from a YAML file and overrides, with TRL's parser.
+
+    Raises:
+        ValueError: a key that no dataclass has; the message names the nearest one.
+    """
+    from trl import TrlParser
+
+    arguments = list(arguments)
+    parser = TrlParser(dataclass_types, prog=prog)
+    known = {action.dest for action in parser._actions} | {"env"}
+    if "--config" in arguments[:-1]:
+        path = arguments[arguments.index("--config") + 1]
+        _require_known(_read_yaml(path), known, f"in {path}")
+    flags = [argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
+    _require_known([flag for flag in flags if flag != "config"], known | {f"no_{name}" for name in known}, "given")
+    return parser.parse_args_and_config(arguments)
+
+
+def _read_yaml(path: str) -> dict:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a YAML mapping of keys to values, but holds {type(content).__name__}.")
+    return content
+
+
+def _require_known(keys, known: set[str], where: str) -> None:
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"Unknown key `{key}` {where}.{hint} (`--help` lists all keys.)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the `interdistill` command runs: each module has `ARGUMENTS` (dataclasses) and `run`."""

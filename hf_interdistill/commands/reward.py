@@ -1,0 +1,59 @@
+"""`interdistill reward`: train a reward model, plain (`alignment_weight: 0`) or interaction-distilled."""
+
+from __future__ import annotations
+
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..data import get_split
+from ..interaction.config import InteractionDistillationConfig
+from ..interaction.trainer import InteractionDistillationTrainer
+from .data_arguments import DataArguments
+from .tables import print_metrics
+
+ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig)
+
+
+def run(data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig) -> dict:
+    """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
+    splits = data.load()
+    train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
+    trainer = InteractionDistillationTrainer(
+        model=model.model_name_or_path,
+        args=_with_model_options(args, model),
+        train_dataset=train_dataset,
+        eval_dataset=splits.get(data.dataset_test_split),
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    trainer.save_model(args.output_dir)
+    metrics = trainer.evaluate() if data.dataset_test_split in splits else {}
+    trainer.create_model_card(dataset_name=data.dataset_name)
+    if trainer.is_world_process_zero():
+        if metrics:
+            wanted = {key: value for key, value in metrics.items() if "per_second" not in key and "runtime" not in key}
+            print_metrics(f"Reward model {args.output_dir}", {data.dataset_test_split: wanted})
+        print(f"Saved to {args.output_dir}. Next: interdistill score --model {args.output_dir} --input FILE")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data.dataset_name)
+    return metrics
+
+
+def _with_model_options(args: InteractionDistillationConfig, model: ModelConfig) -> InteractionDistillationConfig:
+    """The loading options of `ModelConfig` as `model_init_kwargs`; what is set there already comes first."""
+    options = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    args.model_init_kwargs = {**options, **(args.model_init_kwargs or {})}
+    return args
+
+
+def _checkpoint(args: InteractionDistillationConfig) -> str | None:
+    """`resume_from_checkpoint: true` means the last checkpoint, if there is one yet; otherwise it is a path."""
+    value = args.resume_from_checkpoint
+    if str(value).lower() in ("true", "1"):
+        return get_last_checkpoint(args.output_dir)
+    return None if str(value).lower() in ("none", "false") else value

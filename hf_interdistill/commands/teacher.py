@@ -1,0 +1,29 @@
+"""`interdistill teacher`: train an `InteractionTeacher` on preferences."""
+
+from __future__ import annotations
+
+from ..data import get_split
+from ..interaction.teacher import InteractionTeacher
+from ..interaction.teacher_training import InteractionTeacherConfig, held_out_metrics
+from .data_arguments import DataArguments
+from .tables import print_metrics
+
+ARGUMENTS = (DataArguments, InteractionTeacherConfig)
+
+
+def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
+    """Train, save to `output_dir`, and measure on the test split if there is one; returns the metrics."""
+    if args.teacher_model is None:
+        raise ValueError("`teacher_model` is not set: name the encoder to start from (a Hub name or a folder).")
+    splits = data.load()
+    preferences = get_split(splits, data.dataset_train_split, data.dataset_name)
+    teacher = InteractionTeacher.from_pretrained(args.teacher_model)
+    metrics = teacher.fit(preferences, args=args, resume_from_checkpoint=bool(args.resume_from_checkpoint))
+    columns = {"held out": metrics}
+    if data.dataset_test_split in splits:
+        margins = teacher.judge(splits[data.dataset_test_split], batch_size=args.per_device_eval_batch_size)
+        columns[data.dataset_test_split] = held_out_metrics(margins)
+    if args.should_save:
+        print_metrics(f"Teacher {teacher.name}", columns)
+        print(f"Saved to {args.output_dir}. Next: interdistill reward --teacher_model {args.output_dir} ...")
+    return columns

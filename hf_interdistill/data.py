@@ -1,0 +1,47 @@
+"""Loads preference data from the Hub or from local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import DatasetDict, IterableDatasetDict, load_dataset
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_preferences(name: str, config: str | None = None, is_streaming: bool = False):
+    """All splits of a preference dataset.
+
+    Args:
+        name: Hub name; a folder with one file a split (`train.jsonl`, `test.jsonl`); or one file, which becomes the
+            split `train`.
+        config: configuration of a Hub dataset.
+        is_streaming: read as it is used, for what does not fit on disk.
+
+    Raises:
+        FileNotFoundError: something that looks like a path but is not there.
+        ValueError: a folder or a file without data that can be read.
+    """
+    path = Path(name)
+    if path.is_file():
+        if path.suffix not in _FORMATS:
+            raise ValueError(f"{name}: cannot read `{path.suffix}` files; use one of {', '.join(_FORMATS)}.")
+        return load_dataset(_FORMATS[path.suffix], data_files={"train": name}, streaming=is_streaming)
+    if path.is_dir():
+        files = {file.stem: str(file) for file in sorted(path.iterdir()) if file.suffix in _FORMATS}
+        if not files:
+            raise ValueError(f"{name} holds no data file ({', '.join(_FORMATS)}); expected train.jsonl and the like.")
+        kinds = {_FORMATS[Path(file).suffix] for file in files.values()}
+        if len(kinds) > 1:
+            raise ValueError(f"{name} mixes data files of several formats: {sorted(files.values())}.")
+        return load_dataset(kinds.pop(), data_files=files, streaming=is_streaming)
+    if name.startswith((".", "/", "~")) or path.suffix in _FORMATS:
+        raise FileNotFoundError(f"{name} is not there (looked from {Path.cwd()}).")
+    return load_dataset(name, config, streaming=is_streaming)
+
+
+def get_split(splits: DatasetDict | IterableDatasetDict, split: str, name: str):
+    """One split, or an error that names those there are."""
+    if split not in splits:
+        raise ValueError(f"{name} has no split `{split}`; it has {', '.join(splits)}.")
+    return splits[split]

@@ -1,0 +1,116 @@
+"""The maps of one pair, to look at: the teacher's and those that reward models simulate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..scoring.scorer import RewardScorer
+from .collator import AlignmentCollator, select_order
+from .losses import alignment_loss
+from .maps import DenseRows, UnitTokens, dense, student_map
+from .pairs import PairEncoder
+from .recording import AttentionRecorder, resolve_layers
+from .teacher import InteractionTeacher
+
+
+@dataclass(frozen=True)
+class PairMaps:
+    """Maps of one pair on common units.
+
+    Args:
+        units: text of each unit.
+        segments: 0 prompt, 1 chosen, 2 rejected, for each unit.
+        maps: by name, `(units, units)`; a row sums to 1 over what its model has read.
+        divergences: nats from the teacher's map, for every other map.
+    """
+
+    units: list[str]
+    segments: list[int]
+    maps: dict[str, torch.Tensor]
+    divergences: dict[str, float]
+
+
+@torch.no_grad()
+def pair_maps(
+    example: Mapping[str, Any],
+    teacher: InteractionTeacher,
+    students: Mapping[str, RewardScorer],
+    *,
+    student_layer: int = -1,
+    teacher_layer: int = -1,
+) -> PairMaps:
+    """The teacher's map (mean of both reading orders) and each student's simulated map of one preference.
+
+    Args:
+        example: a preference row of any format.
+        students: reward models by name; they must share one tokenizer, which decides the units.
+    """
+    tokenizer = next(iter(students.values())).tokenizer
+    columns, table = PairEncoder(tokenizer, teacher.tokenizer).encode(dict(example), 0)
+    batch = AlignmentCollator(_rows(tokenizer.pad_token_id), teacher.format, teacher.max_length)([columns])
+    units = batch["segments"].shape[1]
+    inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
+    read = [
+        teacher.read(select_order(inputs, torch.tensor([order])), [teacher_layer], units)[1][0] for order in (0, 1)
+    ]
+    reference = DenseRows(torch.stack([dense(rows).cpu() for rows in read]).mean(0))
+    maps, divergences = {"teacher": _normalized(reference.values[0])}, {}
+    tokens = UnitTokens.from_units(batch["student_units"], batch["student_units"] >= 0, units)
+    for name, student in students.items():
+        simulated = _simulated(student.model, batch, tokens, student_layer)
+        divergences[name] = float(alignment_loss(simulated, reference, batch["segments"]).loss)
+        rows = [simulated.pool(simulated.attend(a, b), a, b) for a, b in simulated.blocks()]
+        maps[name] = _normalized(torch.cat(rows, 1)[0])
+    return PairMaps(table.texts(), batch["segments"][0].tolist(), maps, divergences)
+
+
+def _rows(pad_id: int):
+    from trl.trainer.reward_trainer import DataCollatorForPreference
+
+    return DataCollatorForPreference(pad_token_id=pad_id)
+
+
+def _simulated(model: nn.Module, batch: dict, tokens: UnitTokens, layer: int):
+    layer = resolve_layers([layer], model.config.get_text_config().num_hidden_layers, "student_layer")[0]
+    with AttentionRecorder(model, [layer]) as recorder:
+        model(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            use_cache=False,
+        )
+    record = recorder.records[0]
+    record = type(record)(record.query.cpu(), record.key.cpu(), record.scaling, record.softcap, record.window)
+    return student_map(record, batch["student_index"], tokens)
+
+
+def _normalized(values: torch.Tensor) -> torch.Tensor:
+    return values / values.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def plot_maps(maps: PairMaps):
+    """A figure with one panel a map: rows attend to columns, lines part prompt, chosen and rejected."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    count, size = len(maps.maps), max(5.0, 0.13 * len(maps.units))
+    figure = Figure(figsize=(size * count + 1, size + 1), layout="constrained")
+    borders = [i for i in range(1, len(maps.segments)) if maps.segments[i] != maps.segments[i - 1]]
+    top = max(float(values.max()) for values in maps.maps.values())
+    for axis, (name, values) in zip(figure.subplots(1, count, squeeze=False)[0], maps.maps.items(), strict=True):
+        image = axis.imshow(values.numpy(), cmap="magma", norm=PowerNorm(0.4, 0, top), interpolation="nearest")
+        for border in borders:
+            axis.axhline(border - 0.5, color="white", linewidth=0.8)
+            axis.axvline(border - 0.5, color="white", linewidth=0.8)
+        suffix = f"\n{maps.divergences[name]:.2f} nats from the teacher" if name in maps.divergences else ""
+        axis.set_title(f"{name}{suffix}")
+        axis.set_xticks(range(len(maps.units)), maps.units, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(maps.units)), maps.units, fontsize=6)
+    figure.colorbar(image, ax=figure.axes, shrink=0.6, label="attention of row unit to column unit")
+    parts = ["prompt", "chosen", "rejected"]
+    figure.suptitle("Token interaction of one pair: " + " | ".join(parts[s] for s in sorted(set(maps.segments))))
+    return figure

@@ -1,0 +1,321 @@
+"""Step time and peak memory of interaction distillation against TRL's `RewardTrainer` and the naive way.
+
+`python recipes/benchmarks/reward_step.py [--full] [--output runs/bench/results.json]`
+
+All three train the same Llama on the same batch, with gradient checkpointing as TRL sets it by default. Times: steps
+in turn, ours and theirs, in one process; the median of each. Memory: one process for each, peak resident size (CPU)
+or peak allocation (GPU) over the steps. The naive way asks the model for `output_attentions=True`, which needs eager
+attention and holds layers x heads x length x length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from hardware import describe_hardware, keep
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from trl import RewardConfig, RewardTrainer
+
+from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
+
+WORDS = [f"w{i}" for i in range(2000)]
+SPECIALS = ["<pad>", "<s>", "</s>", "[CLS]", "[SEP]", "<unk>"]
+METHODS = ("parent", "ours", "naive")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: tokens of prompt + response, pairs in the batch, student and teacher size."""
+
+    length: int
+    pairs: int
+    hidden: int = 384
+    layers: int = 8
+    teacher_hidden: int = 128
+    teacher_layers: int = 4
+
+    @property
+    def setting(self) -> str:
+        return f"length {self.length}, {self.pairs} pairs, student {self.hidden}x{self.layers}, teacher {self.teacher_hidden}x{self.teacher_layers}"  # noqa: E501
+
+
+def make_tokenizer(is_teacher: bool) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: one token a word, so that lengths are exact."""
+    vocabulary = {token: number for number, token in enumerate(SPECIALS + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if is_teacher:
+        ids = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
+
+
+def make_data(case: Case) -> Dataset:
+    """Random words: three fifths prompt, two fifths response; the rejected response a tenth shorter."""
+    generator = torch.Generator().manual_seed(0)
+
+    def words(count: int) -> str:
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (count,), generator=generator).tolist())
+
+    prompt = int(0.6 * case.length)
+    response = case.length - prompt - 1
+    rows = [
+        {"prompt": words(prompt) + " ", "chosen": words(response), "rejected": words(int(0.9 * response))}
+        for _ in range(case.pairs)
+    ]
+    return Dataset.from_list(rows)
+
+
+def make_student(case: Case, attention: str) -> LlamaForSequenceClassification:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(SPECIALS) + len(WORDS),
+        hidden_size=case.hidden,
+        intermediate_size=case.hidden * 8 // 3 // 64 * 64,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.hidden // 64,
+        num_key_value_heads=max(1, case.hidden // 128),
+        max_position_embeddings=8192,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    config._attn_implementation = attention
+    return LlamaForSequenceClassification(config)
+
+
+def make_teacher(case: Case) -> InteractionTeacher:
+    config = BertConfig(
+        vocab_size=len(SPECIALS) + len(WORDS),
+        hidden_size=case.teacher_hidden,
+        intermediate_size=4 * case.teacher_hidden,
+        num_hidden_layers=case.teacher_layers,
+        num_attention_heads=max(1, case.teacher_hidden // 64),
+        max_position_embeddings=16384,
+        pad_token_id=0,
+    )
+    metrics = {"accuracy": 0.5, "standard_error": 0.0, "pairs": 0, "is_better_than_chance": True}
+    return InteractionTeacher(BertModel(config), make_tokenizer(True), metrics=metrics)
+
+
+class NaiveTrainer(RewardTrainer):
+    """The obvious way: ask both models for their attentions and compare the last layers' means over heads."""
+
+    teacher: InteractionTeacher
+    teacher_inputs: dict[str, torch.Tensor]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs["output_attentions"] = True
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        inputs.pop("output_attentions")
+        with torch.no_grad():
+            target = self.teacher(**self.teacher_inputs, output_attentions=True).attentions[-1].mean(1)
+        maps = outputs.attentions[-1].float().mean(1)
+        size = min(maps.shape[-1], target.shape[-1])
+        target = target.repeat(2, 1, 1)[:, :size, :size]
+        divergence = torch.nn.functional.kl_div((maps[:, :size, :size] + 1e-9).log(), target, reduction="batchmean")
+        loss = loss + 0.1 * divergence / size
+        return (loss, outputs) if return_outputs else loss
+
+
+def make_step(method: str, case: Case, folder: str):
+    """A function that does one training step of a method."""
+    is_gpu = torch.cuda.is_available()
+    common = {
+        "output_dir": f"{folder}/{method}",
+        "per_device_train_batch_size": case.pairs,
+        "max_length": None,
+        "bf16": is_gpu,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "max_steps": 1,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+    }
+    data, tokenizer = make_data(case), make_tokenizer(False)
+    if method == "ours":
+        trainer = InteractionDistillationTrainer(
+            make_student(case, "sdpa"),
+            InteractionDistillationConfig(**common),
+            train_dataset=data,
+            processing_class=tokenizer,
+            teacher=make_teacher(case),
+        )
+    else:
+        make = NaiveTrainer if method == "naive" else RewardTrainer
+        trainer = make(
+            make_student(case, "eager" if method == "naive" else "sdpa"),
+            RewardConfig(**common),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
+    if method == "naive":
+        teacher = make_teacher(case).freeze().to(trainer.args.device)
+        teacher.reader.encoder.set_attn_implementation("eager")
+        trainer.teacher = teacher.reader.encoder
+        inputs = make_tokenizer(True)(data["prompt"], data["chosen"], return_tensors="pt", padding=True)
+        trainer.teacher_inputs = {key: value.to(trainer.args.device) for key, value in inputs.items()}
+    trainer.train()  # one step: sets up optimizer, scheduler and model as in a real run
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def step() -> float:
+        start = time.perf_counter()
+        trainer.training_step(trainer.model, dict(batch), num_items_in_batch=None)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        if is_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    step.trainer, step.batch = trainer, batch
+    return step
+
+
+def alignment_seconds(step) -> float:
+    """Time of the alignment alone, teacher left out: simulated map, teacher's rows from its queries and keys, loss
+    and gradient."""
+    trainer = step.trainer
+    read = trainer.teacher.read
+    spent = []
+
+    def timed_read(*arguments):
+        start = time.perf_counter()
+        result = read(*arguments)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - start)
+        return result
+
+    align = trainer._align
+
+    def timed_align(batch):
+        start = time.perf_counter()
+        result = align(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - start)
+        return result
+
+    trainer.teacher.read, trainer._align = timed_read, timed_align
+    step()
+    trainer.teacher.read, trainer._align = read, align
+    return spent[1] - spent[0]
+
+
+def measure_times(case: Case, repeats: int, folder: str) -> dict[str, float]:
+    steps = {method: make_step(method, case, folder) for method in METHODS}
+    times = {method: [] for method in METHODS}
+    for number in range(repeats + 1):
+        for method, step in steps.items():
+            seconds = step()
+            if number:  # the first round warms up
+                times[method].append(seconds)
+    medians = {method: statistics.median(values) for method, values in times.items()}
+    medians["alignment"] = statistics.median(alignment_seconds(steps["ours"]) for _ in range(repeats))
+    return medians
+
+
+def measure_memory(method: str, case: Case) -> float:
+    """Peak MiB of three steps, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        step = make_step(method, case, folder)
+        for _ in range(3):
+            step()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def memory_in_own_process(method: str, case: Case) -> float:
+    run = subprocess.run(
+        [sys.executable, __file__, "--memory-of", method, "--case", json.dumps(case.__dict__)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(run.stdout.strip().splitlines()[-1])
+
+
+def result(name: str, case: Case, ours: float, rival: float, unit: str, against: str) -> dict:
+    return {
+        "name": name,
+        "setting": f"{case.setting}, against {against}",
+        "ours": ours,
+        "rival": rival,
+        "unit": unit,
+        "ratio": ours / rival,
+        "hardware": describe_hardware(),
+    }
+
+
+def run_case(case: Case, repeats: int) -> list[dict]:
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure_times(case, repeats, folder)
+    memory = {method: memory_in_own_process(method, case) for method in METHODS}
+    names = {"parent": "TRL RewardTrainer", "naive": "output_attentions=True, eager"}
+    results = []
+    for rival, against in names.items():
+        results.append(result("reward_step_time", case, times["ours"], times[rival], "s", against))
+        results.append(result("reward_step_memory", case, memory["ours"], memory[rival], "MiB", against))
+    results.append(
+        result("alignment_share", case, times["alignment"], times["parent"], "s", "TRL RewardTrainer's step")
+    )
+    return results
+
+
+def cases(is_full: bool) -> list[Case]:
+    if torch.cuda.is_available():
+        shape = {"hidden": 1024, "layers": 24, "teacher_hidden": 384, "teacher_layers": 6}
+        return [Case(length, max(1, 8192 // length), **shape) for length in (256, 512, 1024, 2048, 4096)]
+    tokens = 4096 if is_full else 2048
+    lengths = (256, 512, 1024, 2048) if is_full else (256, 512, 1024)
+    return [Case(length, max(1, tokens // (2 * length))) for length in lengths]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--full", action="store_true", help="larger batches, more repeats, length 2,048")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
+    parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    if arguments.memory_of:
+        print(measure_memory(arguments.memory_of, Case(**arguments.case)))
+        return
+    console, results = Console(), []
+    for case in cases(arguments.full):
+        console.print(f"measuring {case.setting} ...")
+        results += run_case(case, repeats=7 if arguments.full else 3)
+    keep(results, arguments.output)
+    table = Table(title=f"Reward step ({describe_hardware()})", title_justify="left")
+    for column in ("figure", "setting", "ours", "rival", "ours / rival"):
+        table.add_column(column, justify="left" if column in ("figure", "setting") else "right")
+    for row in results:
+        ours, rival = (f"{row[side]:.3g} {row['unit']}" for side in ("ours", "rival"))
+        table.add_row(row["name"], row["setting"], ours, rival, f"{row['ratio']:.3f}")
+    console.print(table)
+    console.print(f"Kept in {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()
