@@ -13,7 +13,8 @@ import hf_interdistill
 
 
 def test_import_is_light():
-    code = "import sys, hf_interdistill; print([m for m in ('torch', 'transformers', 'trl', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "transformers", "trl", "numpy")
+    code = f"import sys, hf_interdistill; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )

@@ -239,8 +239,7 @@ class InteractionTeacher:
             batch.pop("units")
             with nullcontext() if self.device.type == "cpu" else torch.autocast(self.device.type, torch.bfloat16):
                 rewards = self.reader(**{name: tensor.to(self.device) for name, tensor in batch.items()})
-            rewards = rewards.float().cpu().view(-1, 2, 2)  # (pairs, order, place)
-            margins[chunk] = torch.stack([rewards[:, 0, 0] - rewards[:, 0, 1], rewards[:, 1, 1] - rewards[:, 1, 0]], 1)
+            margins[chunk] = reward_margins(rewards.float().cpu())
         self.reader.train(was_training)
         return margins
 
@@ -250,6 +249,20 @@ class InteractionTeacher:
             self.format.pack(prompt, responses, self.max_length)
             for responses in ((chosen, rejected), (rejected, chosen))
         ]
+
+
+def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
+    """Chosen minus rejected, from the rewards of two rows a pair.
+
+    Args:
+        rewards: `(2 * pairs, 1)`, chosen and rejected alone; or `(2 * pairs, 2)`, both orders in reading order.
+
+    Returns:
+        `(pairs, 1)`, or `(pairs, 2)`: with the chosen response read first, with the rejected one read first.
+    """
+    if rewards.shape[1] == 1:
+        return rewards[0::2] - rewards[1::2]
+    return torch.stack([rewards[0::2, 0] - rewards[0::2, 1], rewards[1::2, 1] - rewards[1::2, 0]], dim=1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Trains an `InteractionTeacher` on preferences: single responses first, then pairs in random order."""
+"""Trains an `InteractionTeacher` on preferences: single responses first, then pairs in both reading orders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
-from .collator import choose_order, select_order
 from .pairs import Preference, read_preference, text_pieces
 from .sequences import Piece
-from .teacher import InteractionTeacher
+from .teacher import InteractionTeacher, reward_margins
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ class InteractionTeacherConfig(TrainingArguments):
     early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their part of all if below 1."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Pairs a device and step."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs a device and step."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Pairs a device and evaluation step."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
     evals_per_epoch: int = field(default=2, metadata={"help": "Held-out evaluations in each epoch."})
@@ -70,14 +68,7 @@ class InteractionTeacherConfig(TrainingArguments):
             )
 
 
-_DRAWN = -1
-
-
-@dataclass(frozen=True)
-class _Example:
-    key: int
-    pieces: tuple[Piece, Piece, Piece]
-    order: int = _DRAWN  # 0: chosen read first, 1: rejected first, or drawn anew at each visit
+_Pieces = tuple[Piece, Piece, Piece]  # prompt, chosen, rejected
 
 
 @dataclass(frozen=True)
@@ -88,27 +79,19 @@ class _Stage:
 
 
 class _Collator:
-    """Batches of single responses (chosen, rejected, chosen, ...) or of pairs in both orders, `(pairs, 2, length)`.
-
-    `labels` is the order asked for, `pair_key` decides where it is to be drawn.
-    """
+    """Two rows a pair: each response alone, or the pair in both orders (chosen first, rejected first)."""
 
     def __init__(self, teacher: InteractionTeacher, is_pairwise: bool):
         self.format, self.max_length, self.is_pairwise = teacher.format, teacher.max_length, is_pairwise
 
-    def __call__(self, examples: Sequence[_Example]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[_Pieces]) -> dict[str, torch.Tensor]:
         packed = []
-        for example in examples:
-            prompt, chosen, rejected = example.pieces
+        for prompt, chosen, rejected in examples:
             readings = ((chosen, rejected), (rejected, chosen)) if self.is_pairwise else ((chosen,), (rejected,))
             packed += [self.format.pack(prompt, responses, self.max_length) for responses in readings]
         batch = self.format.collate(packed)
         batch.pop("units")
-        if self.is_pairwise:
-            batch = {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()}
-        batch["pair_key"] = torch.tensor([example.key for example in examples])
-        batch["labels"] = torch.tensor([example.order for example in examples])
-        return batch
+        return {**batch, "labels": torch.zeros(len(examples))}  # `Trainer` counts examples by their labels
 
 
 class _SimilarLengths(torch.utils.data.Sampler):
@@ -139,28 +122,19 @@ class _StageTrainer(Trainer):
     """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths."""
 
     def _get_train_sampler(self, train_dataset=None):
-        lengths = [sum(len(piece.ids) for piece in example.pieces) for example in train_dataset or self.train_dataset]
+        lengths = [sum(len(piece.ids) for piece in pieces) for pieces in train_dataset or self.train_dataset]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return _SimilarLengths(lengths, batch_size, self.args.data_seed or self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        order, keys = inputs.pop("labels"), inputs.pop("pair_key")
-        if inputs["input_ids"].dim() == 3:  # pairs in both orders
-            visit = int(self.state.epoch or 0) if model.training else 0
-            order = torch.where(order == _DRAWN, choose_order(keys, self.args.seed, visit), order)
-            rewards = model(**select_order(inputs, order))
-            rewards = torch.where(order.bool()[:, None], rewards.flip(1), rewards)  # chosen, rejected
-        else:
-            rewards = model(**inputs).view(-1, 2)
-        loss = -nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
-        return (loss, {"rewards": rewards}) if return_outputs else loss
+        margins = reward_margins(model(**{name: value for name, value in inputs.items() if name != "labels"}))
+        loss = -nn.functional.logsigmoid(margins).mean()
+        return (loss, {"margins": margins.mean(1)}) if return_outputs else loss
 
 
-def _accuracy(prediction, orders: int) -> dict[str, float]:
-    """Held-out accuracy by the mean margin over the orders in which a pair was read; ties count half."""
-    margins = (prediction.predictions[:, 0] - prediction.predictions[:, 1]).reshape(-1, orders).mean(1)
-    return {"accuracy": float((np.sign(margins) / 2 + 0.5).mean())}
+def _accuracy(prediction) -> dict[str, float]:
+    """Held-out accuracy by the mean margin over both reading orders; ties count half."""
+    return {"accuracy": float((np.sign(prediction.predictions) / 2 + 0.5).mean())}
 
 
 def split_by_prompt(preferences: Sequence[Preference], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -196,7 +170,8 @@ def fit_teacher(
     """Train a teacher on preferences, measure it on held-out ones, and freeze it.
 
     Two stages, each with early stopping on the held-out accuracy: single responses (as an ordinary reward model, but
-    bidirectional), then pairs, read in random order. Source: ours.
+    bidirectional), then pairs. A pair is read in both orders at each visit, so that no step can teach a place.
+    Source: ours.
 
     Args:
         teacher: the teacher; changed in place.
@@ -219,7 +194,7 @@ def fit_teacher(
             teacher.max_length = args.teacher_max_length
         set_seed(args.seed)
         training, held_out = _split(preferences, eval_dataset, args)
-        data = [[(item.key, text_pieces(teacher.tokenizer, item)) for item in part] for part in (training, held_out)]
+        data = [[text_pieces(teacher.tokenizer, item) for item in part] for part in (training, held_out)]
         teacher.reader.requires_grad_(True)
         stages = (
             _Stage(folder / "single", args.warm_start_epochs, False),
@@ -252,14 +227,13 @@ def _run_stage(teacher, stage: _Stage, data, args, callbacks, is_resumed: bool) 
         teacher.reader.load_state_dict(load_file(weights))
         return
     train, held_out = data
-    orders = (0, 1) if stage.is_pairwise else (0,)
     trainer = _StageTrainer(
         model=teacher.reader,
         args=_stage_arguments(args, stage, len(train)),
-        train_dataset=[_Example(key, pieces) for key, pieces in train],
-        eval_dataset=[_Example(key, pieces, order) for key, pieces in held_out for order in orders],
+        train_dataset=train,
+        eval_dataset=held_out,
         data_collator=_Collator(teacher, stage.is_pairwise),
-        compute_metrics=partial(_accuracy, orders=len(orders)),
+        compute_metrics=_accuracy,
         callbacks=[EarlyStoppingCallback(args.early_stopping_patience), *(callbacks or [])],
     )
     checkpoint = get_last_checkpoint(str(stage.folder)) if is_resumed and stage.folder.is_dir() else None
