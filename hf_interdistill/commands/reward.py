@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -29,14 +31,15 @@ def run(data: DataArguments, args: InteractionDistillationConfig, model: ModelCo
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     trainer.save_model(args.output_dir)
     metrics = trainer.evaluate() if data.dataset_test_split in splits else {}
-    trainer.create_model_card(dataset_name=data.dataset_name)
+    public_name = None if Path(data.dataset_name).exists() else data.dataset_name  # no local paths in a model card
+    trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=public_name)
     if trainer.is_world_process_zero():
         if metrics:
             wanted = {key: value for key, value in metrics.items() if "per_second" not in key and "runtime" not in key}
             print_metrics(f"Reward model {args.output_dir}", {data.dataset_test_split: wanted})
         print(f"Saved to {args.output_dir}. Next: interdistill score --model {args.output_dir} --input FILE")
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
+        trainer.push_to_hub(dataset_name=public_name)
     return metrics
 
 

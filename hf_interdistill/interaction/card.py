@@ -21,7 +21,9 @@ PAPER = {
 }
 
 
-def method_section(args: InteractionDistillationConfig, teacher: InteractionTeacher, log_history: list[dict]) -> str:
+def method_section(
+    args: InteractionDistillationConfig, teacher: InteractionTeacher, max_length: int, log_history: list[dict]
+) -> str:
     """Markdown about method, teacher, settings and the last evaluation."""
     rows = {
         "alignment_weight": f"{args.alignment_weight} ({args.alignment_schedule})",
@@ -29,7 +31,7 @@ def method_section(args: InteractionDistillationConfig, teacher: InteractionTeac
         "alignment_scope": args.alignment_scope,
         "alignment_control": args.alignment_control,
         "student_layers / teacher_layers": f"{args.student_layers} / {args.teacher_layers}",
-        "teacher_max_length": teacher.max_length,
+        "teacher_max_length": max_length,
     }
     lines = [
         "\n## Interaction distillation\n",

@@ -134,15 +134,22 @@ class AttentionMap:
         kv_heads = self.key.shape[1]
         query = self.query.gather(2, positions[:, None, :, None].expand(-1, heads, -1, width))
         query = query.reshape(batch, kv_heads, -1, width)
-        scores = torch.matmul(query, self.key.transpose(2, 3)).mul_(self.scaling)
-        capped = None
-        if self.softcap is not None:
-            capped = scores.div_(self.softcap).tanh_().mul_(self.softcap)
-            scores = capped.clone()
-        scores.masked_fill_(~self.tokens.key_mask[:, None, None], float("-inf"))
+        scores, capped = self._scores(query)
         weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, heads // kv_heads, positions.shape[1], -1)
         local = (self.tokens.units.gather(1, positions) - start).masked_fill(~is_token, stop - start)
         return AttentionBlock(weights, positions, local, query, capped)
+
+    def _scores(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores of all keys, -inf where attention may not go, and the capped scores without that."""
+        query, key = query.flatten(0, 1), self.key.flatten(0, 1)
+        bias = torch.zeros_like(self.tokens.key_mask, dtype=query.dtype)
+        bias = bias.masked_fill_(~self.tokens.key_mask, float("-inf"))[:, None]
+        bias = bias.repeat_interleave(self.key.shape[1], dim=0)
+        if self.softcap is None:  # scaling and mask in the product itself: one pass over the block
+            return torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.scaling), None
+        scores = torch.bmm(query, key.transpose(1, 2)).mul_(self.scaling / self.softcap)
+        capped = scores.tanh_().mul_(self.softcap)
+        return capped + bias, capped.unflatten(0, self.key.shape[:2])
 
     def pool(self, block: AttentionBlock, start: int, stop: int) -> torch.Tensor:
         """Rows of the map, `(batch, stop - start, units)`, from the weights of their tokens."""

@@ -84,12 +84,12 @@ class InteractionTeacher:
                 f"{'an encoder-decoder' if model.config.is_encoder_decoder else 'a causal decoder'}. "
                 "Use BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa or alike."
             )
+        self.name = _public_name(model.config._name_or_path) or type(model).__name__
+        self.metrics: dict[str, Any] | None = metrics
         self.reader = PairReader(model)
         self.tokenizer = tokenizer
         self.format = PairFormat.from_tokenizer(tokenizer)
-        self.max_length = max_length or _longest_input(model, tokenizer)
-        self.metrics: dict[str, Any] | None = metrics
-        self.name = model.config._name_or_path or type(model).__name__
+        self.max_length = self.check_length(max_length or _longest_input(model, tokenizer))
 
     @classmethod
     def from_pretrained(cls, name: str | PreTrainedModel, tokenizer=None, *, max_length=None, **model_kwargs):
@@ -140,6 +140,16 @@ class InteractionTeacher:
         )
         state = {"name": self.name, "max_length": self.max_length, "metrics": self.metrics}
         (path / _STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+    def check_length(self, length: int) -> int:
+        """The length itself, or `ValueError` if it is more than the encoder can read, or too little to read a pair."""
+        longest = _longest_input(self.reader.encoder, self.tokenizer)
+        if not 16 <= length <= longest:
+            raise ValueError(
+                f"A teacher input of {length} tokens was asked for (`max_length`, `teacher_max_length`), but "
+                f"{self.name} reads at most {longest}, and a pair needs at least 16."
+            )
+        return length
 
     @property
     def is_fitted(self) -> bool:
@@ -275,6 +285,11 @@ def whole_on_each_process():
     finally:
         if reference is not None and reference() is not None:
             deepspeed.set_hf_deepspeed_config(reference())
+
+
+def _public_name(name: str) -> str:
+    """A name for logs and model cards: of a local folder the last two parts, so that no machine's path gets out."""
+    return "/".join(Path(name).resolve().parts[-2:]) if name and Path(name).is_dir() else name
 
 
 def _longest_input(model: PreTrainedModel, tokenizer) -> int:

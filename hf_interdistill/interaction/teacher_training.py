@@ -95,7 +95,7 @@ class _Collator:
 
 
 class _SimilarLengths(torch.utils.data.Sampler):
-    """Batches of examples of similar length, in random order: less padding, a third of the time on real dialogues.
+    """Batches of examples of similar length, in random order: less padding.
 
     Its order depends on seed and epoch alone, so a resumed run sees the batches that an unbroken one would.
     """
@@ -191,7 +191,7 @@ def fit_teacher(
         folder = Path(output_dir or (args.output_dir if args is not None and args.output_dir else scratch))
         args = args or InteractionTeacherConfig(output_dir=str(folder))
         if args.teacher_max_length is not None:
-            teacher.max_length = args.teacher_max_length
+            teacher.max_length = teacher.check_length(args.teacher_max_length)
         set_seed(args.seed)
         training, held_out = _split(preferences, eval_dataset, args)
         data = [[text_pieces(teacher.tokenizer, item) for item in part] for part in (training, held_out)]

@@ -85,7 +85,8 @@ class InteractionDistillationTrainer(RewardTrainer):
         resolve_layers(args.teacher_layers, self.teacher.num_layers, "teacher_layers")
         _require_trainable_below(self.model, self._student_layers)
         self._recorder = AttentionRecorder(self.model, self._student_layers)
-        self.data_collator = AlignmentCollator(self.data_collator, self.teacher.format, self.teacher.max_length)
+        self.teacher_max_length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
+        self.data_collator = AlignmentCollator(self.data_collator, self.teacher.format, self.teacher_max_length)
         self.teacher.freeze().to(self.accelerator.device)
         warning = chance_warning(self.teacher)
         if warning:
@@ -212,7 +213,7 @@ class InteractionDistillationTrainer(RewardTrainer):
         super().create_model_card(*args, **kwargs)
         if self.teacher is not None and self.is_world_process_zero():
             with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
-                card.write(method_section(self.args, self.teacher, self.state.log_history))
+                card.write(method_section(self.args, self.teacher, self.teacher_max_length, self.state.log_history))
 
 
 def _load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTeacher | None:
@@ -227,12 +228,10 @@ def _load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTe
             "InteractionTeacher, a folder or a model name), set `teacher_model` in the config, or train with "
             "`alignment_weight=0`."
         )
-    if not isinstance(teacher, InteractionTeacher):
-        with whole_on_each_process():
-            teacher = InteractionTeacher.from_pretrained(teacher)
-    if args.teacher_max_length is not None:
-        teacher.max_length = args.teacher_max_length
-    return teacher
+    if isinstance(teacher, InteractionTeacher):
+        return teacher
+    with whole_on_each_process():
+        return InteractionTeacher.from_pretrained(teacher)
 
 
 def _require_writable(folder: str) -> None:
@@ -253,17 +252,16 @@ def _require_trainable_below(model, layers: list[int]) -> None:
     """Raise if an adapter trains nothing that the recorded queries and keys depend on."""
     if not is_peft_model(model):
         return
-    layer_of = {name: layer for module, layer in layer_of_modules(model).items() for name in _parameter_ids(module)}
-    heads = {id(p) for name, p in model.named_parameters() if ".score." in name}
-    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in heads]
+    layer_of = {
+        id(parameter): layer
+        for module, layer in layer_of_modules(model).items()
+        for parameter in module.parameters(recurse=False)
+    }
     highest = max(layers)
-    if not any(layer_of.get(id(p), -1) <= highest for p in trainable):
+    trainable = [p for name, p in model.named_parameters() if p.requires_grad and ".score." not in name]
+    if not any(layer_of.get(id(parameter), -1) <= highest for parameter in trainable):
         raise ValueError(
             f"The adapter trains nothing at or below layer {highest}, so the alignment loss at layers {layers} would "
             "train nothing. Put the adapter on lower layers, align a higher one (`student_layers`), or train with "
             "`alignment_weight=0`."
         )
-
-
-def _parameter_ids(module) -> list[int]:
-    return [id(parameter) for parameter in module.parameters(recurse=False)]

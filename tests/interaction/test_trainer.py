@@ -162,7 +162,6 @@ def test_every_option_changes_the_loss(dataset, tmp_path, tokenizer, fitted_teac
     ]
     for option in options:
         logs, _ = first_step(tmp_path, dataset, tokenizer, fitted_teacher, **option)
-        fitted_teacher.max_length = 256
         assert logs["loss"] not in seen, option
         seen.add(logs["loss"])
     assert plain["interaction/loss"] == pytest.approx(
@@ -179,6 +178,20 @@ def reward_loss(tmp_path, dataset, tokenizer) -> float:
     )
     trainer.train()
     return float(trainer.state.log_history[0]["loss"])
+
+
+def test_margin_and_centering_stay_in_the_loss(dataset, tmp_path, tokenizer, fitted_teacher):
+    dataset = dataset.add_column("margin", [0.5] * len(dataset))
+    extra = {"center_rewards_coefficient": 0.02}
+    theirs = RewardTrainer(
+        build_student(),
+        RewardConfig(output_dir=str(tmp_path / "trl"), **{**COMMON, "max_steps": 1}, **extra),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    theirs.train()
+    ours, _ = first_step(tmp_path, dataset, tokenizer, fitted_teacher, **extra)
+    assert float(ours["loss"]) == pytest.approx(losses(theirs)[0] + 0.1 * ours["interaction/loss"], rel=1e-5)
 
 
 def test_schedule_moves_the_weight(dataset, tmp_path, tokenizer, fitted_teacher):
@@ -485,6 +498,8 @@ def test_bad_arguments_are_explained(dataset, tmp_path, tokenizer, fitted_teache
         build(student_layers=[7])
     with pytest.raises(ValueError, match="`teacher_layers` asks for layer -4"):
         build(teacher_layers=[-4])
+    with pytest.raises(ValueError, match="reads at most 512"):
+        build(teacher_max_length=2000)
     with pytest.raises(ValueError, match="same number of layers"):
         build(student_layers=[0, 1])
     with pytest.raises(ValueError, match="must be one of kl, mse"):
