@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -64,11 +67,15 @@ def _bpe(kind: str) -> Tokenizer:
 
 
 def _wordpiece() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """Characters and frequent words; made by hand, since the trainer's choice among equals differs by process."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = Counter(re.findall(r"\w+|[^\w\s]", " ".join(corpus()).lower()))
+    characters = sorted({character for word in words for character in word})
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    tokens = [*specials, *characters, *(f"##{character}" for character in characters), *frequent][:900]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    tokenizer.train_from_iterator(corpus(), trainer)
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ids.items())
@@ -108,8 +115,6 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     """A copy of a tokenizer that is trained once a session."""
     if kind not in _TOKENIZERS:
         _TOKENIZERS[kind] = build_tokenizer(kind)
-    import copy
-
     return copy.deepcopy(_TOKENIZERS[kind])
 
 

@@ -98,7 +98,7 @@ def plot_maps(maps: PairMaps):
     from matplotlib.figure import Figure
 
     count, size = len(maps.maps), max(5.0, 0.13 * len(maps.units))
-    figure = Figure(figsize=(size * count + 1, size + 1), layout="constrained")
+    figure = Figure(figsize=(size * count + 1, size + 0.4), layout="constrained")
     borders = [i for i in range(1, len(maps.segments)) if maps.segments[i] != maps.segments[i - 1]]
     top = max(float(values.max()) for values in maps.maps.values())
     for axis, (name, values) in zip(figure.subplots(1, count, squeeze=False)[0], maps.maps.items(), strict=True):

@@ -38,7 +38,7 @@ class InteractionTeacherConfig(TrainingArguments):
         teacher_model: encoder to start from (command line only; `fit` has its model already).
         teacher_max_length: tokens a pair; `None` takes what the encoder can read.
         warm_start_epochs: epochs on single responses before the pairs. An encoder fresh from pre-training that starts
-            with pairs learns little from a few thousand of them (measured on HH-RLHF harmless: see the README).
+            with pairs learns little from a few thousand of them.
         num_train_epochs: epochs on pairs.
         eval_fraction: part of the prompts that is held out when `fit` is given no `eval_dataset`.
         early_stopping_patience: evaluations without a better held-out accuracy after which a stage stops.
