@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -44,6 +45,8 @@ class RewardScorer:
                 "`tokenizer.pad_token` to the one used in training."
             )
         self.model, self.tokenizer = model.eval(), tokenizer
+        # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
+        self._is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
         self.batch_size, self.max_length = batch_size, max_length
         self.formatter = RewardFormatter(tokenizer)
         text_config = model.config.get_text_config()
@@ -139,18 +142,19 @@ class RewardScorer:
         for start in tqdm(starts, desc="Scoring", disable=not is_progress_shown):
             chunk = order[start : start + self.batch_size]
             batch = self._pad([rows[i] for i in chunk])
-            rewards[chunk] = self.model(**batch, use_cache=False).logits[:, 0].float().cpu()
+            rewards[chunk] = self.model(**batch).logits[:, 0].float().cpu()
         return rewards.tolist()
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """Padded as the tokenizer pads; positions count from the first real token."""
+    def _pad(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Padded as the tokenizer pads; a decoder's positions count from the first real token."""
         batch = self.tokenizer.pad(
             {"input_ids": [list(row) for row in rows]}, return_tensors="pt", return_attention_mask=True
         )
-        mask = batch["attention_mask"]
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        batch = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        mask = batch["attention_mask"].to(self.device)
+        inputs = {"input_ids": batch["input_ids"].to(self.device), "attention_mask": mask}
+        if self._is_causal:
+            inputs |= {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": False}
+        return inputs
 
 
 def _template_kwargs(columns: dict, number: int) -> dict:

@@ -130,7 +130,7 @@ def compare(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, Re
 def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer], path: Path) -> None:
     """The maps of the first held-out pair that is short enough to read."""
     preferences = [read_preference(row) for row in rows]
-    lengths = [sum(len(text.split()) for part in range(3) for text in item.contents(part)) for item in preferences]
+    lengths = [sum(len(text.split()) for i in range(3) for text in item.contents(i)) for item in preferences]
     row = next(
         (row for row, length in zip(rows, lengths, strict=True) if 45 <= length <= 65), rows[np.argmin(lengths)]
     )

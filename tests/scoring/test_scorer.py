@@ -28,6 +28,17 @@ def test_alone_and_in_any_batch(rows, tokenizer, family, side):
     assert backwards == pytest.approx(together, abs=1e-5)
 
 
+def test_encoders_as_reward_models(tokenizer):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=900, num_labels=1, pad_token_id=tokenizer.pad_token_id, **shape)
+    scorer = RewardScorer(BertForSequenceClassification(config), tokenizer, batch_size=3)
+    texts = ["word " * (i + 1) for i in range(5)]
+    alone = [scorer([None], [text])[0] for text in texts]
+    assert scorer([None] * 5, texts) == pytest.approx(alone, abs=1e-5)
+
+
 def test_padding_with_eos_scores_the_same(rows, tokenizer):
     tokenizer.pad_token = tokenizer.eos_token
     scorer = RewardScorer(build_student(pad_token_id=tokenizer.eos_token_id), tokenizer, batch_size=4)
