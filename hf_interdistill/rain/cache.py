@@ -1,32 +1,24 @@
 """Keys and values of a search: each token of a tree is held once.
 
-`TreeCache` keeps one row a prompt. A row is a pool of slots; a token's keys and values lie in one slot, a 4-D mask says
-which slots a new token sees (its ancestors and itself) and position ids count its depth. Branching copies nothing,
-pruning frees slots. That needs full attention in every layer. `CopyingCache` has the same interface for every other
-model (sliding windows, linear attention, position from the mask alone): each branch holds a cache of its own.
+`TreeCache` keeps one row a prompt. A row is a pool of slots; a token's keys and values lie in one slot, a 4-D mask
+says which slots a new token sees (its ancestors and itself) and position ids count its depth. Branching copies
+nothing, pruning frees slots. That needs full attention in every layer; `copying.py` serves all other models.
 
 Source: ours; the packing of branches under a mask is that of tree attention in speculative decoding.
 """
 
 from __future__ import annotations
 
-import copy
 import heapq
 import inspect
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
-
-logger = logging.getLogger(__name__)
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 _GROWTH = 64  # slots; rows grow by doubling, in multiples of this
-_MASKED_ATTENTION = ("sdpa", "eager")
-_PROBED: WeakKeyDictionary = WeakKeyDictionary()
 
 
 @dataclass(eq=False)
@@ -111,7 +103,7 @@ def _widened(states: torch.Tensor, capacity: int) -> torch.Tensor:
     return wide
 
 
-class _Counting:
+class Counting:
     """Forward passes and tokens, in total and by row."""
 
     def __init__(self):
@@ -133,7 +125,7 @@ class _Counting:
         return passes, tokens
 
 
-class TreeCache(_Counting):
+class TreeCache(Counting):
     """Rows of slots under a tree mask.
 
     Args:
@@ -262,136 +254,3 @@ def _attention_mask(model, mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
         ~mask, torch.finfo(model.dtype).min
     )
-
-
-class CopyingCache(_Counting):
-    """Every place has a cache of its own; feeds of equal lengths are read together, without padding.
-
-    Memory grows with places times prefix: use `TreeCache` where the model allows.
-    """
-
-    def __init__(self, model, rows: int):
-        super().__init__()
-        self.model = model
-        self.rows = rows
-
-    def clear(self, row: int) -> None:
-        """Nothing to do: a place's cache goes with its handle."""
-
-    def keep_only(self, row: int, handles: Iterable[Handle]) -> None:
-        """Nothing to do: a place's cache goes with its handle."""
-
-    def drop(self, handle: Handle, keep: Handle) -> None:
-        """Let a place's cache go."""
-        handle.cache = None
-
-    def read(self, feeds: Sequence[Feed]) -> list[Read]:
-        """Read all feeds, in as few forward passes as equal lengths allow."""
-        reads: list[Read | None] = [None] * len(feeds)
-        waiting = list(range(len(feeds)))
-        while waiting:
-            ready = [i for i in waiting if not isinstance(feeds[i].parent, int) or reads[feeds[i].parent] is not None]
-            groups: dict[tuple[int, int], list[int]] = {}
-            for i in ready:
-                parent = self._parent(feeds[i], reads)
-                groups.setdefault((parent.length if parent else 0, len(feeds[i].tokens)), []).append(i)
-            for (length, _), members in groups.items():
-                parents = [self._parent(feeds[i], reads) for i in members]
-                results = self._read_group([feeds[i] for i in members], parents, length)
-                for i, read in zip(members, results, strict=True):
-                    reads[i] = read
-            waiting = [i for i in waiting if reads[i] is None]
-        return reads
-
-    @staticmethod
-    def _parent(feed: Feed, reads) -> Handle | None:
-        return reads[feed.parent].handle if isinstance(feed.parent, int) else feed.parent
-
-    @torch.no_grad()
-    def _read_group(self, feeds: Sequence[Feed], parents, length: int) -> list[Read]:
-        cache = join_caches([parent.cache for parent in parents]) if length else DynamicCache(config=self.model.config)
-        device = self.model.device
-        ids = torch.tensor([list(feed.tokens) for feed in feeds], device=device)
-        total = length + ids.shape[1]
-        mask = torch.ones(len(feeds), total, dtype=torch.long, device=device)
-        outputs = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        tokens: dict[int, int] = {}
-        for feed in feeds:
-            tokens[feed.row] = tokens.get(feed.row, 0) + len(feed.tokens)
-        self.count(tokens)
-        caches = split_cache(cache, len(feeds))
-        return [
-            Read(Handle(feed.row, total, cache=own), outputs.logits[i, -1].float())
-            for i, (feed, own) in enumerate(zip(feeds, caches, strict=True))
-        ]
-
-
-def _map_tensors(values: list, combine):
-    """Apply `combine` to the parallel tensors of equal objects, through lists and dicts; the rest is the first's."""
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        return combine(values) if first.dim() > 0 else first.clone()
-    if isinstance(first, list | tuple):
-        return type(first)(_map_tensors(list(parts), combine) for parts in zip(*values, strict=True))
-    if isinstance(first, dict):
-        return {key: _map_tensors([value[key] for value in values], combine) for key in first}
-    return copy.copy(first) if not isinstance(first, torch.device | torch.dtype) else first
-
-
-def _map_caches(caches: Sequence[Cache], combine) -> Cache:
-    joined = copy.copy(caches[0])
-    joined.layers = []
-    for layers in zip(*(cache.layers for cache in caches), strict=True):
-        layer = copy.copy(layers[0])
-        for name in vars(layer):
-            setattr(layer, name, _map_tensors([vars(each)[name] for each in layers], combine))
-        joined.layers.append(layer)
-    return joined
-
-
-def join_caches(caches: Sequence[Cache]) -> Cache:
-    """One batch of caches that hold equally many tokens each (copies)."""
-    return _map_caches(caches, lambda parts: torch.cat(parts, dim=0))
-
-
-def split_cache(cache: Cache, count: int) -> list[Cache]:
-    """The rows of a batch of caches, each a cache of its own (copies)."""
-    return [_map_caches([cache], lambda parts, i=i: parts[0][i : i + 1].clone()) for i in range(count)]
-
-
-def build_cache(model, rows: int) -> TreeCache | CopyingCache:
-    """A `TreeCache` if the model allows it, else a `CopyingCache`, which is said once a model."""
-    if model not in _PROBED:
-        _PROBED[model] = reason = _why_not_tree(model)
-        if reason:
-            logger.warning(
-                f"RAIN branches by copying keys and values with {type(model).__name__}, which costs more memory and "
-                f"time than one shared tree: {reason}."
-            )
-    return CopyingCache(model, rows) if _PROBED[model] else TreeCache(model, rows)
-
-
-def _why_not_tree(model) -> str | None:
-    """Why a model cannot read a tree in one row; `None` if it can. The last word has a trial on a few tokens."""
-    attention = getattr(model.config, "_attn_implementation", None)
-    if attention not in _MASKED_ATTENTION:
-        return f"its attention implementation is {attention!r}, and a tree needs 'sdpa' or 'eager'"
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    if kinds != {DynamicLayer}:
-        return "not all of its layers have full attention"
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return "its forward takes no position_ids"
-    try:
-        cache = TreeCache(model, 2)
-        tokens = [token % model.config.get_text_config().vocab_size for token in (5, 7, 11, 13, 17)]
-        stem, other, branch = cache.read(
-            [Feed(1, None, tokens[:2]), Feed(1, 0, [tokens[2], tokens[2]]), Feed(1, 0, tokens[3:])]
-        )
-        ids = torch.tensor([[*tokens[:2], *tokens[3:]]], device=model.device)
-        with torch.no_grad():
-            separate = model(input_ids=ids).logits[0, -1].float()
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"a trial failed ({type(error).__name__}: {error})"
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    difference = (branch.logits - separate).abs().max() / separate.abs().max().clamp(min=1e-6)
-    return None if difference < tolerance else "its logits in a tree differ from those of separate sequences"

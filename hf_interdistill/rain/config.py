@@ -158,6 +158,20 @@ class RainConfig:
         preset = values.pop("preset", None)
         return cls(**values) if preset is None else cls.preset(preset, **values)
 
+    @classmethod
+    def resolve(cls, config: RainConfig | str | dict[str, Any] | None) -> RainConfig:
+        """A config, the name of a preset, a dict of fields (`from_dict`), or `None` for the defaults."""
+        if config is None or isinstance(config, cls):
+            return cls() if config is None else config
+        if isinstance(config, str):
+            return cls.preset(config)
+        if isinstance(config, dict):
+            return cls.from_dict(config)
+        raise TypeError(
+            f"The RAIN config is a {type(config).__name__}, but must be a RainConfig, the name of a preset "
+            f"({', '.join(PRESETS)}) or a dict of fields."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` takes them back."""
         return asdict(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from .config import RainConfig
 from .engine import RainEngine
-from .preparation import build_prompts, check_model, check_tokenizer, shown_prompts, strip_padding
+from .preparation import build_prompts, check_inputs, check_model, check_tokenizer, shown_prompts, strip_padding
 from .records import RainRecord
 from .scorers import ScorerError, as_scorer
 from .similarity import TextEncoder
@@ -36,7 +37,8 @@ class RainDecoder:
 
     Args:
         tokenizer: the model's tokenizer.
-        config: the search's constants; those of the harmlessness experiment if not given.
+        config: a `RainConfig`, the name of a preset, or a dict of fields; by default the constants of the
+            harmlessness experiment.
         scorer: `"self"`, a `Scorer`, a `RewardScorer`, or a function of a list of texts (see `as_scorer`).
         embedder: `embedder(texts)` -> array `(texts, dimensions)`, in place of `config.similarity_model`.
         streamer: gets committed tokens. (`generate` does not hand its own `streamer` to a callable; with the package's
@@ -56,22 +58,24 @@ class RainDecoder:
     def __init__(
         self,
         tokenizer,
-        config: RainConfig | None = None,
+        config: RainConfig | str | dict | None = None,
         scorer: Any = "self",
         *,
         embedder: Callable | None = None,
         streamer=None,
     ):
         self.tokenizer = tokenizer
-        self.config = config if config is not None else RainConfig()
-        if not isinstance(self.config, RainConfig):
-            raise TypeError(
-                f"`config` is a {type(config).__name__}, but must be a RainConfig. `RainConfig.from_dict` reads plain "
-                "values, `RainConfig.preset` a published setting."
-            )
+        self.config = RainConfig.resolve(config)
         self.scorer = as_scorer(scorer, self.config.judge, self.config.judge_vote)
         self.embedder = embedder
         self.streamer = streamer
+        self._is_prompt_streamed = False
+
+    def streaming_to(self, streamer) -> RainDecoder:
+        """A copy for one call whose `generate` has the streamer too, and so has sent it the prompt."""
+        copied = copy.copy(self)
+        copied.streamer, copied._is_prompt_streamed = streamer, True
+        return copied
 
     def build_engine(self, model) -> RainEngine:
         """An engine for a model, with the scorer bound and the encoder loaded."""
@@ -110,6 +114,7 @@ class RainDecoder:
             `(rows, length)` token ids, or a `RainDecoderOutput`.
         """
         check_model(model, generation_config)
+        check_inputs(model_kwargs)
         engine = self.build_engine(model)
         mask = model_kwargs.get("attention_mask")
         rows = strip_padding(input_ids, mask)
@@ -121,14 +126,21 @@ class RainDecoder:
             "shown": shown_prompts(self.tokenizer, rows, rain_prompts, copies),
         }
         engine.start(build_prompts(model, input_ids, mask, settings), self.seed())
-        self._run(engine)
+        self._run(engine, input_ids)
         records = engine.records()
         sequences = _pad(input_ids, [record.tokens for record in records], generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
         return RainDecoderOutput(sequences=sequences, rain=records, rain_totals=dict(engine.totals))
 
-    def _run(self, engine: RainEngine) -> None:
+    def _run(self, engine: RainEngine, input_ids: torch.Tensor) -> None:
+        """Search to the end; committed tokens go to the streamer."""
+        if self.streamer is not None and not self._is_prompt_streamed:
+            self.streamer.put(input_ids.cpu())
+        if self.streamer is not None and len(input_ids) > 1:
+            raise ValueError(
+                f"A streamer shows one text, but there are {len(input_ids)} rows. Stream one prompt at a time."
+            )
         try:
             while not engine.is_finished:
                 for _, tokens in engine.round():

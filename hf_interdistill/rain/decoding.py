@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .cache import CopyingCache, Feed, Handle, TreeCache
+from .cache import Feed, Handle, TreeCache
 from .config import RainConfig
+from .copying import CopyingCache
 from .requests import Decode, Expansion
 from .rules import TextRules
 from .sampling import draw, stream_key
@@ -183,9 +184,7 @@ class DecodeTask:
 
     def _ask(self, parent: Handle | None, tokens, after: tuple[int, ...], is_drawn: bool = False) -> Ask:
         key = stream_key(self.state.key, "rollout", self.generated, len(after)) if is_drawn else None
-        return Ask(
-            self.state.row, parent, tuple(tokens), (*self.state.rules.prompt_ids, *self.generated, *after), key
-        )
+        return Ask(self.state.row, parent, tuple(tokens), (*self.state.rules.prompt_ids, *self.generated, *after), key)
 
     def _roll_out(self) -> Asking:
         """Sample on to a stop character, the end of the text or the longest rollout."""

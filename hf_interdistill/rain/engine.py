@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cache import build_cache
+from .cache_choice import build_cache
 from .config import RainConfig
 from .decoding import DecodeTask, Reader, RowState
 from .records import RainRecord, record_tree

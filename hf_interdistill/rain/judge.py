@@ -18,8 +18,10 @@ import torch
 import yaml
 
 from ..scoring.formatting import is_messages
-from .cache import CopyingCache, Feed, Handle, build_cache
+from .cache import Feed, Handle
+from .cache_choice import build_cache
 from .config import JUDGE_VOTES, refuse_unknown
+from .copying import CopyingCache
 from .scorers import Costs, Exchange, Scorer, ScorerError
 
 PROMPTS = Path(__file__).parent / "prompts"

@@ -16,6 +16,17 @@ from .rules import StopRules
 _UNAVAILABLE = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 # Processors that count from the padded start of a row; they are moved to the prompt's own.
 _LENGTH_FIELDS = ("prompt_length_to_skip", "min_length", "max_length", "begin_index")
+# Inputs that are derived again from ids and mask, or say how a plain loop would run.
+_UNDERSTOOD = (
+    "attention_mask",
+    "position_ids",
+    "cache_position",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "token_type_ids",
+    "tokenizer",
+)
 _SPARE_VOCABULARY = 0.1
 
 
@@ -33,11 +44,25 @@ def check_model(model, generation_config=None) -> None:
             f"`num_beams` is {generation_config.num_beams}, but RAIN is a search of its own: use `num_beams=1`, and "
             "`num_return_sequences` for several answers."
         )
+    if generation_config.guidance_scale not in (None, 1, 1.0):
+        raise ValueError(
+            f"`guidance_scale` is {generation_config.guidance_scale}, but classifier-free guidance keeps a cache of "
+            "one text, and RAIN follows many. Set it to 1."
+        )
     for name in _UNAVAILABLE:
         if getattr(generation_config, name, False):
             raise ValueError(
                 f"`{name}=True`: RAIN reads many token sets for each one it commits, so there is no such output. "
                 "Leave it out; visits, values and priors are in `out.rain[i].tree`."
+            )
+
+
+def check_inputs(model_kwargs: dict[str, Any]) -> None:
+    """Raise `ValueError` for model inputs that the search would not pass on (images, embeddings, adapters, ...)."""
+    for name, value in model_kwargs.items():
+        if value is not None and name not in _UNDERSTOOD:
+            raise ValueError(
+                f"`{name}` was passed to the model, but RAIN reads token ids only. Leave it out, or decode plainly."
             )
 
 

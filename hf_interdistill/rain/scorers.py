@@ -98,7 +98,7 @@ def check_values(values, count: int, name: str) -> list[float]:
     except (TypeError, ValueError) as error:
         raise ScorerError(f"{name} must return one number a text, but returned {values!r}.") from error
     if len(values) != count:
-        raise ScorerError(f"{name} returned {len(values)} values for {count} texts. Return one value a text, in order.")
+        raise ScorerError(f"{name} returned {len(values)} values for {count} texts. Return one a text, in order.")
     for value in values:
         if math.isnan(value):
             raise ScorerError(f"{name} returned NaN. Return a number between -1 and 1 for every text.")
@@ -157,7 +157,9 @@ class FunctionScorer(Scorer):
             return exchange.completion
         # Messages end with a line of the other role; a plain text goes straight on.
         lead = exchange.prompt_text()
-        return f"{lead}\nAssistant: {exchange.completion}" if is_messages(exchange.prompt) else lead + exchange.completion
+        if is_messages(exchange.prompt):
+            lead += "\nAssistant: "
+        return lead + exchange.completion
 
 
 @dataclass

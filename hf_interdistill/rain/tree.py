@@ -151,7 +151,7 @@ class SearchTree:
         return spread < config.widening_variance * len(children[0].tokens)
 
     def widen(self, node: Node, candidate: Candidate) -> bool:
-        """Add one candidate; its prior is its share of all weights, its siblings keep theirs. False for a duplicate."""
+        """Add a candidate with its share of all weights for a prior; siblings keep theirs. False for a duplicate."""
         if any(child.tokens == candidate.tokens for child in node.children):
             return False
         total = sum(child.weight for child in node.children) + candidate.weight
