@@ -16,6 +16,7 @@ from .rules import StopRules
 _UNAVAILABLE = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 # Processors that count from the padded start of a row; they are moved to the prompt's own.
 _LENGTH_FIELDS = ("prompt_length_to_skip", "min_length", "max_length", "begin_index")
+_IGNORED_FIELD = "prompt_ignore_length"  # a tensor holds each row's padding, of which nothing is left here
 # Inputs that are derived again from ids and mask, or say how a plain loop would run.
 _UNDERSTOOD = (
     "attention_mask",
@@ -156,12 +157,18 @@ def build_prompts(model, input_ids, attention_mask, settings: dict[str, Any]) ->
 
 def _moved(processor, padding: int):
     """A processor that counts from the prompt's first token rather than from its row's."""
-    names = [name for name in _LENGTH_FIELDS if isinstance(getattr(processor, name, None), int)]
-    if not padding or not names:
+    changes = {
+        name: getattr(processor, name) - padding
+        for name in _LENGTH_FIELDS
+        if isinstance(getattr(processor, name, None), int)
+    }
+    if isinstance(getattr(processor, _IGNORED_FIELD, None), torch.Tensor):
+        changes[_IGNORED_FIELD] = None
+    if not changes:
         return processor
     moved = copy.copy(processor)
-    for name in names:
-        setattr(moved, name, getattr(processor, name) - padding)
+    for name, value in changes.items():
+        setattr(moved, name, value)
     return moved
 
 

@@ -44,6 +44,15 @@ def encode(tokenizer, prompts: list[str]):
     return {key: inputs[key] for key in ("input_ids", "attention_mask")}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def _model():
     return build_causal()
