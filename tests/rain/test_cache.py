@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal
 
 from hf_interdistill.rain.cache import Feed, TreeCache
 from hf_interdistill.rain.cache_choice import build_cache
 from hf_interdistill.rain.copying import CopyingCache
+from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal
 
 PROMPT, OTHER = list(range(10, 40)), list(range(50, 57))
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, tokenizer_of
-from rain.conftest import build_causal, encode, likes_short_words, quick_config
 from transformers import GenerationConfig
 from transformers.generation.utils import GenerationMixin
 
 from hf_interdistill import RainDecoder, RAINLogitsProcessor, register_rain, unregister_rain
 from hf_interdistill.rain.export import export_custom_generate
 from hf_interdistill.rain.judge import JudgePrompt, SelfEvaluationScorer
+from rain.conftest import build_causal, encode, likes_short_words, quick_config
 
 PROMPTS = ["How do I bake bread?", "Tell me"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal, encode, likes_short_words, quick_config
 
 from hf_interdistill.rain.decoder import RainDecoder
 from hf_interdistill.rain.sampling import draw, stream_key, uniform_noise
+from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal, encode, likes_short_words, quick_config
 
 PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to learn how to play the piano?"]
 
@@ -140,7 +140,7 @@ def test_noise_is_uniform_and_has_no_pattern():
     assert abs(noise.var().item() - 1 / 12) < 0.002
     assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.02
     assert abs(torch.corrcoef(torch.stack([noise[0, 1:], noise[0, :-1]]))[0, 1].item()) < 0.02
-    assert 0 < noise.min() and noise.max() < 1
+    assert noise.min() > 0 and noise.max() < 1
 
 
 def test_draws_follow_the_distribution():
