@@ -31,11 +31,13 @@ class Prompt:
         ids: token ids without padding.
         shown: what scorers see: text or messages.
         stop: what ends the generation.
+        occurrence: number among equal prompts, for a random stream of its own; counted by the engine if not given.
     """
 
     ids: tuple[int, ...]
     shown: Any
     stop: StopRules
+    occurrence: int | None = None
 
 
 @dataclass(eq=False)
@@ -86,7 +88,8 @@ class RainEngine:
         """Take prompts in; equal ones get random streams of their own."""
         seen: Counter = Counter()
         for number, prompt in enumerate(prompts):
-            key = stream_key(seed, prompt.ids, seen[prompt.ids])
+            occurrence = seen[prompt.ids] if prompt.occurrence is None else prompt.occurrence
+            key = stream_key(seed, prompt.ids, occurrence)
             seen[prompt.ids] += 1
             rules = TextRules(prompt.ids, self.tokenizer, self.config, prompt.stop)
             search = PromptSearch(self.config, rules, self.embedder is not None)
@@ -218,6 +221,14 @@ class RainEngine:
         vectors = dict(zip(texts, self.embedder(texts), strict=True))
         for job in jobs:
             self._advance(job, [vectors[text] for text in job.waiting.texts])
+
+    def take_finished(self) -> list[tuple[int, RainRecord]]:
+        """Numbers and records of prompts that have ended since the last call; their trees are let go."""
+        taken = []
+        for job in [job for job in self.jobs if job.is_finished]:
+            taken.append((job.number, self._record(job)))
+            self.jobs.remove(job)
+        return taken
 
     def records(self) -> list[RainRecord]:
         """One record a prompt, finished or not, in the order given."""

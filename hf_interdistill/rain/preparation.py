@@ -131,6 +131,41 @@ def new_token_limit(model, length: int, allowed: int) -> tuple[int, str]:
     return (allowed, "length") if allowed <= context - length else (context - length, "context")
 
 
+def prepare_plainly(model, generation_config, input_ids: torch.Tensor, new_tokens: int | None) -> tuple[Any, list]:
+    """What `generate` prepares, for callers that are outside of it: the full config and its logits processors.
+
+    Args:
+        model: the model. generation_config: as for `generate`; the model's own fills the gaps.
+        input_ids: `(batch, length)`.
+        new_tokens: new tokens allowed; `None` takes the config's `max_new_tokens`, else what the context allows.
+    """
+    settings, _ = model._prepare_generation_config(generation_config)
+    check_model(model, settings)
+    model._prepare_special_tokens(settings, True, device=input_ids.device, batch_size=len(input_ids))
+    length = input_ids.shape[1]
+    if new_tokens is None:
+        new_tokens = settings.max_new_tokens
+    if new_tokens is None:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            raise ValueError(
+                "Nobody says how long the text may get: there is neither `max_new_tokens` nor a context length in the "
+                "model's config. Pass `max_new_tokens`."
+            )
+        new_tokens = context
+    settings.max_length = length + new_tokens
+    if settings.min_new_tokens is not None:
+        settings.min_length = length + settings.min_new_tokens
+    processors = model._get_logits_processor(
+        generation_config=settings,
+        input_ids_seq_length=length,
+        encoder_input_ids=input_ids,
+        device=input_ids.device,
+        model_kwargs={},
+    )
+    return settings, list(processors)
+
+
 def build_prompts(model, input_ids, attention_mask, settings: dict[str, Any]) -> list[Prompt]:
     """Prompts of a padded batch.
 

@@ -12,7 +12,7 @@ from transformers.generation import LogitsProcessor
 from .config import RainConfig
 from .decoder import RainDecoder
 from .engine import RainEngine
-from .preparation import build_prompts, check_model, shown_prompts, strip_padding
+from .preparation import build_prompts, prepare_plainly, shown_prompts, strip_padding
 from .records import RainRecord
 from .scorers import ScorerError
 
@@ -92,27 +92,16 @@ class RAINLogitsProcessor(LogitsProcessor):
     def _start(self, input_ids: torch.Tensor) -> None:
         """Begin a search for a new batch of prompts."""
         model, decoder = self.model, self.decoder
-        settings, _ = model._prepare_generation_config(self.generation_config)
-        check_model(model, settings)
         self._engine = decoder.build_engine(model)
-        model._prepare_special_tokens(settings, True, device=input_ids.device, batch_size=len(input_ids))
+        settings, processors = prepare_plainly(model, self.generation_config, input_ids, self.max_new_tokens)
         mask = self._mask(input_ids, settings.pad_token_id)
         rows = strip_padding(input_ids, mask)
-        settings.max_length = input_ids.shape[1] + self._length(settings, rows)
-        processors = model._get_logits_processor(
-            generation_config=settings,
-            input_ids_seq_length=input_ids.shape[1],
-            encoder_input_ids=input_ids,
-            device=input_ids.device,
-            model_kwargs={},
-        )
+        copies = len(rows) // len(self.rain_prompts or rows)
         prepared = {
             "generation_config": settings,
             "processors": processors,
             "criteria": None,
-            "shown": shown_prompts(
-                decoder.tokenizer, rows, self.rain_prompts, len(rows) // len(self.rain_prompts or rows)
-            ),
+            "shown": shown_prompts(decoder.tokenizer, rows, self.rain_prompts, copies),
         }
         eos = settings.eos_token_id
         self._closing = eos if isinstance(eos, int) else (eos or [settings.pad_token_id or 0])[0]
@@ -126,19 +115,6 @@ class RAINLogitsProcessor(LogitsProcessor):
         if pad is None:
             return None
         return (input_ids != pad).cumsum(dim=1) > 0
-
-    def _length(self, settings, rows) -> int:
-        """New tokens that `generate` will allow."""
-        length = self.max_new_tokens or settings.max_new_tokens
-        if length is not None:
-            return length
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is None:
-            raise ValueError(
-                "RAINLogitsProcessor does not know how long the text may get: neither `max_new_tokens` nor the "
-                "model's context is known. Pass `max_new_tokens=`, the same as to `generate`."
-            )
-        return max(1, context - min(map(len, rows)))
 
     def _next(self, number: int) -> int:
         """The next committed token of a row; the search goes on until there is one."""
