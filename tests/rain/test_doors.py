@@ -13,7 +13,8 @@ from transformers.generation.utils import GenerationMixin
 
 from hf_interdistill import RainDecoder, RAINLogitsProcessor, register_rain, unregister_rain
 from hf_interdistill.rain.export import export_custom_generate
-from hf_interdistill.rain.judge import JudgePrompt, SelfEvaluationScorer
+from hf_interdistill.rain.judge import SelfEvaluationScorer
+from hf_interdistill.rain.judge_prompts import JudgePrompt
 from rain.conftest import build_causal, encode, likes_short_words, quick_config
 
 PROMPTS = ["How do I bake bread?", "Tell me"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import tokenizer_of
 
-from hf_interdistill.rain.judge import PROMPTS, JudgePrompt, SelfEvaluationScorer, label_tokens
+from hf_interdistill.rain.judge import SelfEvaluationScorer
+from hf_interdistill.rain.judge_prompts import PROMPTS, JudgePrompt, label_tokens
 from hf_interdistill.rain.scorers import (
     Exchange,
     FunctionScorer,
@@ -89,10 +90,30 @@ def test_many_texts_are_read_in_several_passes(monkeypatch):
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     whole, _ = judge.judge(EXCHANGES)
-    monkeypatch.setattr("hf_interdistill.rain.judge._TOKENS_A_PASS", 60)
+    monkeypatch.setattr("hf_interdistill.rain.shared_texts._TOKENS_A_PASS", 60)
     parts, costs = judge.judge(EXCHANGES)
     assert costs.forward_passes > 2
     assert parts == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("kept", [0, 25, 10_000])
+def test_prompts_in_flight_are_read_once_while_there_is_room(monkeypatch, kept):
+    monkeypatch.setattr("hf_interdistill.rain.shared_texts._STEM_TOKENS_KEPT", kept)
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
+    prompts = ["Tell me", "Why is the sky blue?", "What is a piano?"]
+    totals = []
+    for completion in ("I am", "so", "it is"):
+        exchanges = [Exchange(prompt, completion) for prompt in prompts]
+        values, costs = judge.judge(exchanges)
+        assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
+        totals.append(costs.total_tokens - costs.shared_tokens)
+    held = judge._texts().cache.held_tokens - len(judge._texts().prefix.ids)
+    assert held <= kept
+    if kept == 10_000:
+        assert totals[1] < totals[0] - 10 and held > 10
+    if kept == 0:
+        assert abs(totals[1] - totals[0]) < 10
 
 
 def test_a_judge_of_its_own_is_used():
