@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+_WIDE = 32  # tokens; rows up to here are always read together
+_MUCH_WIDER = 4  # wider rows are read apart from rows this much narrower
 _GROWTH = 64  # slots; rows grow by doubling, in multiples of this
 
 
@@ -182,21 +184,21 @@ class TreeCache(Counting):
         return np.array(slots, dtype=np.int64)
 
     def read(self, feeds: Sequence[Feed]) -> list[Read]:
-        """Read all feeds in one forward pass."""
+        """Read all feeds in one forward pass; rows with very many tokens (new prompts) in one of their own."""
         handles: list[Handle] = []
         for feed in feeds:
             parent = handles[feed.parent] if isinstance(feed.parent, int) else feed.parent
             before = parent.slots if parent is not None else np.zeros(0, dtype=np.int64)
             slots = np.concatenate([before, self._take(feed.row, len(feed.tokens))])
             handles.append(Handle(feed.row, len(slots), slots))
-        rows = sorted({feed.row for feed in feeds})
-        inputs, places = self._lay_out(feeds, handles, rows)
-        logits = self._forward(inputs, max(len(place) for place in places.values()))
-        self.count({row: sum(len(feeds[i].tokens) for i in places[row]) for row in rows})
         reads: list[Read | None] = [None] * len(feeds)
-        for line, row in enumerate(rows):
-            for position, number in enumerate(places[row]):
-                reads[number] = Read(handles[number], logits[line, logits.shape[1] - len(places[row]) + position])
+        for rows in _group_rows(feeds):
+            inputs, places = self._lay_out(feeds, handles, rows)
+            logits = self._forward(inputs, max(len(place) for place in places.values()))
+            self.count({row: sum(len(feeds[i].tokens) for i in places[row]) for row in rows})
+            for line, row in enumerate(rows):
+                for position, number in enumerate(places[row]):
+                    reads[number] = Read(handles[number], logits[line, logits.shape[1] - len(places[row]) + position])
         return reads
 
     def _lay_out(self, feeds, handles, rows: list[int]) -> tuple[dict, dict[int, list[int]]]:
@@ -245,6 +247,20 @@ class TreeCache(Counting):
             **extra,
         ).logits
         return logits[:, -keep:].float()
+
+
+def _group_rows(feeds: Sequence[Feed]) -> list[list[int]]:
+    """Rows to read together: all, unless some would mostly be padded to the length of others."""
+    widths: dict[int, int] = {}
+    for feed in feeds:
+        widths[feed.row] = widths.get(feed.row, 0) + len(feed.tokens)
+    groups: list[list[int]] = []
+    for row in sorted(widths, key=lambda row: (widths[row], row)):
+        is_much_wider = groups and widths[row] > max(_WIDE, _MUCH_WIDER * widths[groups[-1][0]])
+        if not groups or is_much_wider:
+            groups.append([])
+        groups[-1].append(row)
+    return [sorted(group) for group in groups]
 
 
 def _attention_mask(model, mask: torch.Tensor) -> torch.Tensor:

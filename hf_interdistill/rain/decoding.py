@@ -99,14 +99,12 @@ class Reader:
         """Answers in the order of the asks."""
         reads = self.cache.read([Feed(ask.row, ask.parent, ask.tokens) for ask in asks])
         scores = self._process(torch.stack([read.logits for read in reads]), asks, states)
-        top = scores.topk(min(self.width, scores.shape[1]), dim=-1)
-        # Of equal scores the smaller id first, whatever the device's topk says.
+        values, ids = _likeliest(scores, min(self.width, scores.shape[1]))
         drawing = [i for i, ask in enumerate(asks) if ask.draw_key is not None]
         drawn: dict[int, int] = {}
         if drawing:
             columns = draw(scores[drawing], [asks[i].draw_key for i in drawing]).tolist()
             drawn = dict(zip(drawing, columns, strict=True))
-        values, ids = top.values.double().cpu(), top.indices.cpu()
         told = []
         for i, read in enumerate(reads):
             finite = values[i].isfinite()
@@ -127,6 +125,14 @@ class Reader:
                 processed = processor(ids, processed)
             scores[members] = processed
         return scores
+
+
+def _likeliest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest scores and their ids `(rows, count)` on the CPU, float64; of equal scores the smaller id first."""
+    top = scores.topk(count, dim=-1)
+    ids, order = top.indices.cpu().sort(dim=-1)
+    values, order = top.values.double().cpu().gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
 
 
 Asking = Generator[list[Ask], list[Told], object]

@@ -40,6 +40,11 @@ class Prompt:
     occurrence: int | None = None
 
 
+def _prompt_key(prompt: Prompt) -> str:
+    """What verdicts of a prompt are remembered under."""
+    return repr(prompt.shown)
+
+
 @dataclass(eq=False)
 class _Job:
     """A prompt in the engine."""
@@ -77,7 +82,7 @@ class RainEngine:
         self.scorer = scorer
         self.embedder = embedder
         self.totals: Counter = Counter()
-        self.verdicts: dict[tuple[int, str], float] = {}
+        self.verdicts: dict[str, dict[str, float]] = {}
         self.jobs: list[_Job] = []
         self._queue: deque[_Job] = deque()
         self._active: list[_Job] = []
@@ -95,6 +100,7 @@ class RainEngine:
             search = PromptSearch(self.config, rules, self.embedder is not None)
             self.jobs.append(_Job(number, prompt, key, search))
         self._queue.extend(self.jobs)
+        self._open_prompts = Counter(_prompt_key(prompt) for prompt in prompts)
         self.cache = build_cache(self.model, max(1, min(len(prompts), self.config.prompts_in_flight)))
         self.reader = Reader(self.cache, self.config)
         self._rows = list(range(self.cache.rows))[::-1]
@@ -139,6 +145,10 @@ class RainEngine:
         job.waiting = None
         job.is_finished = True
         self._collect(job)
+        key = _prompt_key(job.prompt)
+        self._open_prompts[key] -= 1
+        if not self._open_prompts[key]:
+            self.verdicts.pop(key, None)
         self.cache.clear(job.state.row)
         self._rows.append(job.state.row)
         job.state = None
@@ -191,27 +201,24 @@ class RainEngine:
 
     def _judge(self) -> None:
         jobs = [job for job in self._active if isinstance(job.waiting, Judge)]
-        new: dict[tuple, _Job] = {}
+        new: dict[tuple[str, str], _Job] = {}
         for job in jobs:
-            key = self._verdict_key(job)
-            if key not in self.verdicts:
+            key = (_prompt_key(job.prompt), job.waiting.completion)
+            if key[1] not in self.verdicts.setdefault(key[0], {}):
                 new.setdefault(key, job)
         if new:
             exchanges = [Exchange(job.prompt.shown, job.waiting.completion) for job in new.values()]
             values, costs = self.scorer.judge(exchanges)
-            self.verdicts.update(zip(new, values, strict=True))
+            for (prompt, completion), value in zip(new, values, strict=True):
+                self.verdicts[prompt][completion] = value
             for job, tokens in zip(new.values(), costs.tokens, strict=True):
                 job.costs.update(judge_calls=1, forward_passes=costs.forward_passes, forward_tokens=tokens)
             self.totals.update(
                 judge_calls=len(new), forward_passes=costs.forward_passes, forward_tokens=costs.total_tokens
             )
-        for job in jobs:
-            self._advance(job, self.verdicts[self._verdict_key(job)])
-
-    @staticmethod
-    def _verdict_key(job: _Job) -> tuple:
-        shown = job.prompt.shown
-        return (shown if isinstance(shown, str) else repr(shown), job.waiting.completion)
+        answers = [self.verdicts[_prompt_key(job.prompt)][job.waiting.completion] for job in jobs]
+        for job, answer in zip(jobs, answers, strict=True):
+            self._advance(job, answer)
 
     def _embed(self) -> None:
         jobs = [job for job in self._active if isinstance(job.waiting, Embed)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -26,8 +27,9 @@ class TextEncoder:
         self.max_length = max_length
 
     @classmethod
+    @functools.lru_cache(maxsize=2)
     def from_pretrained(cls, name: str | os.PathLike, device=None) -> TextEncoder:
-        """An encoder by Hub name or folder.
+        """An encoder by Hub name or folder; the last two are kept, for each `generate` asks again.
 
         Raises:
             ValueError: it cannot be loaded.
