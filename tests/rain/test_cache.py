@@ -102,3 +102,13 @@ def test_a_model_that_ignores_the_mask_is_found_out(model):
     )
     assert isinstance(build_cache(lone, 1), CopyingCache)
     assert isinstance(build_cache(model, 1), TreeCache)
+
+
+def test_a_new_prompt_is_read_apart_from_running_rows(model):
+    """Else every running row would be padded to the length of the new prompt."""
+    cache = TreeCache(model, 3)
+    first, second = cache.read([Feed(0, None, OTHER), Feed(1, None, OTHER)])
+    long = [token % 800 for token in range(60, 220)]
+    reads = cache.read([Feed(0, first.handle, [3]), Feed(2, None, long), Feed(1, second.handle, [4, 5])])
+    assert cache.forward_passes == 1 + 2
+    assert_reads(model, reads, [[*OTHER, 3], long, [*OTHER, 4, 5]])

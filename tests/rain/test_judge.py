@@ -116,6 +116,17 @@ def test_prompts_in_flight_are_read_once_while_there_is_room(monkeypatch, kept):
         assert abs(totals[1] - totals[0]) < 10
 
 
+def test_a_prompt_let_go_between_two_passes_is_read_again(monkeypatch):
+    monkeypatch.setattr("hf_interdistill.rain.shared_texts._STEM_TOKENS_KEPT", 0)
+    monkeypatch.setattr("hf_interdistill.rain.shared_texts._TOKENS_A_PASS", 40)
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
+    exchanges = [Exchange("Tell me", text) for text in ("I am", "so it is", "a piano", "bread", "the sky")]
+    values, costs = judge.judge(exchanges)
+    assert costs.forward_passes > 3
+    assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
+
+
 def test_a_judge_of_its_own_is_used():
     model, other, tokenizer = build_causal(), build_causal(seed=5), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability", model=other, tokenizer=tokenizer)
