@@ -103,7 +103,7 @@ class SharedTexts:
                 stem.handle = reads[end].handle
             for feed, owner in zip(feeds, owners, strict=True):
                 tokens[sequences[owner][1]] += len(feed.tokens)
-            self._forget()
+            self._forget([stem for stem, _ in opened])
         return torch.stack(logits).view(len(contexts), -1, len(columns)), tokens
 
     def _extends(self, stem: Stem) -> bool:
@@ -125,12 +125,14 @@ class SharedTexts:
             total += new
         return [*ranges, (start, len(contexts))]
 
-    def _forget(self) -> None:
-        """Free all but the prefix and the stems used last."""
+    def _forget(self, opened: Sequence[Stem]) -> None:
+        """Free all but the prefix and the stems used last; texts at hand may still point to others."""
         own = len(self.prefix.ids)
         while sum(len(stem.ids) - own for stem in self.stems.values()) > _STEM_TOKENS_KEPT:
-            _, stem = self.stems.popitem(last=False)
-            stem.handle = None  # the text at hand may still point to it
+            self.stems.popitem(last=False)[1].handle = None
+        kept = {id(stem) for stem in self.stems.values()}
+        for stem in opened:
+            stem.handle = stem.handle if id(stem) in kept else None
         handles = [stem.handle for stem in (self.prefix, *self.stems.values()) if stem.handle is not None]
         self.cache.keep_only(0, handles)
 

@@ -37,9 +37,10 @@ def test_logits_equal_those_of_separate_sequences(family, attention):
             Feed(0, first.handle, [4, 5]),
             Feed(0, 1, [6]),
             Feed(2, other.handle, [9, 9]),
+            Feed(0, first.handle, [7]),
         ]
     )
-    sequences = [[*PROMPT, 3], [*PROMPT, 4, 5], [*PROMPT, 4, 5, 6], [*OTHER, 9, 9]]
+    sequences = [[*PROMPT, 3], [*PROMPT, 4, 5], [*PROMPT, 4, 5, 6], [*OTHER, 9, 9], [*PROMPT, 7]]
     assert_reads(model, branches, sequences)
     # After pruning, freed slots are written again, and the kept branch reads on.
     cache.keep_only(0, [branches[2].handle])

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from hf_interdistill.rain.decoder import RainDecoder
+from hf_interdistill.rain.engine import Prompt
+from hf_interdistill.rain.rules import StopRules
 from hf_interdistill.rain.sampling import draw, stream_key, uniform_noise
 from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal, encode, likes_short_words, quick_config
 
@@ -93,6 +95,25 @@ def test_similarity_changes_visits_and_widens(model, tokenizer):
     assert 2 < len(similar.rain[0].tree.root["children"]) <= 20
     first = similar.rain[0].tree.root["children"][0]
     assert first["visits"] > first["true_visits"]
+
+
+def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer):
+    decoder = RainDecoder(tokenizer, quick_config(iterations=20), likes_short_words)
+    engine = decoder.build_engine(model)
+    ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    engine.start([Prompt(each, "", StopRules(12)) for each in ids], seed=1)
+    while not engine.is_finished:
+        engine.round()
+        places = [
+            (job.state.row, slot)
+            for job in engine.jobs
+            if job.state
+            for place in [*job.state.places.values(), *(p for hung in job.state.hung.values() for p in hung.values())]
+            if place.handle is not None
+            for slot in place.handle.slots.tolist()
+        ]
+        assert engine.cache.held_tokens == len(set(places))
+    assert engine.cache.held_tokens == 0 and not engine.verdicts
 
 
 def test_stats_are_complete_and_add_up(model, tokenizer):
