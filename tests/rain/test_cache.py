@@ -42,6 +42,8 @@ def test_logits_equal_those_of_separate_sequences(family, attention):
     )
     sequences = [[*PROMPT, 3], [*PROMPT, 4, 5], [*PROMPT, 4, 5, 6], [*OTHER, 9, 9], [*PROMPT, 7]]
     assert_reads(model, branches, sequences)
+    further = cache.read([Feed(0, branches[4].handle, [1]), Feed(0, branches[0].handle, [1])])
+    assert_reads(model, further, [[*PROMPT, 7, 1], [*PROMPT, 3, 1]])
     # After pruning, freed slots are written again, and the kept branch reads on.
     cache.keep_only(0, [branches[2].handle])
     after = cache.read([Feed(0, branches[2].handle, [8, 9, 10]), Feed(0, branches[1].handle, [1])])
