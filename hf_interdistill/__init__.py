@@ -1,12 +1,15 @@
 """Interaction-distilled reward models for the Hugging Face ecosystem.
 
-Names are loaded when used, so that `import hf_interdistill` costs nothing.
+Names are loaded when used, so that `import hf_interdistill` costs nothing. It also makes `strategy="rain"` known to
+`generate`, as soon as transformers' generation is there (see `rain/registration.py`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
+
+from .rain.registration import register_when_loaded
 
 __version__ = "0.1.0.dev0"
 
@@ -15,7 +18,12 @@ _MODULES = {
     "InteractionDistillationTrainer": "interaction.trainer",
     "InteractionTeacher": "interaction.teacher",
     "InteractionTeacherConfig": "interaction.teacher_training",
+    "RAINLogitsProcessor": "rain.processor",
+    "RainConfig": "rain.config",
+    "RainDecoder": "rain.decoder",
     "RewardScorer": "scoring.scorer",
+    "register_rain": "rain.registration",
+    "unregister_rain": "rain.registration",
 }
 
 __all__ = ["__version__", *_MODULES]
@@ -36,4 +44,10 @@ if TYPE_CHECKING:
     from .interaction.teacher import InteractionTeacher
     from .interaction.teacher_training import InteractionTeacherConfig
     from .interaction.trainer import InteractionDistillationTrainer
+    from .rain.config import RainConfig
+    from .rain.decoder import RainDecoder
+    from .rain.processor import RAINLogitsProcessor
+    from .rain.registration import register_rain, unregister_rain
     from .scoring.scorer import RewardScorer
+
+register_when_loaded()

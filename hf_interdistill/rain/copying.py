@@ -1,0 +1,110 @@
+"""A cache for models that cannot read a tree in one row: each place holds keys and values of its own.
+
+It has the interface of `TreeCache`, and serves sliding windows, linear attention, and positions that come from the
+mask alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from .cache import Counting, Feed, Handle, Read
+
+
+class CopyingCache(Counting):
+    """Every place has a cache of its own; feeds of equal lengths are read together, without padding.
+
+    Memory grows with places times prefix: use `TreeCache` where the model allows.
+    """
+
+    def __init__(self, model, rows: int):
+        super().__init__()
+        self.model = model
+        self.rows = rows
+
+    def clear(self, row: int) -> None:
+        """Nothing to do: a place's cache goes with its handle."""
+
+    def keep_only(self, row: int, handles: Iterable[Handle]) -> None:
+        """Nothing to do: a place's cache goes with its handle."""
+
+    def drop(self, handle: Handle, keep: Handle) -> None:
+        """Let a place's cache go."""
+        handle.cache = None
+
+    def read(self, feeds: Sequence[Feed]) -> list[Read]:
+        """Read all feeds, in as few forward passes as equal lengths allow."""
+        reads: list[Read | None] = [None] * len(feeds)
+        waiting = list(range(len(feeds)))
+        while waiting:
+            ready = [i for i in waiting if not isinstance(feeds[i].parent, int) or reads[feeds[i].parent] is not None]
+            groups: dict[tuple[int, int], list[int]] = {}
+            for i in ready:
+                parent = self._parent(feeds[i], reads)
+                groups.setdefault((parent.length if parent else 0, len(feeds[i].tokens)), []).append(i)
+            for (length, _), members in groups.items():
+                parents = [self._parent(feeds[i], reads) for i in members]
+                results = self._read_group([feeds[i] for i in members], parents, length)
+                for i, read in zip(members, results, strict=True):
+                    reads[i] = read
+            waiting = [i for i in waiting if reads[i] is None]
+        return reads
+
+    @staticmethod
+    def _parent(feed: Feed, reads) -> Handle | None:
+        return reads[feed.parent].handle if isinstance(feed.parent, int) else feed.parent
+
+    @torch.no_grad()
+    def _read_group(self, feeds: Sequence[Feed], parents, length: int) -> list[Read]:
+        cache = join_caches([parent.cache for parent in parents]) if length else DynamicCache(config=self.model.config)
+        device = self.model.device
+        ids = torch.tensor([list(feed.tokens) for feed in feeds], device=device)
+        total = length + ids.shape[1]
+        mask = torch.ones(len(feeds), total, dtype=torch.long, device=device)
+        outputs = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        tokens: dict[int, int] = {}
+        for feed in feeds:
+            tokens[feed.row] = tokens.get(feed.row, 0) + len(feed.tokens)
+        self.count(tokens)
+        caches = split_cache(cache, len(feeds))
+        return [
+            Read(Handle(feed.row, total, cache=own), outputs.logits[i, -1].float())
+            for i, (feed, own) in enumerate(zip(feeds, caches, strict=True))
+        ]
+
+
+def _map_tensors(values: list, combine):
+    """Apply `combine` to the parallel tensors of equal objects, through lists and dicts; the rest is the first's."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return combine(values) if first.dim() > 0 else first.clone()
+    if isinstance(first, list | tuple):
+        return type(first)(_map_tensors(list(parts), combine) for parts in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _map_tensors([value[key] for value in values], combine) for key in first}
+    return copy.copy(first) if not isinstance(first, torch.device | torch.dtype) else first
+
+
+def _map_caches(caches: Sequence[Cache], combine) -> Cache:
+    joined = copy.copy(caches[0])
+    joined.layers = []
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        layer = copy.copy(layers[0])
+        for name in vars(layer):
+            setattr(layer, name, _map_tensors([vars(each)[name] for each in layers], combine))
+        joined.layers.append(layer)
+    return joined
+
+
+def join_caches(caches: Sequence[Cache]) -> Cache:
+    """One batch of caches that hold equally many tokens each (copies)."""
+    return _map_caches(caches, lambda parts: torch.cat(parts, dim=0))
+
+
+def split_cache(cache: Cache, count: int) -> list[Cache]:
+    """The rows of a batch of caches, each a cache of its own (copies)."""
+    return [_map_caches([cache], lambda parts, i=i: parts[0][i : i + 1].clone()) for i in range(count)]

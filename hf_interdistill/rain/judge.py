@@ -1,0 +1,117 @@
+"""Self-evaluation: a language model answers a multiple-choice question about a text.
+
+The few-shot prompt is read once and its keys and values kept, and so are those of the prompts in flight. The texts of
+a round and both orders of the options form one token tree, so that everything shared between them is read once too.
+
+Source: arXiv 2309.07124, section 3.2 (few-shot question, options in both orders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+
+from .config import JUDGE_VOTES
+from .judge_prompts import JudgePrompt, label_tokens
+from .scorers import Costs, Exchange, Scorer, ScorerError
+from .shared_texts import SharedTexts, common_length, fingerprint
+
+_KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer) -> SharedTexts}
+_TRIALS = ("a", "7 z", "\n")  # completions with nothing in common, to see what is the same for all
+
+
+class SelfEvaluationScorer(Scorer):
+    """A language model's own judgment.
+
+    Hard vote: each order votes for the label with the larger logit; the votes are averaged and mapped to -1, 0 or 1.
+    Probability: `p(positive label)` of the two labels, averaged over the orders and mapped by `2 p - 1`.
+
+    Args:
+        prompt: a name (`harmlessness`, `truthfulness`, `sentiment`), a YAML file, or a `JudgePrompt`.
+        vote: `hard` or `probability`.
+        model: the judge; the generating model if not given.
+        tokenizer: the judge's tokenizer; needed with `model`.
+
+    Raises:
+        ValueError: labels that are not distinct single tokens after the question.
+    """
+
+    def __init__(self, prompt: str | Path | JudgePrompt = "harmlessness", *, vote="hard", model=None, tokenizer=None):
+        if vote not in JUDGE_VOTES:
+            raise ValueError(f"`vote` is {vote!r}, but must be one of {', '.join(JUDGE_VOTES)}.")
+        if (model is None) != (tokenizer is None):
+            raise ValueError("A judge of its own needs both `model` and `tokenizer`; one of them is missing.")
+        self.prompt = JudgePrompt.load(prompt)
+        self.vote = vote
+        self.model = model
+        self.tokenizer = tokenizer
+        self._costs = Costs([])
+        if model is not None:
+            self._labels = label_tokens(self.prompt, tokenizer)
+
+    def bind(self, model, tokenizer) -> Scorer:
+        """See `Scorer.bind`."""
+        if self.model is not None:
+            return self
+        return SelfEvaluationScorer(self.prompt, vote=self.vote, model=model, tokenizer=tokenizer)
+
+    def costs(self, count: int) -> Costs:
+        """See `Scorer.costs`."""
+        return self._costs
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """See `Scorer.score`."""
+        texts = self._texts()
+        contexts = [[self._context(text) for text in self.prompt.texts(exchange)] for exchange in exchanges]
+        self._check_length(contexts)
+        stems = [texts.stem(exchange, self._stem) for exchange in exchanges]
+        labels = torch.tensor(self._labels)
+        with texts.reading_with(self.model):
+            logits, tokens = texts.read(contexts, stems, labels)
+        passes, shared = texts.take_costs()
+        self._costs = Costs(tokens, passes, shared)
+        return self._values(logits)
+
+    def _values(self, logits: torch.Tensor) -> list[float]:
+        """Values from label logits `(exchanges, orders, 2)`; in the second order the labels change places."""
+        positive = logits.clone()
+        if logits.shape[1] == 2:
+            positive[:, 1] = logits[:, 1].flip(-1)
+        if self.vote == "hard":
+            votes = (positive[..., 0] > positive[..., 1]).double()
+        else:
+            votes = torch.softmax(positive.double(), dim=-1)[..., 0]
+        return (2 * votes.mean(dim=-1) - 1).tolist()
+
+    def _context(self, text: str) -> list[int]:
+        """Token ids up to the label (with it, for a tokenizer may join it to what comes before)."""
+        return self.tokenizer(text + self.prompt.labels[0], verbose=False)["input_ids"][:-1]
+
+    def _stem(self, prompt) -> list[int]:
+        """The token ids of a prompt's judgments that are the same whatever the completion."""
+        trials = [Exchange(prompt, completion) for completion in _TRIALS]
+        contexts = [self._context(text) for trial in trials for text in self.prompt.texts(trial)]
+        return contexts[0][: common_length(contexts)]
+
+    def _check_length(self, contexts) -> None:
+        longest = max(len(context) for orders in contexts for context in orders)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ScorerError(
+                f"The judge would read {longest} tokens, but its context is {limit}. Use a judge prompt with shorter "
+                "examples, a judge with a longer context, or another scorer."
+            )
+
+    def _texts(self) -> SharedTexts:
+        """The judge prompt's keys and values: read once a process, and again when the model's weights change."""
+        kept = _KEPT.setdefault(self.model, {})
+        key = (self.prompt, id(self.tokenizer))
+        version = fingerprint(self.model)
+        if key not in kept or kept[key].version != version:
+            trials = [Exchange(end, end) for end in _TRIALS]
+            contexts = [self._context(text) for trial in trials for text in self.prompt.texts(trial)]
+            kept[key] = SharedTexts(self.model, contexts[0][: common_length(contexts)], version)
+        return kept[key]

@@ -1,0 +1,110 @@
+"""Judge prompts: a few examples, an exchange, and a question that a label answers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from ..scoring.formatting import is_messages
+from .config import refuse_unknown
+from .scorers import Exchange
+
+PROMPTS = Path(__file__).parent / "prompts"
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """A few-shot prompt that ends where a label comes next.
+
+    Args:
+        name: for messages.
+        examples: the text that stands before every exchange (read once).
+        plain: an exchange whose prompt is text, with `{prompt}` and `{completion}`.
+        chat: one whose prompt is messages; `{prompt}` is lines of `Role: content`.
+        question: the question, with `{first}` and `{second}` where the options stand.
+        positive: the option that is worth 1. negative: the one that is worth -1.
+        labels: what the model answers for the first and for the second option.
+        orders: 2 asks again with the options swapped; 1 asks once, the positive option first.
+    """
+
+    name: str
+    examples: str
+    plain: str
+    question: str
+    positive: str = ""
+    negative: str = ""
+    chat: str = "{prompt}\nAssistant: {completion}"
+    labels: tuple[str, str] = ("A", "B")
+    orders: int = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.orders not in (1, 2):
+            raise ValueError(f"`orders` of judge prompt {self.name!r} is {self.orders}, but must be 1 or 2.")
+        if len(self.labels) != 2:
+            raise ValueError(f"`labels` of judge prompt {self.name!r} are {self.labels}, but there must be two.")
+        for name in ("plain", "chat"):
+            if "{completion}" not in getattr(self, name):
+                raise ValueError(f"`{name}` of judge prompt {self.name!r} lacks `{{completion}}`, the text to judge.")
+        if self.orders == 2 and not ("{first}" in self.question and "{second}" in self.question):
+            raise ValueError(
+                f"The question of judge prompt {self.name!r} lacks `{{first}}` or `{{second}}`, so the options cannot "
+                "be swapped. Add them, or set `orders: 1`."
+            )
+
+    @classmethod
+    def load(cls, source: str | Path | JudgePrompt) -> JudgePrompt:
+        """A prompt of ours by name, or a YAML file with the fields above."""
+        if isinstance(source, cls):
+            return source
+        path = PROMPTS / f"{source}.yaml"
+        if not path.is_file():
+            path = Path(source)
+        if not path.is_file():
+            names = sorted(each.stem for each in PROMPTS.glob("*.yaml"))
+            raise ValueError(
+                f"There is no judge prompt `{source}`: it is neither one of {', '.join(names)} nor a YAML file."
+            )
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold the fields of a judge prompt, but holds a {type(values).__name__}.")
+        refuse_unknown(f"The judge prompt {path}", values, (each.name for each in fields(cls)))
+        missing = [name for name in ("examples", "plain", "question") if name not in values]
+        if missing:
+            raise ValueError(f"The judge prompt {path} lacks {', '.join(missing)}.")
+        return cls(**{"name": path.stem, **values})
+
+    def texts(self, exchange: Exchange) -> list[str]:
+        """The full text of each order, up to the label."""
+        template = self.chat if is_messages(exchange.prompt) else self.plain
+        shown = _fill(template, prompt=exchange.prompt_text(), completion=exchange.completion)
+        orders = [(self.positive, self.negative), (self.negative, self.positive)][: self.orders]
+        return [self.examples + shown + _fill(self.question, first=first, second=second) for first, second in orders]
+
+
+def _fill(template: str, **values: str) -> str:
+    """Replace `{name}` once, so that braces in the values stay as they are."""
+    return re.sub(r"\{(" + "|".join(values) + r")\}", lambda match: values[match.group(1)], template)
+
+
+def label_tokens(prompt: JudgePrompt, tokenizer) -> tuple[int, int]:
+    """Token ids of the two labels where they come after the question.
+
+    Raises:
+        ValueError: they are not one token each, the same, or unknown to the tokenizer.
+    """
+    text = prompt.texts(Exchange("a", "a"))[0]
+    first, second = (tokenizer(text + label, verbose=False)["input_ids"] for label in prompt.labels)
+    is_single = len(first) == len(second) and first[:-1] == second[:-1]
+    unknown = tokenizer.unk_token_id
+    if not is_single or first[-1] == second[-1] or unknown in (first[-1], second[-1]):
+        tokens = [tokenizer.convert_ids_to_tokens(ids[-2:]) for ids in (first, second)]
+        raise ValueError(
+            f"The judge cannot tell the labels {prompt.labels[0]!r} and {prompt.labels[1]!r} apart: with this "
+            f"tokenizer the text ends with {tokens[0]} and {tokens[1]}, but each label must be one known token of its "
+            "own after the same text. Choose other `labels` in the judge prompt, or another judge."
+        )
+    return first[-1], second[-1]

@@ -1,0 +1,57 @@
+"""What a search asks of the engine. Each is answered by a value of the kind named here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .tree import Node
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Token sets of one length after a node; answered by a list of `Candidate`.
+
+    One-token sets are the `count` likeliest tokens. Longer ones are the greedy one (if `has_greedy`) and one sampled
+    for each number in `draws`; duplicates are dropped.
+    """
+
+    length: int
+    count: int
+    has_greedy: bool = True
+    draws: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Read a node, and from there expand, roll out, or both in the same passes.
+
+    Answered by `(rollout tokens or None, candidates or None)`.
+    """
+
+    node: Node
+    is_rollout: bool = False
+    expansion: Expansion | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The value of a completion, between -1 and 1."""
+
+    completion: str
+
+
+@dataclass(frozen=True)
+class Embed:
+    """One vector a text."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A node became the root: its tokens are final. Answered by `None`."""
+
+    node: Node
+
+
+Request = Decode | Judge | Embed | Commit

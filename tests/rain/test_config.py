@@ -1,0 +1,118 @@
+"""Every constant of the published settings, and what a config refuses."""
+
+import copy
+import pickle
+
+import pytest
+
+from hf_interdistill.rain.config import DEVIATIONS, PRESETS, RainConfig, UnknownFieldError
+
+# The constants of the paper and the released code, as in the project's specification.
+PUBLISHED = {
+    "edge_lengths": (1, 2, 4, 10),
+    "candidates": 10,
+    "sample_top_k": 15,
+    "expansion_temperature": 1.0,
+    "max_children": 20,
+    "exploration": 2.0,
+    "root_uniform": 0.25,
+    "min_visits": 6,
+    "value_threshold": 0.8,
+    "iterations": 50,
+    "extra_iterations": 15,
+    "similarity_threshold": 0.95,
+    "similarity_weight": 0.2,
+    "widening_variance": 0.03,
+    "widening_value": 0.0,
+    "rollout_stops": ",.?:;\n",
+    "rollout_max_tokens": None,
+    "judge_vote": "hard",
+}
+BY_PRESET = {
+    "harmless": {"min_visits": 6, "judge": "harmlessness", "turn_markers": ("Human:",)},
+    "adversarial": {
+        "min_visits": 5,
+        "expansion_temperature": 2.0,
+        "judge": "harmlessness",
+        "turn_markers": ("USER:",),
+    },
+    "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
+}
+# Ours: not constants of the method.
+OURS = {"similarity_model": None, "expand_on_visit": 2, "prompts_in_flight": 16, "seed": None}
+
+
+@pytest.mark.parametrize("name", BY_PRESET)
+def test_preset_holds_the_published_constants(name):
+    expected = {**PUBLISHED, **OURS, **BY_PRESET[name]}
+    assert RainConfig.preset(name).to_dict() == expected
+    assert set(PRESETS) == set(BY_PRESET)
+
+
+def test_lengths_of_edges_by_depth():
+    assert [RainConfig().edge_length(depth) for depth in range(6)] == [1, 2, 4, 10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RainConfig(min_visit=3),
+        lambda: RainConfig.preset("harmless", min_visit=3),
+        lambda: RainConfig.from_dict({"min_visit": 3}),
+        lambda: RainConfig().replace(min_visit=3),
+    ],
+)
+def test_a_misspelt_field_names_the_nearest(make):
+    with pytest.raises(UnknownFieldError, match=r"`min_visit`; the nearest is `min_visits`"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("edge_lengths", ()),
+        ("edge_lengths", (1, 0)),
+        ("candidates", 0),
+        ("candidates", True),
+        ("sample_top_k", 1.5),
+        ("expansion_temperature", 0.0),
+        ("expansion_temperature", float("nan")),
+        ("exploration", -1),
+        ("root_uniform", 1.1),
+        ("value_threshold", 2),
+        ("rollout_max_tokens", 0),
+        ("turn_markers", "Human:"),
+        ("judge_vote", "soft"),
+        ("expand_on_visit", 3),
+        ("prompts_in_flight", 0),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        RainConfig(**{field: value})
+
+
+def test_unknown_preset_names_the_others():
+    with pytest.raises(ValueError, match="harmless, adversarial, truthful"):
+        RainConfig.preset("harmles")
+
+
+def test_a_config_is_plain_data():
+    config = RainConfig.preset("adversarial", seed=4)
+    assert RainConfig.from_dict(config.to_dict()) == config
+    assert RainConfig.from_dict({"preset": "adversarial", "seed": 4}) == config
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config.replace() == config
+    assert hash(config) == hash(RainConfig.preset("adversarial", seed=4))
+
+
+def test_resolve_takes_what_users_pass():
+    assert RainConfig.resolve(None) == RainConfig()
+    assert RainConfig.resolve("truthful") == RainConfig.preset("truthful")
+    assert RainConfig.resolve({"preset": "truthful"}) == RainConfig.preset("truthful")
+    with pytest.raises(TypeError, match="is a int"):
+        RainConfig.resolve(3)
+
+
+def test_deviations_say_what_and_why():
+    assert all(len(reason) > 40 for reason in DEVIATIONS.values())

@@ -1,0 +1,175 @@
+"""One engine for many prompts: families, seeds, batching, costs."""
+
+import pytest
+import torch
+
+from hf_interdistill.rain.decoder import RainDecoder
+from hf_interdistill.rain.engine import Prompt
+from hf_interdistill.rain.rules import StopRules
+from hf_interdistill.rain.sampling import draw, stream_key, uniform_noise
+from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal, encode, likes_short_words, quick_config
+
+PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to learn how to play the piano?"]
+
+
+def search(model, tokenizer, prompts=PROMPTS, config=None, scorer=likes_short_words, **changes):
+    decoder = RainDecoder(tokenizer, config or quick_config(), scorer, embedder=changes.pop("embedder", None))
+    settings = {"max_new_tokens": 8, "return_dict_in_generate": True, **changes}
+    return model.generate(**encode(tokenizer, prompts), custom_generate=decoder, **settings)
+
+
+def tokens_of(output) -> list[list[int]]:
+    return [record.tokens for record in output.rain]
+
+
+def letters(texts):
+    """An embedder: counts of a few letters."""
+    rows = [[text.count(letter) + 0.1 for letter in "aeiounrst"] for text in texts]
+    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float64), dim=-1).numpy()
+
+
+@pytest.mark.parametrize("family", [*TREE_FAMILIES, *COPYING_FAMILIES])
+def test_every_family_is_searched_alike_alone_and_in_a_batch(family, tokenizer):
+    model = build_causal(family)
+    together = search(model, tokenizer)
+    assert all(len(tokens) == 8 for tokens in tokens_of(together))
+    for number in (0, 2):
+        assert tokens_of(search(model, tokenizer, [PROMPTS[number]])) == [together.rain[number].tokens]
+    assert tokens_of(search(model, tokenizer, PROMPTS[::-1])) == tokens_of(together)[::-1]
+
+
+def test_same_seed_same_tokens_other_seed_others(model, tokenizer):
+    first = tokens_of(search(model, tokenizer))
+    assert tokens_of(search(model, tokenizer)) == first
+    assert tokens_of(search(model, tokenizer, config=quick_config(seed=4))) != first
+
+
+def test_without_a_seed_torch_decides(model, tokenizer):
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(tokens_of(search(model, tokenizer, config=quick_config(seed=None))))
+    assert results[0] == results[1] != results[2]
+
+
+@pytest.mark.parametrize("embedder", [None, letters])
+def test_expanding_late_changes_the_cost_and_not_the_search(model, tokenizer, embedder):
+    late, early = (
+        search(
+            model, tokenizer, config=quick_config(expand_on_visit=visit, similarity_threshold=0.9), embedder=embedder
+        )
+        for visit in (2, 1)
+    )
+    assert tokens_of(late) == tokens_of(early)
+    assert late.rain_totals["judge_calls"] == early.rain_totals["judge_calls"]
+    assert late.rain_totals["forward_tokens"] < early.rain_totals["forward_tokens"]
+
+
+def test_rows_that_are_used_again_give_the_same(model, tokenizer):
+    whole = search(model, tokenizer)
+    rationed = search(model, tokenizer, config=quick_config(prompts_in_flight=1))
+    assert tokens_of(rationed) == tokens_of(whole)
+    assert rationed.rain_totals["forward_passes"] > whole.rain_totals["forward_passes"]
+
+
+def test_prompts_in_lock_step_share_forward_passes(model, tokenizer):
+    one = search(model, tokenizer, PROMPTS[:1]).rain_totals["forward_passes"]
+    four = search(model, tokenizer, [PROMPTS[0]] * 4).rain_totals["forward_passes"]
+    assert four < 2 * one
+
+
+def test_equal_prompts_get_answers_of_their_own(model, tokenizer):
+    output = search(model, tokenizer, PROMPTS[:1] * 3)
+    assert len({tuple(tokens) for tokens in tokens_of(output)}) > 1
+    assert output.rain[0].tokens == search(model, tokenizer, PROMPTS[:1]).rain[0].tokens
+
+
+def test_similarity_changes_visits_and_widens(model, tokenizer):
+    def bad(texts):
+        return [-0.9] * len(texts)
+
+    config = quick_config(similarity_threshold=0.5, widening_variance=10.0, candidates=2, iterations=30)
+    plain = search(model, tokenizer, PROMPTS[:1], config, bad)
+    similar = search(model, tokenizer, PROMPTS[:1], config, bad, embedder=letters)
+    assert len(plain.rain[0].tree.root["children"]) == 2
+    assert 2 < len(similar.rain[0].tree.root["children"]) <= 20
+    first = similar.rain[0].tree.root["children"][0]
+    assert first["visits"] > first["true_visits"]
+
+
+def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer):
+    decoder = RainDecoder(tokenizer, quick_config(iterations=20), likes_short_words)
+    engine = decoder.build_engine(model)
+    ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    engine.start([Prompt(each, "", StopRules(12)) for each in ids], seed=1)
+    while not engine.is_finished:
+        engine.round()
+        places = [
+            (job.state.row, slot)
+            for job in engine.jobs
+            if job.state
+            for place in [*job.state.places.values(), *(p for hung in job.state.hung.values() for p in hung.values())]
+            if place.handle is not None
+            for slot in place.handle.slots.tolist()
+        ]
+        assert engine.cache.held_tokens == len(set(places))
+    assert engine.cache.held_tokens == 0 and not engine.verdicts
+
+
+def test_stats_are_complete_and_add_up(model, tokenizer):
+    output = search(model, tokenizer)
+    for record in output.rain:
+        assert list(record.stats) == [
+            "forward_passes",
+            "forward_tokens",
+            "judge_calls",
+            "iterations",
+            "rewinds",
+            "committed_tokens",
+            "seconds",
+        ]
+        assert record.stats["committed_tokens"] == len(record.tokens) == 8
+        assert record.stats["iterations"] >= record.stats["rewinds"] > 0
+        assert record.tree.root["true_visits"] <= record.stats["iterations"]
+    for name in ("forward_tokens", "judge_calls"):
+        assert sum(record.stats[name] for record in output.rain) == output.rain_totals[name]
+    assert max(record.stats["forward_passes"] for record in output.rain) <= output.rain_totals["forward_passes"]
+
+
+def test_the_score_steers(stories):
+    """On a real model: more of what the scorer likes than in plain sampling."""
+    model, tokenizer = stories
+
+    def short_sentences(texts):
+        return [1.0 if "happy" in text else -0.2 for text in texts]
+
+    prompts = ["Once upon a time, there was a little girl named Lily.", "One day, a big dog"]
+    config = quick_config(iterations=40, extra_iterations=20, candidates=10, rollout_max_tokens=20)
+    output = search(model, tokenizer, prompts, config, short_sentences, max_new_tokens=24)
+    torch.manual_seed(0)
+    plain = model.generate(
+        **encode(tokenizer, prompts), do_sample=True, max_new_tokens=24, num_return_sequences=8, pad_token_id=0
+    )
+    share = sum("happy" in text for text in tokenizer.batch_decode(plain)) / 16
+    assert sum("happy" in record.text for record in output.rain) / 2 > share
+
+
+def test_noise_is_uniform_and_has_no_pattern():
+    keys = torch.tensor([[stream_key(0, "a")], [stream_key(0, "b")]])
+    noise = uniform_noise(keys, torch.arange(20_000).unsqueeze(0))
+    assert abs(noise.mean().item() - 0.5) < 0.005
+    assert abs(noise.var().item() - 1 / 12) < 0.002
+    assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.02
+    assert abs(torch.corrcoef(torch.stack([noise[0, 1:], noise[0, :-1]]))[0, 1].item()) < 0.02
+    assert noise.min() > 0 and noise.max() < 1
+
+
+def test_draws_follow_the_distribution():
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0])).repeat(20_000, 1)
+    drawn = draw(scores, [stream_key(1, number) for number in range(20_000)])
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=0.015)
+    # Only the tokens count, not where they stand.
+    order = torch.tensor([[2, 0, 1]]).expand(100, 3)
+    again = draw(scores[:100].gather(1, order), [stream_key(1, number) for number in range(100)], order)
+    assert torch.equal(order[0][again], drawn[:100])

@@ -1,0 +1,153 @@
+"""The search as a generator, driven by hand: no model, no tokenizer."""
+
+import numpy as np
+import pytest
+
+from hf_interdistill.rain.config import RainConfig
+from hf_interdistill.rain.requests import Commit, Decode, Embed, Expansion, Judge
+from hf_interdistill.rain.search import PromptSearch, weigh
+from hf_interdistill.rain.tree import Candidate
+
+
+class Rules:
+    """Texts of letters: token 0 is `a`, and so on; a text ends after `limit` tokens; `e` stops a rollout."""
+
+    def __init__(self, limit=20):
+        self.limit = limit
+
+    def completion(self, tokens):
+        return "".join(chr(97 + token) for token in tokens)
+
+    def fragment(self, before, tokens):
+        return self.completion(tokens)
+
+    def stops_rollout(self, tokens):
+        return bool(tokens) and tokens[-1] == 4
+
+    def remaining(self, tokens):
+        return self.limit - len(tokens)
+
+
+def drive(search, judge=lambda text: 0.0, embed=lambda text: np.array([1.0, 0.0]), rollout=(8,), steps=10_000):
+    """Answer every request; returns the requests."""
+    rules, requests = search.rules, []
+    run = search.run()
+    answer = None
+    for _ in range(steps):
+        try:
+            request = run.send(answer)
+        except StopIteration:
+            return requests
+        requests.append(request)
+        answer = None
+        if isinstance(request, Judge):
+            answer = judge(request.completion)
+        elif isinstance(request, Embed):
+            answer = [embed(text) for text in request.texts]
+        elif isinstance(request, Decode):
+            plan, length = request.expansion, len(request.node.tokens_from_origin())
+            candidates = None
+            if plan is not None:
+                is_last = length + plan.length >= rules.limit
+                first = 0 if plan.has_greedy else max(plan.draws)
+                count = plan.count if plan.length == 1 else plan.has_greedy + len(plan.draws)
+                candidates = [
+                    Candidate(((first + number) % 26,) * plan.length, 1.0 / (1 + number), is_last)
+                    for number in range(count)
+                ]
+            answer = (rollout if request.is_rollout else None, candidates)
+    return requests
+
+
+def quick(**changes) -> RainConfig:
+    return RainConfig(**{"candidates": 3, "iterations": 6, "extra_iterations": 2, "min_visits": 2, **changes})
+
+
+def test_first_requests_in_order():
+    search = PromptSearch(quick(), Rules(), has_encoder=False)
+    first, second, third, fourth, fifth = drive(search, steps=5)
+    origin = search.tree.origin
+    assert (first.node, first.is_rollout, first.expansion) == (origin, False, Expansion(1, 3))
+    # No empty answer is judged: the first text is the likeliest token and what follows.
+    assert (second.node, second.is_rollout, second.expansion) == (origin.children[0], True, None)
+    assert third == Judge("ai")
+    # The leaf is selected again: now it is expanded, with two tokens an edge.
+    assert isinstance(fourth, Decode)
+    assert fourth.node in origin.children and isinstance(fifth, Judge | Decode)
+    expansions = [each for each in drive(PromptSearch(quick(), Rules(), False)) if getattr(each, "expansion", None)]
+    lengths = {len(each.node.path()) - 1: each.expansion.length for each in expansions}
+    assert [lengths[depth] for depth in range(3)] == [1, 2, 4]
+    assert expansions[1].expansion == Expansion(2, 3, True, (0, 1))
+
+
+def test_expanding_at_once_asks_with_the_rollout():
+    search = PromptSearch(quick(expand_on_visit=1), Rules(), has_encoder=False)
+    requests = drive(search, steps=3)
+    assert requests[1].is_rollout and requests[1].expansion == Expansion(2, 3, True, (0, 1))
+
+
+def test_a_text_that_ends_with_a_stop_character_is_judged_as_it_is():
+    search = PromptSearch(quick(candidates=5, root_uniform=1.0, exploration=100.0), Rules(), has_encoder=False)
+    texts = [each.completion for each in drive(search, steps=40) if isinstance(each, Judge)]
+    assert "e" in texts and "ei" not in texts
+
+
+def test_edges_do_not_pass_the_limit_and_the_text_ends_there():
+    search = PromptSearch(quick(), Rules(limit=9), has_encoder=False)
+    requests = drive(search)
+    assert len(search.committed) == 9
+    assert isinstance(requests[-1], Commit) and requests[-1].node.is_terminal
+    assert [len(each.node.tokens) for each in requests if isinstance(each, Commit)] == [1, 2, 4, 2]
+
+
+def test_a_good_token_set_is_committed_early_and_rewinds_are_counted():
+    search = PromptSearch(quick(iterations=50), Rules(), has_encoder=False)
+    drive(search, judge=lambda text: 1.0 if text.startswith("b") else -1.0)
+    assert search.committed[0] == 1
+    root = search.tree.origin
+    best = root.children[1]
+    assert best.is_committed and search.rewinds[root] == root.true_visits - 1
+    assert root.true_visits < 50 and best.value > 0.8 and best.true_visits >= 3
+    # Every iteration but the first of a step is a rewind.
+    steps = sum(node.is_committed for node in root.subtree())
+    assert sum(search.rewinds.values()) < search.iterations <= sum(search.rewinds.values()) + steps
+
+
+def test_widening_asks_for_the_next_token_and_for_another_draw():
+    search = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
+    requests = drive(search, judge=lambda text: -1.0, steps=400)
+    plans = [each.expansion for each in requests if isinstance(each, Decode) and each.expansion]
+    assert Expansion(1, 3) in plans and Expansion(1, 4) in plans  # one more than there are children
+    assert Expansion(2, 1, False, (1,)) in plans and Expansion(2, 1, False, (2,)) in plans
+    assert 2 < len(search.tree.origin.children) <= 20
+    good = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
+    drive(good, judge=lambda text: 0.5, steps=400)
+    assert len(good.tree.origin.children) == 2
+
+
+def test_texts_are_embedded_in_one_call_a_backup_when_there_is_something_to_compare():
+    search = PromptSearch(quick(iterations=12), Rules(), has_encoder=True)
+    requests = drive(search, judge=lambda text: 0.5)
+    judged = sum(isinstance(each, Judge) for each in requests)
+    embedded = [each for each in requests if isinstance(each, Embed)]
+    assert 0 < len(embedded) < judged
+    for node in search.tree.origin.subtree():
+        if node.embedding is not None and node is not search.tree.origin:
+            unread = len(search._unread.get(node, ()))
+            assert node.embedded + unread == node.true_visits or node.is_committed
+
+
+def test_without_an_encoder_nothing_is_embedded():
+    requests = drive(PromptSearch(quick(), Rules(), has_encoder=False), judge=lambda text: -1.0)
+    assert not any(isinstance(each, Embed) for each in requests)
+
+
+def test_weights_of_distinct_candidates():
+    greedy = Candidate((1, 1), 0.5)
+    sampled = [Candidate((1, 2), 0.1), Candidate((1, 1), 0.5), Candidate((1, 2), 0.1), Candidate((2, 2), 0.2, True)]
+    assert weigh((greedy,), sampled) == [
+        Candidate((1, 1), pytest.approx(0.3)),
+        Candidate((1, 2), 0.1),
+        Candidate((2, 2), 0.2, True),
+    ]
+    assert weigh((), sampled[:1]) == sampled[:1]

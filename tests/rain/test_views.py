@@ -1,0 +1,151 @@
+"""Trees to look at: complete, escaped, deep ones too."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from hf_interdistill.rain.records import TreeRecord
+from hf_interdistill.rain.views import pruned, walk
+from rain.conftest import encode, likes_short_words, quick_config
+
+EVIL = '</script><script>alert("x")</script> & "quoted" {{ 7 * 7 }} `code`\n|]end'
+
+
+def node(text, *children, visits=1.0, **changes):
+    return {
+        "text": text,
+        "tokens": [1],
+        "visits": visits,
+        "true_visits": int(visits),
+        "value": 0.25,
+        "prior": 0.5,
+        "rewinds": 0,
+        "is_committed": False,
+        "is_terminal": False,
+        "children": list(children),
+        **changes,
+    }
+
+
+@pytest.fixture
+def record() -> TreeRecord:
+    kept = node(EVIL, node("deep", visits=2.0), visits=3.2, is_committed=True, rewinds=4, is_terminal=True)
+    return TreeRecord(node("", kept, node("bad", value=-1.0), node("unseen", visits=0.0)), EVIL, EVIL)
+
+
+class Page(HTMLParser):
+    """Collects visible text and scripts, and checks that tags close in order."""
+
+    VOID = ("meta", "br", "link")
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.stack, self.text, self.scripts, self.counts = [], [], [], {}
+        self.feed(page)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] == "script":
+            self.scripts[-1] += data
+        else:
+            self.text.append(data)
+
+
+def test_json_holds_everything(record):
+    assert (
+        json.loads(record.to_json())
+        == record.to_dict()
+        == {
+            "prompt": EVIL,
+            "completion": EVIL,
+            "root": record.root,
+        }
+    )
+
+
+def test_the_page_escapes_what_it_shows(record):
+    html = record.to_html(title=EVIL, stats={"forward_passes": 12, "seconds": 1.5})
+    page = Page(html)
+    assert len(page.scripts) == 2
+    assert json.loads(page.scripts[0]) == record.to_dict()
+    text = "".join(page.text)
+    assert text.count('alert("x")') >= 4 and "{{ 7 * 7 }}" in text and "49" not in text
+    assert not re.search(r"(src|href)=", html) and "http" not in html  # needs nothing else
+    for figure in ("3.2", "+0.25", "-1.00", "0.50", "forward passes", "12", "1.5"):
+        assert figure in text
+    assert page.counts["details"] == 3 and "1 never visited" in text and "↶" in text
+    assert html.count('class="committed"') == 1
+
+
+def test_a_deep_tree_is_no_matter():
+    root = leaf = node("")
+    for number in range(400):
+        child = node(str(number), is_committed=True)
+        leaf["children"].append(child)
+        leaf = child
+    record = TreeRecord(root)
+    assert len(list(walk(record.root))) == 401
+    assert Page(record.to_html()).counts["details"] == 400
+    assert record.to_mermaid().count("==>") == 400
+
+
+def test_mermaid_escapes_and_prunes(record):
+    chart = record.to_mermaid()
+    lines = chart.splitlines()
+    assert lines[0] == "flowchart LR"
+    assert all(
+        re.fullmatch(r'  n\d+\["[^"\[\]`|{}]*"\](:::committed)?|  n\d+ (==|--)> n\d+', line) for line in lines[2:]
+    )
+    assert "<script" not in chart and "#60;" in chart
+    assert chart.count("==>") == 1 and chart.count("-->") == 2
+    assert "4 rewinds" in chart and "1 more" in chart
+    assert record.to_mermaid(max_children=1).count("-->") == 1
+    with pytest.raises(ValueError, match="`max_children` is 0"):
+        record.to_mermaid(max_children=0)
+
+
+def test_pruning_keeps_the_committed_child():
+    children = [node(str(number), visits=number + 5.0) for number in range(5)]
+    children[0]["is_committed"] = True
+    cut = pruned(node("", *children), 2)
+    assert [child["text"] for child in cut["children"]] == ["0", "4"]
+    assert cut["hidden"] == 3
+    assert len(children) == 5
+
+
+def test_saving_by_ending(record, tmp_path):
+    for ending, start in ((".json", "{"), (".html", "<!doctype"), (".mmd", "flowchart")):
+        path = record.save(tmp_path / f"tree{ending}")
+        assert path.read_text(encoding="utf-8").lstrip().lower().startswith(start)
+    with pytest.raises(ValueError, match=r"ends with '.svg'"):
+        record.save(tmp_path / "tree.svg")
+
+
+def test_a_real_search_can_be_seen(model, tokenizer, tmp_path):
+    output = model.generate(
+        **encode(tokenizer, ["Tell me"]),
+        strategy="rain",
+        tokenizer=tokenizer,
+        rain_config=quick_config(),
+        rain_scorer=likes_short_words,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+    )
+    record = output.rain[0]
+    visited = [each for each, _, parent in walk(record.tree.root) if parent is not None and each["true_visits"]]
+    assert Page(record.tree.to_html(stats=record.stats)).counts["details"] == len(visited)
+    committed = [each["text"] for each, _, _ in walk(record.tree.root) if each["is_committed"]]
+    assert "".join(committed) == record.text
+    assert json.loads(record.tree.to_json())["completion"] == record.text
