@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, build_encoder, build_student, tokenizer_of
+from conftest import ROOT, STUDENT_FAMILIES, build_encoder, build_student, tokenizer_of
 
 from hf_interdistill.cli import main
 
@@ -97,6 +97,31 @@ def test_teacher_reward_and_score(folder, capsys):
     scored = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
     assert len(scored) == 8 and all({"reward_chosen", "reward_rejected", "prompt"} <= set(row) for row in scored)
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_rain(folder, capsys):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    AutoModelForCausalLM.from_config(LlamaConfig(**STUDENT_FAMILIES["llama"])).save_pretrained(folder / "lm")
+    tokenizer_of("bytes").save_pretrained(folder / "lm")
+    (folder / "prompts.jsonl").write_text('{"prompt": "How do I"}\n{"prompt": "Where is"}\n')
+    recipe = write(
+        folder / "rain.yaml",
+        model=str(folder / "lm"),
+        prompts=str(folder / "prompts.jsonl"),
+        output=str(folder / "answers.jsonl"),
+        scorer="reward",
+        reward_model=str(folder / "student"),
+        rain={"iterations": 3, "candidates": 3},
+        generation={"max_new_tokens": 4},
+    )
+    assert main(["rain", "--config", recipe]) == 0
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 2 and all(0 < len(answer["tokens"]) <= 4 for answer in answers)
+    assert main(["rain", "--config", recipe, "--rain", '{"iteration": 3}']) == 2
+    assert "nearest is `iterations`" in capsys.readouterr().err
+    assert main(["rain", "--config", recipe, "--rain", "{"]) == 2
+    assert "must be JSON" in capsys.readouterr().err
 
 
 def test_score_goes_on_where_it_stopped_and_mixes_nothing(folder, capsys):

@@ -7,6 +7,7 @@ its own; at the end they are merged into `output`, in the order of the prompts.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -55,8 +56,13 @@ class RainJobConfig:
     model: str = field(metadata={"help": "Name or folder of a causal LM."})
     prompts: str = field(metadata={"help": "JSONL file of prompts."})
     output: str = field(metadata={"help": "JSONL file to write."})
-    rain: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of RainConfig; `preset` to start."})
-    generation: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of GenerationConfig."})
+    # Dictionaries; on the command line JSON (the union with `str` is what TRL's parser understands).
+    rain: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Fields of RainConfig, `preset` to start from; JSON."}
+    )
+    generation: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Fields of GenerationConfig; JSON."}
+    )
     scorer: str = field(default="self", metadata={"help": "self, reward, or module:function."})
     reward_model: str | None = field(default=None, metadata={"help": "Reward model, for scorer: reward."})
     reward_scale: float = field(default=1.0, metadata={"help": "Rewards that count as a clear difference."})
@@ -72,6 +78,8 @@ class RainJobConfig:
         return super().__new__(cls)
 
     def __post_init__(self):
+        for name in ("rain", "generation"):
+            object.__setattr__(self, name, _as_dict(name, getattr(self, name)))
         if self.tree_format not in ("json", "html", "mmd"):
             raise ValueError(f"`tree_format` is {self.tree_format!r}, but must be json, html or mmd.")
         if (self.scorer == "reward") != (self.reward_model is not None):
@@ -94,6 +102,17 @@ class RainJobConfig:
         for name in ("output", "overwrite", "trees", "tree_format"):
             del values[name]
         return {**values, "rain": self.rain_config().to_dict()}
+
+
+def _as_dict(name: str, value) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is {value!r}, but must be JSON such as '{{\"seed\": 1}}' ({error}).") from None
+    if not isinstance(value, dict | None):
+        raise ValueError(f"`{name}` is {value!r}, but must be a mapping of keys to values.")
+    return value or {}
 
 
 def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
