@@ -227,8 +227,13 @@ class TreeCache(Counting):
                 visible[:, chain[:start]] = True
                 visible[:, chain[start:]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
                 mask[line, 0, columns] = visible
+        device, shape = self.model.device, (self.rows, self.capacity)
         plan = _Plan(
-            torch.tensor(rows), torch.from_numpy(slots), used, (self.rows, self.capacity), len(rows) == self.rows
+            torch.tensor(rows, device=device),
+            torch.from_numpy(slots).to(device),
+            used,
+            shape,
+            len(rows) == self.rows,
         )
         return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}, places
 

@@ -15,19 +15,26 @@ from .copying import CopyingCache
 logger = logging.getLogger(__name__)
 
 _MASKED_ATTENTION = ("sdpa", "eager")
-_PROBED: WeakKeyDictionary = WeakKeyDictionary()  # model -> why it cannot read a tree, or None
+_PROBED: WeakKeyDictionary = WeakKeyDictionary()  # model -> {circumstances -> why it cannot read a tree, or None}
 
 
 def build_cache(model, rows: int) -> TreeCache | CopyingCache:
-    """A `TreeCache` if the model allows it, else a `CopyingCache`, which is said once a model."""
-    if model not in _PROBED:
-        _PROBED[model] = reason = _why_not_tree(model)
+    """A `TreeCache` if the model allows it, else a `CopyingCache`, which is said once a model.
+
+    Args:
+        model: a causal LM. rows: prompts held at once.
+    """
+    known = _PROBED.setdefault(model, {})
+    # With dropout no two readings are alike, so a model in training is tried anew when it has been put in eval mode.
+    key = (model.config._attn_implementation, model.dtype, model.training)
+    if key not in known:
+        known[key] = reason = _why_not_tree(model)
         if reason:
             logger.warning(
                 f"RAIN branches by copying keys and values with {type(model).__name__}, which costs more memory and "
                 f"time than one shared tree: {reason}."
             )
-    return CopyingCache(model, rows) if _PROBED[model] else TreeCache(model, rows)
+    return CopyingCache(model, rows) if known[key] else TreeCache(model, rows)
 
 
 def _why_not_tree(model) -> str | None:

@@ -92,6 +92,14 @@ def test_copying_is_said(caplog):
     assert "branches by copying" in caplog.text and "not all of its layers have full attention" in caplog.text
 
 
+def test_a_model_is_tried_anew_when_circumstances_change():
+    model = build_causal("gpt2")
+    assert isinstance(build_cache(model, 1), TreeCache)
+    model.train()
+    assert isinstance(build_cache(model, 1), CopyingCache)  # dropout: no two readings are alike
+    assert isinstance(build_cache(model.eval(), 1), TreeCache)
+
+
 def test_a_model_that_ignores_the_mask_is_found_out(model):
     """The trial on a few tokens catches what the structure does not tell."""
     lone = build_causal()

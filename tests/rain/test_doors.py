@@ -15,6 +15,7 @@ from hf_interdistill import RainDecoder, RAINLogitsProcessor, register_rain, unr
 from hf_interdistill.rain.export import export_custom_generate
 from hf_interdistill.rain.judge import SelfEvaluationScorer
 from hf_interdistill.rain.judge_prompts import JudgePrompt
+from hf_interdistill.rain.registration import is_rain_registered, register_when_loaded
 from rain.conftest import build_causal, encode, likes_short_words, quick_config
 
 PROMPTS = ["How do I bake bread?", "Tell me"]
@@ -183,24 +184,48 @@ print("fine")
     assert run_python(code) == "fine"
 
 
-def test_importing_the_package_after_transformers_registers_at_once():
-    code = """
-from transformers.generation.utils import GenerationMixin
-import hf_interdistill
-assert hasattr(GenerationMixin.generate, "_rain_wrapped")
-print("fine")
-"""
-    assert run_python(code) == "fine"
+def test_with_transformers_loaded_the_package_registers_at_once():
+    unregister_rain()
+    assert not is_rain_registered()
+    register_when_loaded()
+    assert hasattr(GenerationMixin.generate, "_rain_wrapped")
 
 
-def test_unregistering_before_transformers_comes():
-    code = """
+def test_unregistering_before_transformers_comes(tmp_path):
+    """With a stand-in for transformers, which loads in no time."""
+    package = tmp_path / "transformers" / "generation"
+    package.mkdir(parents=True)
+    (tmp_path / "transformers" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    source = "class GenerationMixin:\n    def generate(self, *args, **kwargs):\n        return args, kwargs\n"
+    (package / "utils.py").write_text(source)
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
 import hf_interdistill
 hf_interdistill.unregister_rain()
 from transformers.generation.utils import GenerationMixin
 assert not hasattr(GenerationMixin.generate, "_rain_wrapped")
 hf_interdistill.register_rain()
 assert hasattr(GenerationMixin.generate, "_rain_wrapped")
+assert GenerationMixin().generate(1, strategy="snow") == ((1,), {{"strategy": "snow"}})
+print("fine")
+"""
+    assert run_python(code) == "fine"
+
+
+def test_a_transformers_without_the_mixin_still_loads(tmp_path):
+    package = tmp_path / "transformers" / "generation"
+    package.mkdir(parents=True)
+    (tmp_path / "transformers" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "utils.py").write_text("value = 7\n")
+    code = f"""
+import sys, warnings; sys.path.insert(0, {str(tmp_path)!r})
+import hf_interdistill
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from transformers.generation.utils import value
+assert value == 7 and "no `GenerationMixin.generate`" in str(caught[-1].message)
 print("fine")
 """
     assert run_python(code) == "fine"

@@ -245,3 +245,41 @@ def test_bad_settings_are_named(job, changes, message):
 def test_a_scorer_that_cannot_be_found_is_named(job, scorer):
     with pytest.raises(ValueError, match=f"`scorer` is '{scorer}'"):
         run_rain_job(job(scorer=scorer))
+
+
+def test_a_reward_model_can_judge_a_job(job, tmp_path, monkeypatch):
+    import types
+
+    class RewardScorer:
+        @classmethod
+        def from_pretrained(cls, name):
+            assert name == "some/reward-model"
+            return lambda prompts, completions: [float(len(completion)) for completion in completions]
+
+    module = types.ModuleType("hf_interdistill.scoring.scorer")
+    module.RewardScorer = RewardScorer
+    monkeypatch.setitem(sys.modules, "hf_interdistill.scoring.scorer", module)
+    results = {}
+    for number, (scale, center) in enumerate([(1.0, 0.0), (50.0, 0.0), (50.0, 20.0)]):
+        config = job(
+            scorer="reward",
+            reward_model="some/reward-model",
+            reward_scale=scale,
+            reward_center=center,
+            trees=str(tmp_path / f"trees{number}"),
+            output=str(tmp_path / f"{number}.jsonl"),
+        )
+        run_rain_job(config)
+        files = sorted((tmp_path / f"trees{number}").iterdir())
+        results[scale, center] = [json.loads(file.read_text())["root"]["value"] for file in files]
+    first, flat, centered = results.values()
+    assert max(flat) < min(first) and max(centered) < min(flat)
+
+
+def test_the_model_is_loaded_in_the_dtype_asked_for(job):
+    import torch
+
+    from hf_interdistill.rain.jobs import _load
+
+    assert _load(job(), "cpu")[0].dtype == torch.float32
+    assert _load(job(dtype="bfloat16"), "cpu")[0].dtype == torch.bfloat16
