@@ -23,8 +23,8 @@ DEVIATIONS: dict[str, str] = {
     "spends its first iteration on one.",
     "lazy_expansion": "A leaf is expanded when it is selected again (`expand_on_visit=2`), not at its first visit. "
     "The search is the same, token for token, for candidates never looked at are never drawn; `1` expands at once.",
-    "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, for both need an "
-    "encoder. The published runs used sentence-transformers/all-MiniLM-L6-v2.",
+    "similarity_off": "Without `similarity_model` (the default of a plain `RainConfig`) there is neither sibling credit "
+    "nor widening, for both need an encoder. The presets name the one of the published runs.",
     "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call a backup; the mean is the same.",
     "duplicates": "Duplicate candidates are dropped and not drawn again (the released attack script redraws).",
     "random_numbers": "Every draw has its own counter-based stream (seed, prompt, prefix), so results do not depend "
@@ -186,15 +186,27 @@ class RainConfig:
         return self.edge_lengths[min(depth, len(self.edge_lengths) - 1)]
 
 
+_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PRESETS: dict[str, dict[str, Any]] = {
-    "harmless": {"min_visits": 6, "judge": "harmlessness", "turn_markers": ("Human:",)},
+    "harmless": {
+        "min_visits": 6,
+        "judge": "harmlessness",
+        "turn_markers": ("Human:",),
+        "similarity_model": _ENCODER,
+    },
     "adversarial": {
+        "similarity_model": _ENCODER,
         "min_visits": 5,
         "expansion_temperature": 2.0,
         "judge": "harmlessness",
         "turn_markers": ("USER:",),
     },
-    "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness"},
+    "truthful": {
+        "min_visits": 16,
+        "rollout_stops": "",
+        "judge": "truthfulness",
+        "similarity_model": _ENCODER,
+    },
 }
 
 

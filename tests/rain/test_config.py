@@ -27,6 +27,7 @@ PUBLISHED = {
     "rollout_stops": ",.?:;\n",
     "rollout_max_tokens": None,
     "judge_vote": "hard",
+    "similarity_model": "sentence-transformers/all-MiniLM-L6-v2",
 }
 BY_PRESET = {
     "harmless": {"min_visits": 6, "judge": "harmlessness", "turn_markers": ("Human:",)},
@@ -39,7 +40,7 @@ BY_PRESET = {
     "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
 }
 # Ours: not constants of the method.
-OURS = {"similarity_model": None, "expand_on_visit": 2, "prompts_in_flight": 16, "seed": None}
+OURS = {"expand_on_visit": 2, "prompts_in_flight": 16, "seed": None}
 
 
 @pytest.mark.parametrize("name", BY_PRESET)
