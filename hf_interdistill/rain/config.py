@@ -23,8 +23,8 @@ DEVIATIONS: dict[str, str] = {
     "spends its first iteration on one.",
     "lazy_expansion": "A leaf is expanded when it is selected again (`expand_on_visit=2`), not at its first visit. "
     "The search is the same, token for token, for candidates never looked at are never drawn; `1` expands at once.",
-    "similarity_off": "Without `similarity_model` (a plain `RainConfig`'s default) there is neither sibling credit nor "
-    "widening, for both need an encoder. The presets name the one of the published runs.",
+    "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, for both need an "
+    "encoder. A plain `RainConfig` names none; the presets name the one of the published runs.",
     "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call a backup; the mean is the same.",
     "duplicates": "Duplicate candidates are dropped and not drawn again (the released attack script redraws).",
     "random_numbers": "Every draw has its own counter-based stream (seed, prompt, prefix), so results do not depend "
