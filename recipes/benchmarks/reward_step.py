@@ -242,6 +242,15 @@ def measure_memory(method: str, case: Case) -> float:
             step()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    return peak_resident_mib()
+
+
+def peak_resident_mib() -> float:
+    """Peak resident size of this process. Not `ru_maxrss` where it can be had: that starts at the parent's size."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
