@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +247,7 @@ class InteractionTeacher:
             chunk = order[start : start + batch_size]
             batch = self.format.collate([row for i in chunk for row in packed[i]])
             batch.pop("units")
-            with nullcontext() if self.device.type == "cpu" else torch.autocast(self.device.type, torch.bfloat16):
-                rewards = self.reader(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+            rewards = self.reader(**{name: tensor.to(self.device) for name, tensor in batch.items()})
             margins[chunk] = reward_margins(rewards.float().cpu())
         self.reader.train(was_training)
         return margins
