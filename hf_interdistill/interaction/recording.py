@@ -1,9 +1,6 @@
 """Records the queries and keys of chosen attention layers while a model runs its own attention.
 
-Works through `AttentionInterface`, the extension point of transformers: inside the context, the function registered
-for the model's attention implementation is one that notes query and key and then calls the model's own. The name, and
-with it the mask that transformers builds, stays the same, so padding and causality are untouched. Queries and keys are
-those that the model used: after rotary positions, after query/key norms.
+Queries and keys are those that the model used: after rotary positions, after query/key norms.
 
 Under (non-reentrant) gradient checkpointing the layer runs again in backward. That happens outside the context, so
 the second visit leaves no trace, and the graph of the first one is what gradients flow through.
@@ -11,13 +8,13 @@ the second visit leaves no trace, and the graph of the first one is what gradien
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+
+from .interception import AttentionInterceptor
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,6 @@ class RecordedAttention:
     window: int | None = None
 
 
-def layer_of_modules(model: nn.Module) -> dict[nn.Module, int]:
-    """The layer that each submodule belongs to: the first number in its dotted name (`model.layers.3.self_attn`)."""
-    layers = {}
-    for name, module in model.named_modules():
-        number = next((part for part in name.split(".") if part.isdigit()), None)
-        if number is not None:
-            layers[module] = int(number)
-    return layers
-
-
 def resolve_layers(layers: Sequence[int], count: int, option: str) -> list[int]:
     """Layer numbers from 0, negative ones counted from the end.
 
@@ -65,7 +52,7 @@ def resolve_layers(layers: Sequence[int], count: int, option: str) -> list[int]:
     return resolved
 
 
-class AttentionRecorder:
+class AttentionRecorder(AttentionInterceptor):
     """Context that records chosen layers of one model.
 
     Args:
@@ -79,30 +66,21 @@ class AttentionRecorder:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int]):
+        super().__init__(model)
         self.layers = list(layers)
-        self._layer_of = layer_of_modules(model)
-        self._implementations = _implementations(model)
         self._by_layer: dict[int, RecordedAttention] = {}
         self._visits: dict[int, int] = {}
-        self._previous: dict[str, Callable | None] = {}
 
     @property
     def records(self) -> list[RecordedAttention]:
         return [self._by_layer[layer] for layer in self.layers]
 
     def __enter__(self) -> AttentionRecorder:
-        self._by_layer, self._visits, self._previous = {}, {}, {}
-        for name in self._implementations:
-            self._previous[name] = AttentionInterface._global_mapping.get(name)
-            AttentionInterface.register(name, self._recording(self._previous[name]))
-        return self
+        self._by_layer, self._visits = {}, {}
+        return super().__enter__()
 
     def __exit__(self, exception_type, exception, traceback) -> None:
-        for name, previous in self._previous.items():
-            if previous is None:  # "eager" has no entry of its own: each model file brings its function
-                AttentionInterface._global_mapping.pop(name, None)
-            else:
-                AttentionInterface.register(name, previous)
+        super().__exit__(exception_type, exception, traceback)
         if exception_type is None:
             self._check()
 
@@ -110,24 +88,18 @@ class AttentionRecorder:
         """Forget the tensors, so that nothing of the last batch stays in memory."""
         self._by_layer = {}
 
-    def _recording(self, function: Callable | None) -> Callable:
-        def record_and_attend(module, query, key, value, attention_mask=None, **kwargs):
-            layer = self._layer_of.get(module)
-            if layer is not None:
-                self._visits[layer] = self._visits.get(layer, 0) + 1
-                if layer in self.layers:
-                    scaling = kwargs.get("scaling")
-                    self._by_layer[layer] = RecordedAttention(
-                        query=query,
-                        key=key,
-                        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-                        softcap=kwargs.get("softcap"),
-                        window=kwargs.get("sliding_window"),
-                    )
-            attend = function or _eager_function(module)
-            return attend(module, query, key, value, attention_mask, **kwargs)
-
-        return record_and_attend
+    def intercept(self, layer, attend, query, key, value, attention_mask, **kwargs):
+        self._visits[layer] = self._visits.get(layer, 0) + 1
+        if layer in self.layers:
+            scaling = kwargs.get("scaling")
+            self._by_layer[layer] = RecordedAttention(
+                query=query,
+                key=key,
+                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+                softcap=kwargs.get("softcap"),
+                window=kwargs.get("sliding_window"),
+            )
+        return attend(query, key, value, attention_mask, **kwargs)
 
     def _check(self) -> None:
         seen = sorted(self._visits)
@@ -144,25 +116,3 @@ class AttentionRecorder:
                     f"Layer {layer} ran {visits} times in one forward pass (layers that share their weights); which "
                     "visit to align is undefined. Use a model with its own weights in each layer."
                 )
-
-
-def _implementations(model: nn.Module) -> list[str]:
-    """Attention implementations named in the configs of a model and its submodules."""
-    names = []
-    for module in model.modules():
-        name = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        if isinstance(name, str) and name not in names:
-            names.append(name)
-    return names
-
-
-def _eager_function(module: nn.Module) -> Callable:
-    """The eager attention of the file that defines the module's class: what transformers falls back to."""
-    for cls in type(module).__mro__:
-        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
-        if function is not None:
-            return function
-    raise ValueError(
-        f"{type(module).__name__} runs eager attention, but its file defines no `eager_attention_forward`. "
-        "Load the model with `attn_implementation='sdpa'`."
-    )

@@ -26,7 +26,8 @@ from .maps import Rows, UniformRows, UnitTokens, end_to_end, shuffled_rows, stud
 from .packing import PackedPairs
 from .pairs import PairEncoder
 from .preparation import add_pair_index, check_columns, encode_pairs, report
-from .recording import AttentionRecorder, layer_of_modules, resolve_layers
+from .interception import layer_of_modules
+from .recording import AttentionRecorder, resolve_layers
 from .schedules import scheduled_weight
 from .sharing import PromptSharing
 from .teacher import InteractionTeacher

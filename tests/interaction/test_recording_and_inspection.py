@@ -9,7 +9,8 @@ from transformers import AttentionInterface
 
 from hf_interdistill import RewardScorer
 from hf_interdistill.interaction.inspection import pair_maps, plot_maps
-from hf_interdistill.interaction.recording import AttentionRecorder, layer_of_modules, resolve_layers
+from hf_interdistill.interaction.interception import layer_of_modules
+from hf_interdistill.interaction.recording import AttentionRecorder, resolve_layers
 from hf_interdistill.interaction.schedules import ALIGNMENT_SCHEDULES, scheduled_weight
 
 
