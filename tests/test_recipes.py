@@ -116,7 +116,7 @@ def published_encoder(name: str):
 @pytest.mark.parametrize("path", [p for p in TEACHER if p.parent.name != "demo"], ids=name_of)
 def test_teachers_read_what_the_recipes_ask_for(path):
     """The aligned layer (the last) attends to the whole pair; inputs are no longer than the encoder can read."""
-    from hf_interdistill.interaction.teacher import _EAGER_MODEL_TYPES
+    from hf_interdistill.interaction.reader import EAGER_MODEL_TYPES
 
     recipe = yaml.safe_load(path.read_text())
     config = published_encoder(recipe["teacher_model"])
@@ -124,7 +124,7 @@ def test_teachers_read_what_the_recipes_ask_for(path):
     if config.model_type == "modernbert":
         assert config.layer_types[-1] == "full_attention"
     else:
-        assert config.model_type in _EAGER_MODEL_TYPES
+        assert config.model_type in EAGER_MODEL_TYPES
 
 
 @pytest.mark.parametrize("path", [p for p in REWARD if "baseline" in p.name], ids=name_of)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..interaction.reader import longest_input
 from ..interaction.recording import AttentionRecorder, resolve_layers
-from ..interaction.teacher import longest_input
 from ..scoring.scorer import RewardScorer
 from .config import STAGES, DiagnosisConfig
 from .contents import PairRows, read_pair

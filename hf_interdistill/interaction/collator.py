@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .pairs import teacher_pieces
-from .sequences import PairFormat
+from .sequences import PairReading
 from .units import NO_UNIT
 
 ALIGNMENT_KEYS = (
@@ -43,17 +43,16 @@ class AlignmentCollator(PairIndexCollator):
     Args:
         inner: the reward collator (TRL's `DataCollatorForPreference`, or the user's own): its `input_ids` hold the
             chosen rows, then the rejected ones, padded on the right.
-        teacher_format: how the teacher's tokenizer joins texts.
-        teacher_max_length: tokens of a teacher input.
+        reading: the rows in which the teacher reads a pair.
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
-    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs `(pairs, 2, length)` in both
-    reading orders, `teacher_closing` `(pairs, 2, 2)`.
+    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows a pair:
+    `(pairs, 2, length)`, `teacher_closing` `(pairs, 2, responses)`.
     """
 
-    def __init__(self, inner: Callable, teacher_format: PairFormat, teacher_max_length: int):
+    def __init__(self, inner: Callable, reading: PairReading):
         super().__init__(inner)
-        self.teacher_format, self.teacher_max_length = teacher_format, teacher_max_length
+        self.reading = reading
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(examples)
@@ -72,12 +71,8 @@ class AlignmentCollator(PairIndexCollator):
         return batch
 
     def _teacher_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        packed = []
-        for example in examples:
-            prompt, chosen, rejected = teacher_pieces(example)
-            for responses in ((chosen, rejected), (rejected, chosen)):
-                packed.append(self.teacher_format.pack(prompt, responses, self.teacher_max_length))
-        collated = self.teacher_format.collate(packed)
+        packed = [row for example in examples for row in self.reading.rows(*teacher_pieces(example))]
+        collated = self.reading.format.collate(packed)
         return {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..scoring.scorer import RewardScorer
-from .collator import AlignmentCollator, select_order
+from .collator import AlignmentCollator
 from .losses import alignment_loss
 from .maps import DenseRows, UnitTokens, dense, end_to_end, student_map
 from .pairs import PairEncoder
@@ -52,12 +52,10 @@ def pair_maps(
     """
     tokenizer = next(iter(students.values())).tokenizer
     columns, table = PairEncoder(tokenizer, teacher.tokenizer).encode(dict(example), 0)
-    batch = AlignmentCollator(_rows(tokenizer.pad_token_id), teacher.format, teacher.max_length)([columns])
+    batch = AlignmentCollator(_rows(tokenizer.pad_token_id), teacher.reading)([columns])
     units = batch["segments"].shape[1]
     inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
-    read = [
-        teacher.read(select_order(inputs, torch.tensor([order])), [teacher_layer], units)[1][0] for order in (0, 1)
-    ]
+    read = [teacher.read(inputs, torch.tensor([order]), [teacher_layer], units)[1][0] for order in (0, 1)]
     reference = DenseRows(torch.stack([dense(rows).cpu() for rows in read]).mean(0))
     maps, divergences = {"teacher": _normalized(reference.values[0])}, {}
     tokens = UnitTokens.from_units(batch["student_units"], batch["student_units"] >= 0, units)

@@ -133,6 +133,27 @@ class PairFormat:
         return batch
 
 
+@dataclass(frozen=True)
+class PairReading:
+    """The two rows in which a teacher reads a pair.
+
+    Args:
+        format: how its tokenizer joins texts.
+        max_length: tokens of a row.
+        is_late: each response with the prompt in a row of its own (chosen, rejected); else both responses in each row,
+            in both orders (chosen first, rejected first).
+    """
+
+    format: PairFormat
+    max_length: int
+    is_late: bool
+
+    def rows(self, prompt: Piece, chosen: Piece, rejected: Piece) -> list[PackedSequence]:
+        """The two rows, each cut to `max_length` as `PairFormat.pack` does it."""
+        responses = ((chosen,), (rejected,)) if self.is_late else ((chosen, rejected), (rejected, chosen))
+        return [self.format.pack(prompt, row, self.max_length) for row in responses]
+
+
 def require_fast(tokenizer, owner: str) -> None:
     """Raise `ValueError` if the tokenizer cannot tell character offsets."""
     if not getattr(tokenizer, "is_fast", False):

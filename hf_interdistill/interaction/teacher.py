@@ -1,4 +1,4 @@
-"""The teacher: a bidirectional encoder that reads prompt and both responses as one sequence."""
+"""The teacher: a bidirectional encoder that reads prompt and both responses together."""
 
 from __future__ import annotations
 
@@ -11,51 +11,24 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..hub.privacy import public_name
+from .collator import select_order
+from .late import pairs_end_to_end
 from .loading import whole_on_each_process
 from .maps import DenseRows, RecordedRows, UnitTokens, pool_attention
 from .pairs import Preference, read_preference, text_pieces
+from .reader import EAGER_MODEL_TYPES, PairReader, longest_input, resolve_interaction_layers, reward_margins
 from .recording import AttentionRecorder, resolve_layers
-from .sequences import PackedSequence, PairFormat
+from .sequences import PairFormat, PairReading
 
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "interaction_teacher.json"
 _HEAD_FILE = "interaction_teacher.safetensors"
-# Disentangled attention adds position terms to the scores, so queries and keys alone do not give its map.
-_EAGER_MODEL_TYPES = ("deberta", "deberta-v2")
-_NO_LIMIT = 100_000  # tokenizers say "no limit" with a huge number
-
-
-class PairReader(nn.Module):
-    """An encoder and a score read at the token that closes each response.
-
-    Forward: `input_ids`, `attention_mask` and, if the encoder has them, `token_type_ids`, all `(batch, length)`;
-    `closing` `(batch, responses)`. Returns rewards `(batch, responses)`.
-    """
-
-    def __init__(self, encoder: PreTrainedModel):
-        super().__init__()
-        self.encoder = encoder
-        self.score = nn.Linear(encoder.config.hidden_size, 1)
-        nn.init.normal_(self.score.weight, std=0.02)
-        nn.init.zeros_(self.score.bias)
-
-    def forward(self, input_ids, attention_mask, closing, token_type_ids=None, **kwargs) -> torch.Tensor:
-        if token_type_ids is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            kwargs["token_type_ids"] = token_type_ids
-        states = self.encoder(input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return self.read(states, closing)
-
-    def read(self, states: torch.Tensor, closing: torch.Tensor) -> torch.Tensor:
-        """Scores at the closing tokens, float32: `(batch, responses)` from states `(batch, length, hidden)`."""
-        closing_states = states.gather(1, closing.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-        return nn.functional.linear(closing_states.float(), self.score.weight.float(), self.score.bias.float())[..., 0]
 
 
 class InteractionTeacher:
@@ -66,17 +39,31 @@ class InteractionTeacher:
     Args:
         model: an encoder of transformers (BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa-v2/v3, ...).
         tokenizer: its fast tokenizer.
-        max_length: tokens of `prompt, chosen, rejected` together; longer inputs lose the oldest prompt tokens.
-            Defaults to what the encoder can read.
+        max_length: tokens of a row (the prompt and one response; prompt and both if `interaction_layers` is 0);
+            longer rows lose the oldest prompt tokens. Defaults to what the encoder can read.
+        interaction_layers: the top layers in which the two responses see each other; below them each is read with the
+            prompt alone, as an ordinary reward model reads it, so that what is learnt on single responses serves pairs
+            too and no order of reading can matter. 0: prompt and both responses are one row, all layers see
+            everything, and the order is random in training. `None`: 1 where the encoder can do it (attention through
+            transformers' `AttentionInterface`, `sdpa` or `eager`), else 0.
         metrics: held-out metrics of an earlier `fit`.
 
     Raises:
-        ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder or a causal model.
+        ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder or a causal model;
+            `interaction_layers` that the encoder does not have or cannot do.
 
     Relations: `fit` trains it, `InteractionDistillationTrainer(teacher=...)` uses it; it never ships with the model.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer, *, max_length: int | None = None, metrics=None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer,
+        *,
+        max_length: int | None = None,
+        interaction_layers: int | None = None,
+        metrics=None,
+    ):
         is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
         if model.config.is_encoder_decoder or is_causal:
             raise ValueError(
@@ -86,25 +73,33 @@ class InteractionTeacher:
             )
         self.name = public_name(model.config._name_or_path) or type(model).__name__
         self.metrics: dict[str, Any] | None = metrics
-        self.reader = PairReader(model)
+        self.reader = PairReader(model, resolve_interaction_layers(model, interaction_layers))
         self.tokenizer = tokenizer
         self.format = PairFormat.from_tokenizer(tokenizer)
         self.max_length = self.check_length(max_length or longest_input(model, tokenizer))
 
     @classmethod
-    def from_pretrained(cls, name: str | PreTrainedModel, tokenizer=None, *, max_length=None, **model_kwargs):
+    def from_pretrained(
+        cls,
+        name: str | PreTrainedModel,
+        tokenizer=None,
+        *,
+        max_length: int | None = None,
+        interaction_layers: int | None = None,
+        **model_kwargs,
+    ):
         """Load a saved teacher or any encoder.
 
         Args:
             name: Hub name or folder (of an encoder, or of a teacher saved by `save_pretrained`), or a loaded model.
             tokenizer: needed with a loaded model only.
-            max_length: see the class.
+            max_length, interaction_layers: see the class; a saved teacher knows its own.
             **model_kwargs: for `AutoModel.from_pretrained` (`revision`, `dtype`, `attn_implementation`, ...).
         """
         if not isinstance(name, str | os.PathLike):
             if tokenizer is None:
                 raise ValueError("A loaded teacher model comes without its tokenizer: pass `tokenizer=` too.")
-            return cls(name, tokenizer, max_length=max_length)
+            return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
         with whole_on_each_process():
@@ -121,9 +116,11 @@ class InteractionTeacher:
             )
             for file in (_STATE_FILE, _HEAD_FILE)
         }
-        teacher = cls(model, tokenizer, max_length=max_length)
-        if all(files.values()):
-            state = json.loads(Path(files[_STATE_FILE]).read_text(encoding="utf-8"))
+        state = json.loads(Path(files[_STATE_FILE]).read_text(encoding="utf-8")) if all(files.values()) else None
+        if state is not None and interaction_layers is None:
+            interaction_layers = state.get("interaction_layers", 0)  # teachers saved before there was a choice
+        teacher = cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
+        if state is not None:
             teacher.reader.score.load_state_dict(load_file(files[_HEAD_FILE]))
             teacher.metrics = state["metrics"]
             teacher.name = state["name"]
@@ -139,7 +136,12 @@ class InteractionTeacher:
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in self.reader.score.state_dict().items()}, path / _HEAD_FILE
         )
-        state = {"name": self.name, "max_length": self.max_length, "metrics": self.metrics}
+        state = {
+            "name": self.name,
+            "max_length": self.max_length,
+            "interaction_layers": self.interaction_layers,
+            "metrics": self.metrics,
+        }
         (path / _STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
     def check_length(self, length: int) -> int:
@@ -151,6 +153,20 @@ class InteractionTeacher:
                 f"{self.name} reads at most {longest}, and a pair needs at least 16."
             )
         return length
+
+    @property
+    def interaction_layers(self) -> int:
+        """Top layers in which the responses see each other; 0: all of them, in one row."""
+        return self.reader.interaction_layers
+
+    @interaction_layers.setter
+    def interaction_layers(self, value: int) -> None:
+        self.reader.interaction_layers = resolve_interaction_layers(self.reader.encoder, value)
+
+    @property
+    def reading(self) -> PairReading:
+        """The rows in which it reads a pair."""
+        return PairReading(self.format, self.max_length, is_late=self.interaction_layers > 0)
 
     @property
     def is_fitted(self) -> bool:
@@ -181,29 +197,58 @@ class InteractionTeacher:
         return fit_teacher(self, preferences, output_dir, **kwargs)
 
     @torch.no_grad()
-    def read(self, batch: dict[str, torch.Tensor], layers: Sequence[int], units: int):
-        """Rewards and maps of a batch of pairs.
+    def read(self, batch: dict[str, torch.Tensor], order: torch.Tensor, layers: Sequence[int], units: int):
+        """Margins and maps of a batch of pairs.
 
         Args:
-            batch: as `PairFormat.collate` makes it.
+            batch: two rows a pair, `(pairs, 2, ...)`, as `AlignmentCollator` makes them.
+            order: `(pairs,)` which response is read first, 0 chosen, 1 rejected; without meaning where each is read in
+                a row of its own.
             layers: numbers of the layers to map, negative from the end.
             units: number of units to map onto (the widest pair's).
 
         Returns:
-            rewards `(batch, 2)` in reading order, and one source of map rows a layer (`maps.Rows`).
+            reward margins `(pairs,)`, chosen minus rejected, and one source of map rows a layer (`maps.Rows`).
         """
-        layers = resolve_layers(layers, self.num_layers, "teacher_layers")
+        layers = self.check_layers(layers)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        if not self.interaction_layers:
+            order = order.to(self.device)
+            rewards, sources = self._read_one_row(select_order(batch, order), layers, units)
+            return (rewards[:, 0] - rewards[:, 1]) * (1 - 2 * order), sources
         token_units, mask = batch.pop("units"), batch["attention_mask"].bool()
-        if self.reader.encoder.config.model_type in _EAGER_MODEL_TYPES:
+        with AttentionRecorder(self.reader.encoder, layers) as recorder:
+            rewards = self.reader(**{name: tensor.flatten(0, 1) for name, tensor in batch.items()})
+        tokens = UnitTokens.from_units(token_units.flatten(1), mask.flatten(1), units)
+        records = [pairs_end_to_end(record) for record in recorder.records]
+        return reward_margins(rewards)[:, 0], self._sources(records, layers, tokens)
+
+    def _read_one_row(self, batch: dict[str, torch.Tensor], layers: list[int], units: int):
+        """Rewards in reading order, `(pairs, 2)`, and sources, from one row a pair."""
+        token_units, mask = batch.pop("units"), batch["attention_mask"].bool()
+        if self.reader.encoder.config.model_type in EAGER_MODEL_TYPES:
             return self._read_eager(batch, layers, token_units, units)
         with AttentionRecorder(self.reader.encoder, layers) as recorder:
             rewards = self.reader(**batch)
-        tokens = UnitTokens.from_units(token_units, mask, units)
-        return rewards, [
+        return rewards, self._sources(recorder.records, layers, UnitTokens.from_units(token_units, mask, units))
+
+    def _sources(self, records, layers: list[int], tokens: UnitTokens) -> list[RecordedRows]:
+        return [
             RecordedRows(self._full_attention(record, layer), tokens)
-            for record, layer in zip(recorder.records, layers, strict=True)
+            for record, layer in zip(records, layers, strict=True)
         ]
+
+    def check_layers(self, layers: Sequence[int]) -> list[int]:
+        """The layers counted from 0; `ValueError` for one that is not there or in which the responses do not meet."""
+        layers = resolve_layers(layers, self.num_layers, "teacher_layers")
+        first = self.num_layers - self.interaction_layers
+        if self.interaction_layers and min(layers) < first:
+            raise ValueError(
+                f"Teacher layer {min(layers)} reads each response alone: in this teacher they meet in layers {first} "
+                f"to {self.num_layers - 1} only (`interaction_layers={self.interaction_layers}`). Set "
+                "`teacher_layers` to one of those, or fit a teacher with more `interaction_layers` (0: all)."
+            )
+        return layers
 
     def _full_attention(self, record, layer):
         if record.window is not None:
@@ -228,7 +273,7 @@ class InteractionTeacher:
 
     @torch.no_grad()
     def judge(self, preferences: Iterable, *, batch_size: int = 16, is_progress_shown: bool = True) -> torch.Tensor:
-        """Reward margins, chosen minus rejected, in each reading order.
+        """Reward margins, chosen minus rejected, in each reading order (equal where responses have their own rows).
 
         Args:
             preferences: rows of any preference format.
@@ -238,7 +283,8 @@ class InteractionTeacher:
             Average the two to judge a pair.
         """
         items = [item if isinstance(item, Preference) else read_preference(item) for item in preferences]
-        packed = [self._pack_both_orders(item) for item in items]
+        reading = self.reading
+        packed = [reading.rows(*text_pieces(self.tokenizer, item)) for item in items]
         order = sorted(range(len(packed)), key=lambda i: -len(packed[i][0].ids))
         margins = torch.zeros(len(packed), 2)
         was_training = self.reader.training
@@ -249,35 +295,6 @@ class InteractionTeacher:
             batch = self.format.collate([row for i in chunk for row in packed[i]])
             batch.pop("units")
             rewards = self.reader(**{name: tensor.to(self.device) for name, tensor in batch.items()})
-            margins[chunk] = reward_margins(rewards.float().cpu())
+            margins[chunk] = reward_margins(rewards.float().cpu()).expand(-1, 2)
         self.reader.train(was_training)
         return margins
-
-    def _pack_both_orders(self, preference: Preference) -> list[PackedSequence]:
-        prompt, chosen, rejected = text_pieces(self.tokenizer, preference)
-        return [
-            self.format.pack(prompt, responses, self.max_length)
-            for responses in ((chosen, rejected), (rejected, chosen))
-        ]
-
-
-def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
-    """Chosen minus rejected, from the rewards of two rows a pair.
-
-    Args:
-        rewards: `(2 * pairs, 1)`, chosen and rejected alone; or `(2 * pairs, 2)`, both orders in reading order.
-
-    Returns:
-        `(pairs, 1)`, or `(pairs, 2)`: with the chosen response read first, with the rejected one read first.
-    """
-    if rewards.shape[1] == 1:
-        return rewards[0::2] - rewards[1::2]
-    return torch.stack([rewards[0::2, 0] - rewards[0::2, 1], rewards[1::2, 1] - rewards[1::2, 0]], dim=1)
-
-
-def longest_input(model: PreTrainedModel, tokenizer) -> int:
-    """Tokens that a model can read at most, by its positions and its tokenizer."""
-    positions = getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT
-    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1  # RoBERTa counts positions from after the padding token
-    return int(min(positions, tokenizer.model_max_length, _NO_LIMIT))

@@ -17,8 +17,9 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
+from .reader import reward_margins
 from .sequences import Piece
-from .teacher import InteractionTeacher, reward_margins
+from .teacher import InteractionTeacher
 
 _STAGE_WEIGHTS = "best.safetensors"  # written when a stage is finished, and only then
 _Pieces = tuple[Piece, Piece, Piece]  # prompt, chosen, rejected
@@ -44,17 +45,15 @@ class Stage:
 
 
 class StageCollator:
-    """Two rows a pair: each response alone, or the pair in both orders (chosen first, rejected first)."""
+    """Two rows a pair: each response alone, or the rows in which the teacher reads pairs."""
 
     def __init__(self, teacher: InteractionTeacher, is_pairwise: bool):
-        self.format, self.max_length, self.is_pairwise = teacher.format, teacher.max_length, is_pairwise
+        self.reading = teacher.reading if is_pairwise else replace(teacher.reading, is_late=True)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        packed = []
-        for prompt, chosen, rejected in (example.pieces for example in examples):
-            readings = ((chosen, rejected), (rejected, chosen)) if self.is_pairwise else ((chosen,), (rejected,))
-            packed += [self.format.pack(prompt, responses, self.max_length) for responses in readings]
-        batch = self.format.collate(packed)
+        batch = self.reading.format.collate(
+            [row for example in examples for row in self.reading.rows(*example.pieces)]
+        )
         batch.pop("units")
         return {**batch, "labels": torch.tensor([example.target for example in examples])}
 
@@ -84,7 +83,15 @@ class SimilarLengths(torch.utils.data.Sampler):
 
 
 class _StageTrainer(Trainer):
-    """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths."""
+    """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths.
+
+    Args:
+        is_pairwise: whether the teacher reads pairs, or single responses.
+    """
+
+    def __init__(self, *args, is_pairwise: bool, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_pairwise = is_pairwise
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [example.length for example in train_dataset or self.train_dataset]
@@ -92,8 +99,10 @@ class _StageTrainer(Trainer):
         return SimilarLengths(lengths, batch_size, self.args.data_seed or self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        margins = reward_margins(model(**{name: value for name, value in inputs.items() if name != "labels"}))
-        targets = inputs["labels"][:, None].expand_as(margins)
+        inputs = dict(inputs)
+        targets = inputs.pop("labels")[:, None]
+        margins = reward_margins(model(**inputs, is_pairwise=self.is_pairwise))
+        targets = targets.expand_as(margins)
         loss = nn.functional.binary_cross_entropy_with_logits(margins, targets)
         return (loss, {"margins": margins.mean(1)}) if return_outputs else loss
 
@@ -113,7 +122,9 @@ def anchored(teacher, stage: Stage, examples: Sequence[Example], args) -> list[E
     arguments = _stage_arguments(args, stage, len(examples))
     arguments.eval_strategy, arguments.load_best_model_at_end = IntervalStrategy.NO, False
     collator = StageCollator(teacher, stage.is_pairwise)
-    trainer = _StageTrainer(model=teacher.reader, args=arguments, data_collator=collator)
+    trainer = _StageTrainer(
+        model=teacher.reader, args=arguments, data_collator=collator, is_pairwise=stage.is_pairwise
+    )
     margins = trainer.predict([examples[index] for index in order]).predictions
     probabilities = dict(zip(order, 1 / (1 + np.exp(-np.asarray(margins, dtype=np.float64).ravel())), strict=True))
     share = args.warm_start_anchor
@@ -135,6 +146,7 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=StageCollator(teacher, stage.is_pairwise),
+        is_pairwise=stage.is_pairwise,
         compute_metrics=_accuracy,
         callbacks=[EarlyStoppingCallback(args.early_stopping_patience), *(callbacks or [])],
     )
@@ -159,7 +171,8 @@ def _stage_arguments(args, stage: Stage, pairs: int):
     arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.STEPS
     arguments.eval_steps = arguments.save_steps = interval
     arguments.load_best_model_at_end = True
-    arguments.metric_for_best_model, arguments.greater_is_better = "accuracy", True
+    # Not by the accuracy: on a few hundred pairs it is mostly luck.
+    arguments.metric_for_best_model, arguments.greater_is_better = "loss", False
     arguments.save_total_limit = 1
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels"]

@@ -28,7 +28,9 @@ class InteractionTeacherConfig(TrainingArguments):
 
     Args:
         teacher_model: encoder to start from (command line only; `fit` has its model already).
-        teacher_max_length: tokens a pair; `None` takes what the encoder can read.
+        teacher_max_length: tokens of a row (see `InteractionTeacher`); `None` takes what the encoder can read.
+        interaction_layers: top layers in which the two responses see each other (see `InteractionTeacher`); `None`
+            leaves the teacher as it is.
         warm_start_epochs: epochs on single responses before the pairs. An encoder fresh from pre-training that starts
             with pairs learns little from a few thousand of them.
         num_train_epochs: epochs on pairs.
@@ -37,11 +39,14 @@ class InteractionTeacherConfig(TrainingArguments):
             part of what it knew of single responses; the anchor is to hold it. 0 trains on labels alone, and is the
             default, for what was measured so far speaks for neither; without a warm start the anchor has no say.
         eval_fraction: part of the prompts that is held out when `fit` is given no `eval_dataset`.
-        early_stopping_patience: evaluations without a better held-out accuracy after which a stage stops.
+        early_stopping_patience: evaluations without a better held-out loss after which a stage stops.
     """
 
     teacher_model: str | None = field(default=None, metadata={"help": "Encoder to start from: Hub name or folder."})
-    teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair; None: all it can read."})
+    teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens of a row; None: all it can read."})
+    interaction_layers: int | None = field(
+        default=None, metadata={"help": "Top layers in which the responses see each other; 0: all, in one row."}
+    )
     warm_start_epochs: float = field(default=2.0, metadata={"help": "Epochs on single responses before the pairs."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs on pairs."})
     warm_start_anchor: float = field(
@@ -101,8 +106,9 @@ def fit_teacher(
 ) -> dict[str, Any]:
     """Train a teacher on preferences, measure it on held-out ones, and freeze it.
 
-    Two stages, each with early stopping on the held-out accuracy: single responses (as an ordinary reward model, but
-    bidirectional), then pairs. A pair is read in both orders at each visit, so that no step can teach a place. Its
+    Two stages, each with early stopping on the held-out loss: single responses (as an ordinary reward model, but
+    bidirectional), then pairs. Where a pair is one row (`interaction_layers=0`), it is read in both orders at each
+    visit, so that no step can teach a place. Its
     target is the label mixed with what the first stage thinks of the pair (`warm_start_anchor`), as in
     self-distillation under noisy labels (Reed et al., arXiv 1412.6596, the soft bootstrap). Source: otherwise ours.
 
@@ -125,6 +131,8 @@ def fit_teacher(
         args = args or InteractionTeacherConfig(output_dir=str(folder))
         if args.teacher_max_length is not None:
             teacher.max_length = teacher.check_length(args.teacher_max_length)
+        if args.interaction_layers is not None:
+            teacher.interaction_layers = args.interaction_layers
         set_seed(args.seed)
         training, held_out = _split(preferences, eval_dataset, args)
         train, held_out_examples = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,14 +20,14 @@ from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
 from ..hub.publishing import HubPublishing
-from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choose_order, select_order
+from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choose_order
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
+from .interception import layer_of_modules
 from .losses import AlignmentResult, alignment_loss, mean_alignment
 from .maps import Rows, UniformRows, UnitTokens, end_to_end, shuffled_rows, student_map
 from .packing import PackedPairs
 from .pairs import PairEncoder
 from .preparation import add_pair_index, check_columns, encode_pairs, report
-from .interception import layer_of_modules
 from .recording import AttentionRecorder, resolve_layers
 from .schedules import scheduled_weight
 from .sharing import PromptSharing
@@ -87,11 +88,12 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
             refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
         layers = self.model.config.get_text_config().num_hidden_layers
         self._student_layers = resolve_layers(args.student_layers, layers, "student_layers")
-        resolve_layers(args.teacher_layers, self.teacher.num_layers, "teacher_layers")
+        self.teacher.check_layers(args.teacher_layers)
         _require_trainable_below(self.model, self._student_layers)
         self._recorder = AttentionRecorder(self.model, self._student_layers)
-        self.teacher_max_length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
-        self.data_collator = AlignmentCollator(self.data_collator, self.teacher.format, self.teacher_max_length)
+        length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
+        reading = replace(self.teacher.reading, max_length=length)
+        self.data_collator = AlignmentCollator(self.data_collator, reading)
         self.teacher.freeze().to(self.accelerator.device)
         warning = chance_warning(self.teacher)
         if warning:
@@ -184,9 +186,7 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
         inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
         segments = batch["segments"]
         with self.accelerator.autocast():
-            rewards, sources = self.teacher.read(
-                select_order(inputs, order), self.args.teacher_layers, segments.shape[1]
-            )
+            margins, sources = self.teacher.read(inputs, order, self.args.teacher_layers, segments.shape[1])
         units, index, records = batch["student_units"], batch["student_index"], self._recorder.records
         if packed is None:
             records = [end_to_end(record) for record in records]
@@ -204,7 +204,6 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
             for record, source in zip(records, sources, strict=True)
         ]
         self._recorder.release()
-        margins = (rewards[:, 0] - rewards[:, 1]) * (1 - 2 * order)
         return mean_alignment(results), (margins.sign() / 2 + 0.5).mean()
 
     def _controlled(self, source: Rows, segments: torch.Tensor) -> Rows:

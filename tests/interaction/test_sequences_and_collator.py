@@ -11,7 +11,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill.interaction.collator import AlignmentCollator, choose_order, select_order
 from hf_interdistill.interaction.pairs import PairEncoder
-from hf_interdistill.interaction.sequences import PairFormat, Piece, _shorten
+from hf_interdistill.interaction.sequences import PairFormat, PairReading, Piece, _shorten
 
 
 def piece(ids, first_unit=0):
@@ -75,7 +75,9 @@ def test_batch_by_hand():
     encoder = PairEncoder(student, teacher)
     examples = [encoder(row, index) for index, row in enumerate(rows)]
     form = PairFormat.from_tokenizer(teacher)
-    batch = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), form, 64)(examples)
+    batch = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairReading(form, 64, is_late=False))(
+        examples
+    )
     width = batch["input_ids"].shape[1]
     flat = torch.cat(batch["input_ids"].chunk(2), dim=1)
     for pair, row in enumerate(rows):
@@ -95,6 +97,12 @@ def test_batch_by_hand():
         assert teacher.decode(ids, skip_special_tokens=True).replace(" ##", "").replace(" ", "") == text.replace(
             " ", ""
         )
+    late = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairReading(form, 64, is_late=True))(examples)
+    assert late["teacher_closing"].shape == (2, 2, 1)
+    for row, text in enumerate(("what is it a cat", "what is it no idea at all")):
+        ids = late["teacher_input_ids"][0, row][late["teacher_attention_mask"][0, row].bool()]
+        assert teacher.decode(ids, skip_special_tokens=True).replace(" ##", "") == text
+        assert late["teacher_closing"][0, row].item() == len(ids) - 1
     units = batch["teacher_units"][0, 1]
     assert list(dict.fromkeys(units[units >= 0].tolist())) == [0, 1, 2, 5, 6, 7, 8, 3, 4]
     chosen = select_order({"x": torch.arange(8).view(2, 2, 2)}, torch.tensor([1, 0]))["x"]

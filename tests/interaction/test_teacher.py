@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import ROOT, TEACHER_FAMILIES, build_encoder, build_student, token
 from transformers import TrainerCallback
 
 from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
+from hf_interdistill.interaction.collator import select_order
 from hf_interdistill.interaction.maps import dense, pool_attention
 from hf_interdistill.interaction.pairs import PairEncoder, Preference, read_preference, teacher_pieces
 from hf_interdistill.interaction.teacher_stages import Example, SimilarLengths, StageCollator, _StageTrainer
@@ -24,21 +26,28 @@ def batch_of(teacher, rows):
     encoder = PairEncoder(tokenizer_of("bytes"), teacher.tokenizer)
     columns = [encoder(row, i) for i, row in enumerate(rows)]
     packed = []
-    for number, row in enumerate(columns):
-        prompt, chosen, rejected = teacher_pieces(row)
-        responses = [rejected, chosen] if number % 2 else [chosen, rejected]
-        packed.append(teacher.format.pack(prompt, responses, teacher.max_length))
-    return teacher.format.collate(packed), max(sum(row["unit_sizes"]) for row in columns)
+    for row in columns:
+        packed += teacher.reading.rows(*teacher_pieces(row))
+    batch = {name: tensor.unflatten(0, (-1, 2)) for name, tensor in teacher.format.collate(packed).items()}
+    return batch, max(sum(row["unit_sizes"]) for row in columns)
 
 
 @pytest.mark.parametrize("family", TEACHER_FAMILIES)
 def test_map_of_every_family_is_its_own_attention(rows, family):
     model, tokenizer = build_encoder(family)
-    teacher = InteractionTeacher.from_pretrained(model, tokenizer, max_length=200).freeze()
-    batch, units = batch_of(teacher, rows[:4])
+    teacher = InteractionTeacher.from_pretrained(model, tokenizer, max_length=200, interaction_layers=0).freeze()
+    both, units = batch_of(teacher, rows[:4])
     layers = [0, 2] if family == "modernbert" else [0, 1, -1]  # ModernBERT: layers 0 and 2 see everything
-    rewards, sources = teacher.read(batch, layers, units)
-    assert rewards.shape == (4, 2) and rewards.std() > 0
+    order = torch.tensor([0, 1, 0, 1])
+    margins, sources = teacher.read(both, order, layers, units)
+    assert margins.shape == (4,) and margins.std() > 0
+    torch.testing.assert_close(
+        margins,
+        teacher.judge(rows[:4], is_progress_shown=False)[range(4), order],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    batch = select_order(both, order)
     eager = build_encoder(family)[0].eval()
     if not family.startswith("deberta"):
         eager.set_attn_implementation("eager")
@@ -55,23 +64,30 @@ def test_map_of_every_family_is_its_own_attention(rows, family):
 
 
 def test_sliding_window_layers_are_refused(rows):
-    teacher = InteractionTeacher.from_pretrained(*build_encoder("modernbert"), max_length=200).freeze()
-    batch, units = batch_of(teacher, rows[:2])
+    teacher = InteractionTeacher.from_pretrained(*build_encoder("modernbert"), max_length=200, interaction_layers=0)
+    batch, units = batch_of(teacher.freeze(), rows[:2])
     with pytest.raises(ValueError, match=r"layer 1 attends within a sliding window .*: \[0, 2\]"):
-        teacher.read(batch, [1], units)
+        teacher.read(batch, torch.zeros(2, dtype=torch.long), [1], units)
 
 
-def test_padding_and_order_change_no_map(rows):
-    teacher = InteractionTeacher.from_pretrained(*build_encoder(), max_length=256).freeze()
+@pytest.mark.parametrize("interaction_layers", [0, 1])
+def test_padding_changes_no_map(rows, interaction_layers):
+    teacher = InteractionTeacher.from_pretrained(
+        *build_encoder(), max_length=256, interaction_layers=interaction_layers
+    ).freeze()
     batch, units = batch_of(teacher, rows[:4])
-    whole = dense(teacher.read(batch, [-1], units)[1][0])
+    order = torch.tensor([1, 0, 0, 1])
+    margins, sources = teacher.read(batch, order, [-1], units)
+    whole = dense(sources[0])
     for pair in range(4):
-        length = int(batch["attention_mask"][pair].sum())
+        length = int(batch["attention_mask"][pair].sum(1).max())
         single = {
-            key: value[pair : pair + 1, :length] if key != "closing" else value[pair : pair + 1]
+            key: value[pair : pair + 1, :, :length] if key != "closing" else value[pair : pair + 1]
             for key, value in batch.items()
         }
-        torch.testing.assert_close(dense(teacher.read(single, [-1], units)[1][0])[0], whole[pair])
+        alone, sources = teacher.read(single, order[pair : pair + 1], [-1], units)
+        torch.testing.assert_close(dense(sources[0])[0], whole[pair])
+        torch.testing.assert_close(alone[0], margins[pair], rtol=1e-4, atol=1e-5)
 
 
 def test_default_length_is_what_the_encoder_can_read():
@@ -241,11 +257,12 @@ def test_targets_enter_the_loss():
     teacher = small_teacher()
     teacher.reader.eval()
     pieces = text_pieces(teacher.tokenizer, read_preference(LEARNABLE[0]))
-    margins = teacher.judge(LEARNABLE[:1], is_progress_shown=False)[0]
-    batch = StageCollator(teacher, True)([Example(pieces, 0.6)])
-    loss = _StageTrainer.compute_loss(None, teacher.reader, batch)
-    expected = -(0.6 * margins.sigmoid().log() + 0.4 * (-margins).sigmoid().log()).mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for teacher.interaction_layers in (0, 1):
+        margins = teacher.judge(LEARNABLE[:1], is_progress_shown=False)[0]
+        batch = StageCollator(teacher, True)([Example(pieces, 0.6)])
+        loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.reader, batch)
+        expected = -(0.6 * margins.sigmoid().log() + 0.4 * (-margins).sigmoid().log()).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_batches_have_similar_lengths_and_every_example_once():

@@ -146,6 +146,7 @@ def first_step(tmp_path, dataset, tokenizer, teacher, **changes):
 
 
 def test_every_option_changes_the_loss(dataset, tmp_path, tokenizer, fitted_teacher):
+    fitted_teacher.interaction_layers = 3
     plain, _ = first_step(tmp_path, dataset, tokenizer, fitted_teacher)
     seen = {plain["loss"]}
     options = [
