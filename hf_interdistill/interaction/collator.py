@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .map_cache import map_key
 from .pairs import teacher_pieces
 from .sequences import PairFormat
 from .units import NO_UNIT
@@ -17,6 +18,7 @@ ALIGNMENT_KEYS = (
     "segments",
     "pair_key",
     "pair_index",
+    "map_key",
     "teacher_input_ids",
     "teacher_attention_mask",
     "teacher_units",
@@ -45,15 +47,20 @@ class AlignmentCollator(PairIndexCollator):
             chosen rows, then the rejected ones, padded on the right.
         teacher_format: how the teacher's tokenizer joins texts.
         teacher_max_length: tokens of a teacher input.
+        has_map_keys: whether to add `map_key`, under which a `map_cache.CachedTeacher` keeps what the teacher says.
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
     `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs `(pairs, 2, length)` in both
-    reading orders, `teacher_closing` `(pairs, 2, 2)`.
+    reading orders, `teacher_closing` `(pairs, 2, 2)`; with `has_map_keys`, `map_key` `(pairs, 2, 2)`: 128 bits for each
+    order.
     """
 
-    def __init__(self, inner: Callable, teacher_format: PairFormat, teacher_max_length: int):
+    def __init__(
+        self, inner: Callable, teacher_format: PairFormat, teacher_max_length: int, has_map_keys: bool = False
+    ):
         super().__init__(inner)
         self.teacher_format, self.teacher_max_length = teacher_format, teacher_max_length
+        self.has_map_keys = has_map_keys
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(examples)
@@ -72,13 +79,16 @@ class AlignmentCollator(PairIndexCollator):
         return batch
 
     def _teacher_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        packed = []
+        packed, keys = [], []
         for example in examples:
             prompt, chosen, rejected = teacher_pieces(example)
             for responses in ((chosen, rejected), (rejected, chosen)):
                 packed.append(self.teacher_format.pack(prompt, responses, self.teacher_max_length))
+                if self.has_map_keys:
+                    keys.append(map_key(packed[-1], sum(example["unit_sizes"])))
         collated = self.teacher_format.collate(packed)
-        return {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
+        inputs = {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
+        return {**inputs, "map_key": torch.tensor(keys).unflatten(0, (-1, 2))} if self.has_map_keys else inputs
 
 
 def _student_tokens(example: dict[str, Any], width: int) -> tuple[list[int], list[int]]:
