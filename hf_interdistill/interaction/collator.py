@@ -51,7 +51,7 @@ class AlignmentCollator(PairIndexCollator):
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
     `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs `(pairs, 2, length)` in both
-    reading orders, `teacher_closing` `(pairs, 2, 2)`; with `has_map_keys`, `map_key` `(pairs, 2, 2)`: 128 bits for each
+    reading orders, `teacher_closing` `(pairs, 2, 2)`; with `has_map_keys`, `map_key` `(pairs, 2, 2)`: 128 bits an
     order.
     """
 

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def make_maps(sizes, seed=0, sharpness=2.0, mass=0.8) -> torch.Tensor:
-    """Rows like a teacher's: weights over orders of magnitude, part of the mass on tokens of no unit, padding of zeros."""
+    """Rows like a teacher's: weights over orders of magnitude, part of the mass on tokens of no unit, zero padding."""
     generator = torch.Generator().manual_seed(seed)
     units = max(sizes)
     values = torch.zeros(len(sizes), units, units)
