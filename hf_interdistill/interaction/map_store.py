@@ -3,8 +3,8 @@
 A folder holds shards, each written by one process of one run and by nobody else, so that any number of processes and
 runs may share the folder. A shard is a chain of records: magic, key, length, checksums, payload. What a kill leaves
 half written, and what the disk has damaged, fails its checksum, counts as missing and is written anew by whoever
-misses it. A record is handed to the system at once, so a killed process loses none. A power cut may cost the last ones,
-which costs time and nothing else, so nothing waits for the disk here.
+misses it. A record is handed to the system at once, so a killed process loses none. A power cut may take the last
+ones; that costs time and nothing else, so nothing waits for the disk here.
 """
 
 from __future__ import annotations

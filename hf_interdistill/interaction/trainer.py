@@ -309,7 +309,7 @@ def _require_writable(option: str, folder: str, loss: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".is_writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise PermissionError(
             f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "

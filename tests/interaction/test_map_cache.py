@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import build_encoder, build_student, tokenizer_of
+from conftest import ROOT, build_encoder, build_student, tokenizer_of
 from datasets import Dataset
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -313,3 +317,48 @@ def test_settings_are_checked(data, tmp_path, fitted_teacher):
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match=r"`teacher_cache` .*maps would not be kept. Choose another folder"):
         make(tmp_path, data, fitted_teacher, teacher_cache=str(tmp_path / "file" / "cache"))
+
+
+SCRIPT = """
+import json, os, sys
+import torch
+from datasets import Dataset
+from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
+
+torch.set_num_threads(1)
+folder, cache = sys.argv[1:]
+world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+rows = [json.loads(line) for line in open(f"{folder}/rows.jsonl")]
+args = InteractionDistillationConfig(
+    output_dir=f"{folder}/run", teacher_model=f"{folder}/teacher", alignment_weight=1.0, num_train_epochs=3,
+    per_device_train_batch_size=4 // world, learning_rate=1e-3, logging_steps=1, bf16=False, use_cpu=True,
+    report_to="none", disable_tqdm=True, save_strategy="no", teacher_cache=cache, teacher_cache_precision="exact",
+)
+trainer = InteractionDistillationTrainer(f"{folder}/student", args, train_dataset=Dataset.from_list(rows))
+trainer.train()
+losses = [entry["interaction/loss"] for entry in trainer.state.log_history if "loss" in entry]
+with open(f"{folder}/log{world}-{rank}.json", "w") as file:
+    json.dump({"read": trainer._cached_teacher.pairs_read, "losses": [float(loss) for loss in losses]}, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_what_they_read(tmp_path, rows):
+    build_student().save_pretrained(tmp_path / "student")
+    tokenizer_of("bytes").save_pretrained(tmp_path / "student")
+    InteractionTeacher(*build_encoder(), max_length=256).save_pretrained(str(tmp_path / "teacher"))
+    lines = [json.dumps({key: row[key] for key in ("prompt", "chosen", "rejected")}) for row in rows[:8]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for cache, launcher in (
+        ("a", []),
+        ("b", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        command = [sys.executable, *launcher, str(tmp_path / "train.py"), str(tmp_path), str(tmp_path / cache)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+    one, first, second = (json.loads((tmp_path / f"log{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert one["read"] == 16 and first["read"] == second["read"] == 8  # each pair in both orders, by one of them
+    assert len(list((tmp_path / "b").glob("*/maps-*.bin"))) == 2
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-4)
