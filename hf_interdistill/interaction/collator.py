@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .map_cache import map_keys
 from .pairs import teacher_pieces
 from .sequences import PairReading
 from .units import NO_UNIT
@@ -17,6 +18,7 @@ ALIGNMENT_KEYS = (
     "segments",
     "pair_key",
     "pair_index",
+    "map_key",
     "teacher_input_ids",
     "teacher_attention_mask",
     "teacher_units",
@@ -44,15 +46,17 @@ class AlignmentCollator(PairIndexCollator):
         inner: the reward collator (TRL's `DataCollatorForPreference`, or the user's own): its `input_ids` hold the
             chosen rows, then the rejected ones, padded on the right.
         reading: the rows in which the teacher reads a pair.
+        has_map_keys: whether to add `map_key`, under which a `map_cache.CachedTeacher` keeps what the teacher says.
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
     `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows a pair:
-    `(pairs, 2, length)`, `teacher_closing` `(pairs, 2, responses)`.
+    `(pairs, 2, length)`, `teacher_closing` `(pairs, 2, responses)`; with `has_map_keys`, `map_key` `(pairs, 2, 2)`:
+    128 bits for each reading order.
     """
 
-    def __init__(self, inner: Callable, reading: PairReading):
+    def __init__(self, inner: Callable, reading: PairReading, has_map_keys: bool = False):
         super().__init__(inner)
-        self.reading = reading
+        self.reading, self.has_map_keys = reading, has_map_keys
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(examples)
@@ -71,9 +75,15 @@ class AlignmentCollator(PairIndexCollator):
         return batch
 
     def _teacher_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        packed = [row for example in examples for row in self.reading.rows(*teacher_pieces(example))]
+        packed, keys = [], []
+        for example in examples:
+            rows = self.reading.rows(*teacher_pieces(example))
+            packed += rows
+            if self.has_map_keys:
+                keys.append(map_keys(rows, sum(example["unit_sizes"]), is_late=self.reading.is_late))
         collated = self.reading.format.collate(packed)
-        return {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
+        inputs = {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
+        return {**inputs, "map_key": torch.tensor(keys)} if self.has_map_keys else inputs
 
 
 def _student_tokens(example: dict[str, Any], width: int) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
 from .losses import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
+from .map_codec import MAP_PRECISIONS
 from .schedules import ALIGNMENT_SCHEDULES
 from .sharing import SHARE_PROMPT_CHOICES
 
@@ -35,6 +36,12 @@ class InteractionDistillationConfig(RewardConfig):
         share_prompt: read prompt, chosen and rejected in one row, so that the prompt is computed once; rewards and
             gradients are those of two passes, to rounding. `auto`: wherever it saves work and the model can do it,
             except with `alignment_weight=0` (which equals `RewardTrainer` to the last bit); `true`: always; `false`.
+        teacher_cache: folder in which the teacher's maps are kept, so that it reads each pair once (in both reading
+            orders): later epochs, resumed runs and other runs with the same teacher take them from there. `None`: it
+            reads each pair at each visit.
+        teacher_cache_precision: `8bit` (a byte a number) or `exact` (four).
+        teacher_cache_top_k: weights kept of each row with `8bit`, for long texts; what is left out of a row is spread
+            over the other units. `None` keeps all.
     """
 
     teacher_model: str | None = field(
@@ -71,6 +78,15 @@ class InteractionDistillationConfig(RewardConfig):
         default="auto",
         metadata={"help": "Read a pair in one row: the prompt once.", "choices": list(SHARE_PROMPT_CHOICES)},
     )
+    teacher_cache: str | None = field(
+        default=None, metadata={"help": "Folder to keep the teacher's maps in, so that it reads each pair once."}
+    )
+    teacher_cache_precision: str = field(
+        default="8bit", metadata={"help": "How maps are kept.", "choices": list(MAP_PRECISIONS)}
+    )
+    teacher_cache_top_k: int | None = field(
+        default=None, metadata={"help": "Weights kept of each row of an 8-bit map; unset: all."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,6 +97,7 @@ class InteractionDistillationConfig(RewardConfig):
             "alignment_scope": ALIGNMENT_SCOPES,
             "alignment_control": ALIGNMENT_CONTROLS,
             "share_prompt": SHARE_PROMPT_CHOICES,
+            "teacher_cache_precision": MAP_PRECISIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -92,6 +109,7 @@ class InteractionDistillationConfig(RewardConfig):
                 f"`student_layers` {self.student_layers} and `teacher_layers` {self.teacher_layers} are paired in "
                 "order, so both need the same number of layers, at least one."
             )
+        self._check_cache()
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
                 f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer, scheduler and random states "
@@ -99,6 +117,20 @@ class InteractionDistillationConfig(RewardConfig):
             )
         if self.alignment_weight and self.gradient_checkpointing:
             refuse_reentrant_checkpointing(self.gradient_checkpointing_kwargs)
+
+    def _check_cache(self) -> None:
+        top_k, precision = self.teacher_cache_top_k, self.teacher_cache_precision
+        if self.teacher_cache is None and (top_k is not None or precision != "8bit"):
+            raise ValueError(
+                f"`teacher_cache_precision` is {precision!r} and `teacher_cache_top_k` {top_k}, but no maps are kept: "
+                "set `teacher_cache` to a folder, or leave both out."
+            )
+        if top_k is not None and (top_k < 1 or precision == "exact"):
+            raise ValueError(
+                f"`teacher_cache_top_k` is {top_k} and `teacher_cache_precision` {precision!r}, but the number of "
+                "weights kept of a row must be at least 1, and 'exact' keeps all of them. Leave `teacher_cache_top_k` "
+                "out, or use '8bit' with a positive number."
+            )
 
 
 def refuse_reentrant_checkpointing(kwargs) -> None:

@@ -244,17 +244,30 @@ class RecordedRows:
         self._map = teacher_map(record, tokens)
         self.present = self._map.present
 
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that fit in memory at once."""
+        return self._map.blocks()
+
     @torch.no_grad()
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self._map.pool(self._map.attend(start, stop), start, stop)
 
 
 class DenseRows:
-    """Rows of a whole map in memory, `(batch, units, units)`; a unit with an empty row was not read."""
+    """Rows of a whole map in memory.
 
-    def __init__(self, values: torch.Tensor):
+    Args:
+        values: `(batch, units, units)`.
+        present: `(batch, units)` bool, units that were read; by default those whose row is not empty.
+    """
+
+    def __init__(self, values: torch.Tensor, present: torch.Tensor | None = None):
         self.values = values
-        self.present = values.sum(-1) > 0
+        self.present = values.sum(-1) > 0 if present is None else present
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """All rows at once: they are in memory."""
+        yield 0, self.values.shape[1]
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self.values[:, start:stop]

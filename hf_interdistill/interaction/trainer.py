@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choo
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .interception import layer_of_modules
 from .losses import AlignmentResult, alignment_loss, mean_alignment
+from .map_cache import CachedTeacher, MapCacheUpkeep
+from .map_codec import MapFormat
 from .maps import Rows, UniformRows, UnitTokens, end_to_end, shuffled_rows, student_map
 from .packing import PackedPairs
 from .pairs import PairEncoder
@@ -76,7 +79,7 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
                 f"`args` is a {type(args).__name__}, but InteractionDistillationTrainer needs an "
                 "InteractionDistillationConfig (it has every field of RewardConfig)."
             )
-        _require_writable(args.output_dir)
+        _require_writable("output_dir", args.output_dir, "checkpoints would be lost")
         self.teacher = _load_teacher(teacher, args)
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         super().__init__(model, args, *rest, **kwargs)
@@ -91,13 +94,31 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
         self.teacher.check_layers(args.teacher_layers)
         _require_trainable_below(self.model, self._student_layers)
         self._recorder = AttentionRecorder(self.model, self._student_layers)
-        length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
-        reading = replace(self.teacher.reading, max_length=length)
-        self.data_collator = AlignmentCollator(self.data_collator, reading)
+        self.teacher_max_length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
+        self._cached_teacher: CachedTeacher | None = None
+        self.data_collator = AlignmentCollator(
+            self.data_collator,
+            replace(self.teacher.reading, max_length=self.teacher_max_length),
+            has_map_keys=args.teacher_cache is not None,
+        )
         self.teacher.freeze().to(self.accelerator.device)
+        if args.teacher_cache is not None:
+            self._open_cache(args)
         warning = chance_warning(self.teacher)
         if warning:
             logger.warning(warning)
+
+    def _open_cache(self, args: InteractionDistillationConfig) -> None:
+        _require_writable("teacher_cache", args.teacher_cache, "the teacher's maps would not be kept")
+        self._cached_teacher = CachedTeacher(
+            self.teacher,
+            args.teacher_cache,
+            args.teacher_layers,
+            MapFormat(args.teacher_cache_precision, args.teacher_cache_top_k),
+            autocast=self.accelerator.mixed_precision,
+            process_index=self.accelerator.process_index,
+        )
+        self.add_callback(MapCacheUpkeep(self._cached_teacher))
 
     def _prompt_sharing(self) -> PromptSharing:
         """How this run shares prompts: `auto` leaves runs without alignment as they are in `RewardTrainer`."""
@@ -186,7 +207,13 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
         inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
         segments = batch["segments"]
         with self.accelerator.autocast():
-            margins, sources = self.teacher.read(inputs, order, self.args.teacher_layers, segments.shape[1])
+            if self._cached_teacher is None:
+                margins, sources = self.teacher.read(inputs, order, self.args.teacher_layers, segments.shape[1])
+            else:
+                epochs = self.state.num_train_epochs if self.model.training else 1
+                margins, sources = self._cached_teacher.read(
+                    inputs, batch["map_key"], order, segments, is_reading_both=1 < epochs < sys.maxsize
+                )
         units, index, records = batch["student_units"], batch["student_index"], self._recorder.records
         if packed is None:
             records = [end_to_end(record) for record in records]
@@ -274,16 +301,16 @@ def _load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTe
     return InteractionTeacher.from_pretrained(teacher)
 
 
-def _require_writable(folder: str) -> None:
+def _require_writable(option: str, folder: str, loss: str) -> None:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".is_writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise PermissionError(
-            f"`output_dir` {folder!r} cannot be written ({error.strerror or error}); checkpoints would be lost. "
+            f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "
             "Choose another folder or change its rights."
         ) from error
 

@@ -1,0 +1,392 @@
+"""Training with the teacher's maps from the disk equals training with the teacher on line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, build_encoder, build_student, tokenizer_of
+from datasets import Dataset
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
+from hf_interdistill.interaction.collator import AlignmentCollator, choose_order
+from hf_interdistill.interaction.map_cache import CachedTeacher, teacher_digest
+from hf_interdistill.interaction.map_codec import MapFormat
+from hf_interdistill.interaction.maps import dense
+from hf_interdistill.interaction.pairs import PairEncoder
+
+COMMON = {
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "max_steps": 3,
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
+    "alignment_weight": 1.0,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+KEYS = ("loss", "interaction/loss", "interaction/intra", "interaction/inter", "interaction/teacher_accuracy")
+
+
+@pytest.fixture
+def teacher():
+    """One that reads a pair in one row, so that the order matters."""
+    return InteractionTeacher(*build_encoder(), max_length=256, interaction_layers=0)
+
+
+@pytest.fixture
+def data(rows) -> Dataset:
+    return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows[:8]])
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """Pairs of each call of the teacher."""
+    calls: list[int] = []
+    read = InteractionTeacher.read
+
+    def counting(self, batch, order, layers, units):
+        calls.append(len(batch["input_ids"]))
+        return read(self, batch, order, layers, units)
+
+    monkeypatch.setattr(InteractionTeacher, "read", counting)
+    return calls
+
+
+def make(folder, data, teacher, tokenizer=None, **changes) -> InteractionDistillationTrainer:
+    evaluation = changes.pop("eval_dataset", None)
+    return InteractionDistillationTrainer(
+        build_student(),
+        InteractionDistillationConfig(**{"output_dir": str(folder / "rm"), **COMMON, **changes}),
+        train_dataset=data,
+        eval_dataset=evaluation,
+        processing_class=tokenizer or tokenizer_of("bytes"),
+        teacher=teacher,
+    )
+
+
+def trained(folder, data, teacher, **changes) -> InteractionDistillationTrainer:
+    trainer = make(folder, data, teacher, **changes)
+    trainer.train()
+    return trainer
+
+
+def logs(trainer) -> list[dict]:
+    return [
+        {key: float(entry[key]) for key in KEYS} for entry in trainer.state.log_history if "interaction/loss" in entry
+    ]
+
+
+def assert_equal(one, other, rel: float) -> None:
+    assert len(logs(one)) == len(logs(other)) > 0
+    for first, second in zip(logs(one), logs(other), strict=True):
+        assert first == pytest.approx(second, rel=rel, abs=1e-9)
+
+
+def assert_same_bits(one, other) -> None:
+    assert logs(one) == logs(other)
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+def test_exact_maps_train_as_the_teacher_does_and_it_reads_each_pair_once(data, tmp_path, fitted_teacher, reads):
+    online = trained(tmp_path, data, fitted_teacher, max_steps=6)  # three epochs, so most pairs come in both orders
+    assert sum(reads) == 24
+    cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact", "max_steps": 6}
+    reads.clear()
+    cached = trained(tmp_path, data, fitted_teacher, **cache)
+    assert reads == [4, 4, 4, 4]  # both orders in the first epoch, nothing after it
+    assert_equal(online, cached, rel=2e-5)
+    for name, value in online.model.state_dict().items():
+        torch.testing.assert_close(value, cached.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+    assert {key for entry in online.state.log_history for key in entry} == {
+        key for entry in cached.state.log_history for key in entry
+    }
+    reads.clear()
+    assert_same_bits(cached, trained(tmp_path, data, fitted_teacher, **cache))
+    assert not reads
+
+
+def test_8bit_is_near_and_does_not_depend_on_what_was_there(data, tmp_path, fitted_teacher, reads, caplog):
+    online = trained(tmp_path, data, fitted_teacher, max_steps=4)
+    reads.clear()
+    with caplog.at_level(logging.INFO):
+        cold = trained(tmp_path, data, fitted_teacher, max_steps=4, teacher_cache=str(tmp_path / "cache"))
+    assert "16 (one a pair and reading order) of " in caplog.text and "KiB on average" in caplog.text
+    warm = trained(tmp_path, data, fitted_teacher, max_steps=4, teacher_cache=str(tmp_path / "cache"))
+    assert sum(reads) == 16
+    assert_same_bits(cold, warm)
+    first, stored = logs(online)[0], logs(cold)[0]
+    print({key: abs(first[key] - stored[key]) for key in KEYS})
+    assert 0 < abs(first["interaction/loss"] - stored["interaction/loss"]) < 2e-3 * first["interaction/loss"]
+    assert first["interaction/teacher_accuracy"] == stored["interaction/teacher_accuracy"]
+    coarse = trained(
+        tmp_path, data, fitted_teacher, max_steps=1, teacher_cache=str(tmp_path / "cache"), teacher_cache_top_k=3
+    )
+    assert abs(logs(coarse)[0]["interaction/loss"] - first["interaction/loss"]) > 2e-3 * first["interaction/loss"]
+
+
+def test_responses_in_rows_of_their_own_are_read_once(data, tmp_path, fitted_teacher, reads):
+    fitted_teacher.interaction_layers = 1
+    online = trained(tmp_path, data, fitted_teacher, max_steps=4)
+    reads.clear()
+    cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact"}
+    cached = trained(tmp_path, data, fitted_teacher, max_steps=4, **cache)
+    assert sum(reads) == len(data)  # two epochs, both orders
+    assert_equal(online, cached, rel=2e-5)
+
+
+OPTIONS = [
+    {"alignment_scope": "inter", "alignment_loss": "mse", "share_prompt": "false"},
+    {"alignment_control": "shuffled", "alignment_scope": "intra", "gradient_accumulation_steps": 2},
+    {"alignment_control": "uniform", "student_layers": [0, -1], "teacher_layers": [0, -1]},
+    {"bf16": True},
+    {"teacher_max_length": 48},
+]
+
+
+def test_options_equal_the_teacher_on_line_in_one_shared_folder(data, tmp_path, fitted_teacher, reads):
+    cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact"}
+    trained(tmp_path, data, fitted_teacher, **cache)
+    for option in OPTIONS:
+        online = trained(tmp_path, data, fitted_teacher, max_steps=1, **option)
+        reads.clear()
+        cached = trained(tmp_path, data, fitted_teacher, max_steps=1, **option, **cache)
+        changes_the_maps = option.keys() & {"teacher_layers", "bf16", "teacher_max_length"}
+        assert bool(reads) == bool(changes_the_maps), option
+        assert_equal(online, cached, rel=2e-2 if "bf16" in option else 2e-5)
+    folders = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert len(folders) == 3  # layers and precision have their own; length is in each pair's key
+
+
+def test_what_changes_the_maps_finds_no_others(data, tmp_path, fitted_teacher, reads):
+    """Another teacher, score head, config, student tokenizer: each is read anew and equals its own run on line."""
+    cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact", "max_steps": 1}
+    trained(tmp_path, data, fitted_teacher, **cache)
+    seen = {teacher_digest(fitted_teacher)}
+
+    def variant(change, **encoder) -> InteractionTeacher:
+        teacher = InteractionTeacher(
+            *build_encoder(**encoder), max_length=256, interaction_layers=0, metrics=fitted_teacher.metrics
+        )
+        teacher.reader.score.load_state_dict(fitted_teacher.reader.score.state_dict())
+        change(teacher)
+        return teacher
+
+    def nudge(teacher):
+        with torch.no_grad():
+            teacher.reader.encoder.encoder.layer[1].output.dense.weight[0, 0] += 0.5
+
+    assert teacher_digest(variant(lambda teacher: None)) in seen
+    teachers = [
+        variant(nudge),
+        variant(lambda teacher: teacher.reader.score.weight.data.neg_()),
+        variant(lambda teacher: None, hidden_act="relu"),
+    ]
+    runs = [(teacher, tokenizer_of("bytes")) for teacher in teachers] + [(fitted_teacher, tokenizer_of("metaspace"))]
+    for teacher, tokenizer in runs:
+        reads.clear()
+        cached = trained(tmp_path, data, teacher, tokenizer=tokenizer, **cache)
+        assert sum(reads) == 4
+        online = trained(tmp_path, data, teacher, tokenizer=tokenizer, max_steps=1)
+        assert_equal(online, cached, rel=2e-5)
+        seen.add(teacher_digest(teacher))
+    assert len(seen) == 4
+
+
+def test_a_teacher_that_learns_on_is_read_anew(data, tmp_path, fitted_teacher, reads):
+    trainer = trained(tmp_path, data, fitted_teacher, teacher_cache=str(tmp_path / "cache"), max_steps=2)
+    reads.clear()
+    with torch.no_grad():
+        fitted_teacher.reader.encoder.encoder.layer[0].output.dense.weight.mul_(1.5)
+    trainer.train()
+    assert sum(reads) == 8
+
+
+def test_resumed_run_equals_an_unbroken_one(data, tmp_path, fitted_teacher, reads):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3}
+    whole = trained(tmp_path / "whole", data, fitted_teacher, teacher_cache=str(tmp_path / "a"), **settings)
+    reads.clear()
+    for cache, count in (("a", 0), ("b", 1)):  # the cache of the run that broke off, and an empty one
+        resumed = make(tmp_path / "whole", data, fitted_teacher, teacher_cache=str(tmp_path / cache), **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "rm" / "checkpoint-3"))
+        assert bool(reads) == bool(count)
+        for name, value in whole.model.state_dict().items():
+            torch.testing.assert_close(value, resumed.model.state_dict()[name], rtol=0, atol=1e-6 * count)
+
+
+def test_damaged_and_cut_shards_are_read_anew_with_a_warning(data, tmp_path, fitted_teacher, reads, caplog):
+    cache = {"teacher_cache": str(tmp_path / "cache"), "max_steps": 4}
+    whole = trained(tmp_path, data, fitted_teacher, **cache)
+    (path,) = (tmp_path / "cache").glob("*/maps-*.bin")
+    content = bytearray(path.read_bytes())
+    for part in (0.2, 0.4, 0.6, 0.8):
+        content[int(part * len(content))] ^= 0xFF
+    path.write_bytes(content[:-100])
+    reads.clear()
+    mended = trained(tmp_path, data, fitted_teacher, **cache)
+    assert 2 <= sum(reads) <= 5 and "damaged" in caplog.text
+    assert_equal(whole, mended, rel=1e-4)  # read in other batches, so rounded otherwise
+    reads.clear()
+    assert_same_bits(mended, trained(tmp_path, data, fitted_teacher, **cache))
+    assert not reads
+
+
+def test_streams_and_evaluation_sets(data, tmp_path, fitted_teacher, reads):
+    cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact"}
+    sets = {"a": data.select(range(3)), "b": data.select(range(3, 8))}
+    online = make(tmp_path, data, fitted_teacher, eval_dataset=sets).evaluate()
+    reads.clear()
+    trainer = make(tmp_path, data, fitted_teacher, eval_dataset=sets, **cache)
+    cached = trainer.evaluate()
+    assert sum(reads) == 8  # one order: that of every evaluation
+    wanted = [key for key in online if "interaction" in key or "loss" in key]
+    assert {"eval_a_loss", "eval_b_loss", "eval_interaction/loss", "eval_interaction/teacher_accuracy"} <= set(wanted)
+    for key in wanted:
+        assert cached[key] == pytest.approx(online[key], rel=2e-5), key
+    assert trainer.evaluate()["eval_a_loss"] == cached["eval_a_loss"] and sum(reads) == 8
+    stream = trained(tmp_path, data.to_iterable_dataset(), fitted_teacher, max_steps=2, **cache)
+    pair_keys = torch.tensor(trainer.train_dataset["pair_key"])
+    first, evaluated = (choose_order(pair_keys, stream.args.seed, visit) for visit in (1, 0))
+    assert sum(reads) == 8 + int((first != evaluated).sum()) > 8  # a stream reads the order that it needs
+    assert_equal(trained(tmp_path, data.to_iterable_dataset(), fitted_teacher, max_steps=2), stream, rel=2e-5)
+
+
+def make_batch(rows, teacher, count=5):
+    encoder = PairEncoder(tokenizer_of("bytes"), teacher.tokenizer)
+    examples = [encoder(row, number) for number, row in enumerate(rows[:count])]
+    collate = AlignmentCollator(
+        DataCollatorForPreference(pad_token_id=3), replace(teacher.reading, max_length=128), has_map_keys=True
+    )
+    batch = collate(examples)
+    inputs = {name.removeprefix("teacher_"): value for name, value in batch.items() if name.startswith("teacher_")}
+    return batch, inputs
+
+
+FAMILIES = [("bert", 0), ("bert", 1), ("roberta", 0), ("modernbert", 1), ("deberta-v2", 0)]
+
+
+@pytest.mark.parametrize(("family", "interaction_layers"), FAMILIES)
+def test_maps_and_margins_of_teacher_families(rows, tmp_path, family, interaction_layers):
+    teacher = InteractionTeacher(
+        *build_encoder(family), max_length=256, interaction_layers=interaction_layers
+    ).freeze()
+    batch, inputs = make_batch(rows, teacher)
+    segments, order = batch["segments"], torch.tensor([0, 1, 1, 0, 1])
+    margins, sources = teacher.read(inputs, order, [-1], segments.shape[1])
+    for _ in range(2):  # read by the teacher, read from the disk
+        cached = CachedTeacher(teacher, str(tmp_path), [-1], MapFormat("exact"))
+        kept_margins, kept = cached.read(inputs, batch["map_key"], order, segments, is_reading_both=False)
+        torch.testing.assert_close(kept_margins, margins, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dense(kept[0]), dense(sources[0]), rtol=1e-5, atol=1e-7)
+        assert torch.equal(kept[0].present, sources[0].present)
+    assert cached.pairs_read == 0
+    cached.read(inputs, batch["map_key"], 1 - order, segments, is_reading_both=False)
+    assert cached.pairs_read == (0 if interaction_layers else 5)  # rows of their own have no order
+
+
+def test_processes_find_what_others_wrote(rows, tmp_path, teacher):
+    teacher.freeze()
+    batch, inputs = make_batch(rows, teacher, count=4)
+
+    def part(pairs):
+        return {name: tensor[pairs] for name, tensor in inputs.items()}, batch["map_key"][pairs]
+
+    def read(cached, pairs, order):
+        values, keys = part(pairs)
+        order = torch.full((len(pairs),), order)
+        return cached.read(values, keys, order, batch["segments"][pairs], is_reading_both=True)
+
+    ranks = [CachedTeacher(teacher, str(tmp_path), [-1], MapFormat(), process_index=index) for index in range(2)]
+    own = [read(ranks[0], [0, 1], 0), read(ranks[1], [2, 3], 0)]
+    assert [rank.pairs_read for rank in ranks] == [4, 4] and len(list(tmp_path.glob("*/maps-*.bin"))) == 2
+    for rank in ranks:
+        rank.refresh()
+    swapped = [read(ranks[1], [0, 1], 0), read(ranks[0], [2, 3], 0)]
+    read(ranks[1], [0, 1], 1)
+    assert [rank.pairs_read for rank in ranks] == [4, 4]
+    for (margins, rows_of), (other_margins, others) in zip(own, swapped, strict=True):
+        assert torch.equal(margins, other_margins) and torch.equal(dense(rows_of[0]), dense(others[0]))
+
+
+def test_keys_tell_inputs_apart(rows, teacher):
+    batch, _ = make_batch(rows, teacher, count=3)
+    keys = {tuple(key) for pair in batch["map_key"].tolist() for key in pair}
+    assert len(keys) == 6  # each pair, each order
+    again, _ = make_batch(rows[:1], teacher, count=1)  # alone, so padded otherwise
+    assert torch.equal(again["map_key"][0], batch["map_key"][0])
+
+
+def test_settings_are_checked(data, tmp_path, fitted_teacher):
+    def config(**changes):
+        return InteractionDistillationConfig(output_dir=str(tmp_path / "rm"), **{**COMMON, **changes})
+
+    with pytest.raises(ValueError, match=r"`teacher_cache_top_k` 8, but no maps are kept: set `teacher_cache`"):
+        config(teacher_cache_top_k=8)
+    with pytest.raises(ValueError, match=r"`teacher_cache_precision` is 'exact'.*no maps are kept"):
+        config(teacher_cache_precision="exact")
+    with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 8.*'exact' keeps all"):
+        config(teacher_cache="c", teacher_cache_top_k=8, teacher_cache_precision="exact")
+    with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 0.*at least 1"):
+        config(teacher_cache="c", teacher_cache_top_k=0)
+    with pytest.raises(ValueError, match=r"`teacher_cache_precision` is '4bit'.*8bit, exact"):
+        config(teacher_cache="c", teacher_cache_precision="4bit")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PermissionError, match=r"`teacher_cache` .*maps would not be kept. Choose another folder"):
+        make(tmp_path, data, fitted_teacher, teacher_cache=str(tmp_path / "file" / "cache"))
+
+
+SCRIPT = """
+import json, os, sys
+import torch
+from datasets import Dataset
+from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
+
+torch.set_num_threads(1)
+folder, cache = sys.argv[1:]
+world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+rows = [json.loads(line) for line in open(f"{folder}/rows.jsonl")]
+args = InteractionDistillationConfig(
+    output_dir=f"{folder}/run", teacher_model=f"{folder}/teacher", alignment_weight=1.0, num_train_epochs=3,
+    per_device_train_batch_size=4 // world, learning_rate=1e-3, logging_steps=1, bf16=False, use_cpu=True,
+    report_to="none", disable_tqdm=True, save_strategy="no", teacher_cache=cache, teacher_cache_precision="exact",
+)
+trainer = InteractionDistillationTrainer(f"{folder}/student", args, train_dataset=Dataset.from_list(rows))
+trainer.train()
+losses = [entry["interaction/loss"] for entry in trainer.state.log_history if "loss" in entry]
+with open(f"{folder}/log{world}-{rank}.json", "w") as file:
+    json.dump({"read": trainer._cached_teacher.pairs_read, "losses": [float(loss) for loss in losses]}, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_what_they_read(tmp_path, rows):
+    build_student().save_pretrained(tmp_path / "student")
+    tokenizer_of("bytes").save_pretrained(tmp_path / "student")
+    InteractionTeacher(*build_encoder(), max_length=256).save_pretrained(str(tmp_path / "teacher"))
+    lines = [json.dumps({key: row[key] for key in ("prompt", "chosen", "rejected")}) for row in rows[:8]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for cache, launcher in (
+        ("a", []),
+        ("b", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        command = [sys.executable, *launcher, str(tmp_path / "train.py"), str(tmp_path), str(tmp_path / cache)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+    one, first, second = (json.loads((tmp_path / f"log{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert one["read"] == 16 and first["read"] == second["read"] == 8  # each pair in both orders, by one of them
+    assert len(list((tmp_path / "b").glob("*/maps-*.bin"))) == 2
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-4)
