@@ -23,8 +23,8 @@ class InteractionDistillationConfig(RewardConfig):
 
     Args:
         teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument comes first.
-        teacher_max_length: tokens of a whole pair for the teacher; longer pairs lose their oldest prompt tokens.
-            `None` takes what the teacher can read.
+        teacher_max_length: tokens of a row of the teacher (prompt and one response, or both responses: see
+            `InteractionTeacher`); longer rows lose their oldest prompt tokens. `None` takes what the teacher can read.
         alignment_weight: weight of the alignment loss beside the reward loss; 0 trains exactly as `RewardTrainer`.
         alignment_schedule: `constant`, `linear_decay`, `cosine_decay` (to 0 at the end) or `warmup` (from 0 over the
             first tenth).
@@ -48,7 +48,7 @@ class InteractionDistillationConfig(RewardConfig):
         default=None, metadata={"help": "Folder of a fitted teacher, or name of an encoder."}
     )
     teacher_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a whole pair for the teacher; unset: all it can read."}
+        default=None, metadata={"help": "Tokens of a row of the teacher; unset: all it can read."}
     )
     alignment_weight: float = field(
         default=0.1, metadata={"help": "Weight of the alignment loss; 0 trains exactly as RewardTrainer."}
