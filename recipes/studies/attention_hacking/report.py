@@ -115,7 +115,7 @@ def markdown(table: Sequence[dict], results: Sequence[dict]) -> str:
     """The tables for a reader, and what was chosen on the validation rows."""
     lines = [
         "Accuracy in %, mean over seeds; in brackets the difference to Bradley-Terry, then to the uniform control, in",
-        "points, with 95 % bootstrap intervals over pairs and seeds, not corrected for the number of comparisons. `*`: the",
+        "points, with 95 % bootstrap intervals over pairs and seeds, not corrected for their number. `*`: the",
         "interval leaves out 0. One seed gives an interval over pairs alone.",
         "",
     ]

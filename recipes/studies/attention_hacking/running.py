@@ -16,13 +16,12 @@ import transformers
 import trl
 from arms import Arm, StudyTrainer, soft_targets
 from datasets import Dataset
+from materials import Materials
 from measures import cued_margins, diagnosis_of, rewards_of, rewards_with_cue, scaled_nll, summary
-from preferences import Row, Shortener, test_rows, training_and_validation, under_condition
-from students import make_student, student_tokenizer
+from preferences import Row
+from students import make_student
 
-from hf_interdistill import InteractionDistillationConfig, InteractionTeacher, RewardScorer
-from hf_interdistill.interaction.teacher_training import InteractionTeacherConfig
-from hf_interdistill.scoring.formatting import RewardFormatter
+from hf_interdistill import InteractionDistillationConfig, RewardScorer
 
 TRAINED_SETS = {"hh_harmless": ["hh_harmless"], "truthfulqa": ["truthfulqa"], "mix": ["hh_harmless", "truthfulqa"]}
 _ARM_FIELDS = {field.name for field in fields(Arm)} - {"arguments"}
@@ -52,98 +51,8 @@ def with_changes(arm: Arm, changes: dict[str, Any]) -> Arm:
     return replace(arm, **own, arguments={**arm.arguments, **arguments})
 
 
-class Bench:
-    """What the runs share: rows, teachers and the settings behind them.
-
-    Args:
-        config: what `study.yaml` holds. encoder: folder of MiniLM.
-    """
-
-    def __init__(self, config: dict[str, Any], encoder: str):
-        self.config, self.encoder = config, encoder
-        self.folder = Path(config["output_dir"])
-        self.data = Path(config["data"])
-        self.tokenizer = student_tokenizer(encoder)
-        formatter = RewardFormatter(self.tokenizer)
-        cue = len(self.tokenizer(config["cue"]["phrase"], add_special_tokens=False)["input_ids"])
-        # The cue must fit into every row, and must be all that it changes.
-        self.shortener = Shortener(formatter, config["max_length"] - cue, config["longest_response"])
-        self._rows: dict[str, Any] = {}
-        self._teachers: dict[str, InteractionTeacher] = {}
-
-    # Rows
-
-    def training_rows(self, train: str, condition: str) -> list[Row]:
-        return under_condition(self._parts(train)[0], condition, self.config["cue"], self.config["data_seed"])
-
-    def validation_rows(self, train: str) -> list[Row]:
-        return self._parts(train)[1]
-
-    def _parts(self, train: str) -> tuple[list[Row], list[Row]]:
-        if train not in self._rows:
-            parts = training_and_validation(
-                self.data, train, self.config["validation_pairs"], self.config["data_seed"]
-            )
-            limit = self.config.get("training_pairs")
-            self._rows[train] = [[self.shortener(row) for row in part[:limit]] for part in parts]
-        return self._rows[train]
-
-    def tests(self) -> dict[str, list[Row]]:
-        if "tests" not in self._rows:
-            seed = self.config["data_seed"]
-            self._rows["tests"] = {
-                name: test_rows(self.data, name, pairs, self.shortener, seed)
-                for name, pairs in self.config["test_pairs"].items()
-            }
-        return self._rows["tests"]
-
-    # Teachers
-
-    def teacher(self, kind: str, train: str, condition: str) -> InteractionTeacher:
-        """The fitted teacher of these training rows (given, kept from before, or fitted now), or the raw encoder."""
-        name = "untrained" if kind == "untrained" else f"{train}/{condition}"
-        if name not in self._teachers:
-            self._teachers = {name: self._load_teacher(name, train, condition)}  # one at a time in memory
-        return self._teachers[name]
-
-    def _load_teacher(self, name: str, train: str, condition: str) -> InteractionTeacher:
-        settings = self.config["teacher"]
-        length = settings["teacher_max_length"]
-        if name == "untrained":
-            return InteractionTeacher.from_pretrained(self.encoder, max_length=length).freeze()
-        given = self.config["teachers"].get(name)
-        folder = Path(given or self.folder / "teachers" / name)
-        if not given and not (folder / "interaction_teacher.json").exists():
-            teacher = InteractionTeacher.from_pretrained(self.encoder, max_length=length)
-            args = InteractionTeacherConfig(output_dir=str(folder), **settings)
-            teacher.fit(self.training_rows(train, condition), str(folder), args=args, resume_from_checkpoint=True)
-        return InteractionTeacher.from_pretrained(str(folder), max_length=length).freeze()
-
-    def teacher_mark(self, kind: str, train: str, condition: str) -> dict[str, Any] | None:
-        """What tells one teacher from another: a checksum of its score head and last weights, and its accuracy."""
-        if kind == "none":
-            return None
-        teacher = self.teacher(kind, train, condition)
-        last = list(teacher.reader.encoder.parameters())[-5:] if kind == "fitted" else []
-        weights = b"".join(p.detach().cpu().numpy().tobytes() for p in last)
-        metrics = teacher.metrics or {}
-        return {
-            "kind": kind,
-            "checksum": zlib.crc32(weights),
-            **{key: metrics.get(key) for key in ("accuracy", "order_agreement", "pairs")},
-        }
-
-    def teacher_margins(self, kind: str, train: str, condition: str) -> torch.Tensor:
-        """The teacher's margins on its training rows, both reading orders averaged, `(rows,)`; worked out once."""
-        mark = self.teacher_mark(kind, train, condition)
-        path = self.folder / "teacher_margins" / f"{train}.{condition}.{kind}.{mark['checksum']}.npy"
-        if not path.exists():
-            teacher = self.teacher(kind, train, condition).to("cuda" if torch.cuda.is_available() else "cpu")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, teacher.judge(self.training_rows(train, condition)).mean(1).numpy())
-        return torch.from_numpy(np.load(path))
-
-    # Runs
+class Bench(Materials):
+    """Trains and measures on the study's materials; see `Materials` for the arguments."""
 
     def settings(self, run: Run, arm: Arm) -> dict[str, Any]:
         """Everything that decides how a run comes out, in plain values."""
@@ -154,7 +63,7 @@ class Bench:
             "student": {name: value for name, value in student.items() if name != "arguments"},
             "arguments": {**self.config["training"], **student["arguments"], **arm.arguments},
             "arm": {name: getattr(arm, name) for name in sorted(_ARM_FIELDS)},
-            "teacher": self.teacher_mark(arm.teacher, run.train, run.condition),
+            "teacher": None if arm.teacher == "none" else {"kind": arm.teacher, **self.config["teacher"]},
         }
 
     def train(self, run: Run, arm: Arm, arguments: dict[str, Any]) -> tuple[RewardScorer, dict[str, Any]]:
@@ -197,7 +106,6 @@ class Bench:
         start, cpu = time.perf_counter(), time.process_time()
         scorer, progress = self.train(run, arm, settings["arguments"])
         trained = time.perf_counter()
-        print("CPU", trained_cpu - cpu)
         rewards = {"validation": rewards_of(scorer, self.validation_rows(run.train))}
         diagnosis = None
         if not run.candidate:
@@ -214,7 +122,6 @@ class Bench:
             **self.outcome(rewards),
             "diagnosis": diagnosis,
             "training": progress,
-            "teacher": settings["teacher"],
             "seconds": {
                 "training": round(trained - start, 1),
                 "measuring": round(time.perf_counter() - trained, 1),

@@ -39,7 +39,8 @@ class Study:
         config: what `study.yaml` holds. deadline: seconds on `time.monotonic` after which no run is begun.
 
     Raises:
-        ValueError: a finished run was made with other settings than those of the config; names that are not there.
+        ValueError: a finished run was made with other settings than those of the config, or with another
+            teacher than the next one; names that are not there.
     """
 
     def __init__(self, config: dict[str, Any], deadline: float = float("inf")):
@@ -107,10 +108,25 @@ class Study:
                 )
             return True
         console.rule(run.id)
+        teacher = self.bench.teacher_mark(arm.teacher, run.train, run.condition)
+        self._require_one_teacher(run, teacher)
         outcome = self.bench.carry_out(run, arm, settings)
-        self._add({"id": run.id, **asdict(run), "checksum": mark, "settings": settings, **outcome})
+        self._add({"id": run.id, **asdict(run), "checksum": mark, "settings": settings, "teacher": teacher, **outcome})
         gc.collect()
         return True
+
+    def _require_one_teacher(self, run: Run, teacher: dict[str, Any] | None) -> None:
+        """Arms can only be compared if they had the same teacher."""
+        group = {name: getattr(run, name) for name in ("train", "student", "condition")}
+        for record in self.results:
+            other = record["teacher"]
+            if not teacher or not other or not group.items() <= record.items():
+                continue
+            if other["kind"] == teacher["kind"] and other["checksum"] != teacher["checksum"]:
+                raise ValueError(
+                    f"{run.id} would have another teacher ({teacher}) than {record['id']} had ({other}). Give the "
+                    f"same one (`teachers`), or remove the runs of the other one from {self.path.name}."
+                )
 
     def _record(self, run: Run) -> dict[str, Any] | None:
         return next((record for record in self.results if record["id"] == run.id), None)
@@ -144,11 +160,12 @@ class Study:
             console.print(f"{whole.id} is left out: rewards of its members were made elsewhere ({missing[0]}).")
             return
         rewards = combine([dict(np.load(path)) for path in paths], ensemble["rule"])
-        settings = {"members": [member.id for member in members], **ensemble}
+        settings = {**ensemble, "members": [member.id for member in members]}
         hardware = self._record(members[0])["hardware"]
-        outcome = {**self.bench.outcome(rewards), "diagnosis": None, "teacher": None, "hardware": hardware}
+        outcome = {**self.bench.outcome(rewards), "diagnosis": None, "hardware": hardware}
         mark = checksum([settings, *(self._record(member)["checksum"] for member in members)])
-        self._add({"id": whole.id, **asdict(whole), "checksum": mark, "settings": settings, **outcome})
+        own = {"checksum": mark, "settings": settings, "teacher": None}
+        self._add({"id": whole.id, **asdict(whole), **own, **outcome})
 
 
 def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np.ndarray]:
