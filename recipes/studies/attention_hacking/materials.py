@@ -1,0 +1,108 @@
+"""What the runs of the study share: rows and teachers, each made once."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from preferences import Row, Shortener, test_rows, training_and_validation, under_condition
+from students import student_tokenizer
+
+from hf_interdistill import InteractionTeacher
+from hf_interdistill.interaction.teacher_training import InteractionTeacherConfig
+from hf_interdistill.scoring.formatting import RewardFormatter
+
+
+class Materials:
+    """The rows and teachers of a study, each made once.
+
+    Args:
+        config: what `study.yaml` holds. encoder: folder of MiniLM.
+    """
+
+    def __init__(self, config: dict[str, Any], encoder: str):
+        self.config, self.encoder = config, encoder
+        self.folder = Path(config["output_dir"])
+        self.data = Path(config["data"])
+        self.tokenizer = student_tokenizer(encoder)
+        formatter = RewardFormatter(self.tokenizer)
+        cue = len(self.tokenizer(config["cue"]["phrase"], add_special_tokens=False)["input_ids"])
+        # The cue must fit into every row, and must be all that it changes.
+        self.shortener = Shortener(formatter, config["max_length"] - cue, config["longest_response"])
+        self._rows: dict[str, Any] = {}
+        self._teachers: dict[str, InteractionTeacher] = {}
+
+    # Rows
+
+    def training_rows(self, train: str, condition: str) -> list[Row]:
+        return under_condition(self._parts(train)[0], condition, self.config["cue"], self.config["data_seed"])
+
+    def validation_rows(self, train: str) -> list[Row]:
+        return self._parts(train)[1]
+
+    def _parts(self, train: str) -> tuple[list[Row], list[Row]]:
+        if train not in self._rows:
+            parts = training_and_validation(
+                self.data, train, self.config["validation_pairs"], self.config["data_seed"]
+            )
+            limit = self.config.get("training_pairs")
+            self._rows[train] = [[self.shortener(row) for row in part[:limit]] for part in parts]
+        return self._rows[train]
+
+    def tests(self) -> dict[str, list[Row]]:
+        if "tests" not in self._rows:
+            seed = self.config["data_seed"]
+            self._rows["tests"] = {
+                name: test_rows(self.data, name, pairs, self.shortener, seed)
+                for name, pairs in self.config["test_pairs"].items()
+            }
+        return self._rows["tests"]
+
+    # Teachers
+
+    def teacher(self, kind: str, train: str, condition: str) -> InteractionTeacher:
+        """The fitted teacher of these training rows (given, kept from before, or fitted now), or the raw encoder."""
+        name = "untrained" if kind == "untrained" else f"{train}/{condition}"
+        if name not in self._teachers:
+            self._teachers = {name: self._load_teacher(name, train, condition)}  # one at a time in memory
+        return self._teachers[name]
+
+    def _load_teacher(self, name: str, train: str, condition: str) -> InteractionTeacher:
+        settings = self.config["teacher"]
+        length = settings["teacher_max_length"]
+        if name == "untrained":
+            return InteractionTeacher.from_pretrained(self.encoder, max_length=length).freeze()
+        given = self.config["teachers"].get(name)
+        folder = Path(given or self.folder / "teachers" / name)
+        if not given and not (folder / "interaction_teacher.json").exists():
+            teacher = InteractionTeacher.from_pretrained(self.encoder, max_length=length)
+            args = InteractionTeacherConfig(output_dir=str(folder), **settings)
+            teacher.fit(self.training_rows(train, condition), str(folder), args=args, resume_from_checkpoint=True)
+        return InteractionTeacher.from_pretrained(str(folder), max_length=length).freeze()
+
+    def teacher_mark(self, kind: str, train: str, condition: str) -> dict[str, Any] | None:
+        """What tells one teacher from another: a checksum of its score head and last weights, and its accuracy."""
+        if kind == "none":
+            return None
+        teacher = self.teacher(kind, train, condition)
+        last = list(teacher.reader.encoder.parameters())[-5:] if kind == "fitted" else []
+        weights = b"".join(p.detach().cpu().numpy().tobytes() for p in last)
+        metrics = teacher.metrics or {}
+        return {
+            "kind": kind,
+            "checksum": zlib.crc32(weights),
+            **{key: metrics.get(key) for key in ("accuracy", "order_agreement", "pairs")},
+        }
+
+    def teacher_margins(self, kind: str, train: str, condition: str) -> torch.Tensor:
+        """The teacher's margins on its training rows, both reading orders averaged, `(rows,)`; worked out once."""
+        mark = self.teacher_mark(kind, train, condition)
+        path = self.folder / "teacher_margins" / f"{train}.{condition}.{kind}.{mark['checksum']}.npy"
+        if not path.exists():
+            teacher = self.teacher(kind, train, condition).to("cuda" if torch.cuda.is_available() else "cpu")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, teacher.judge(self.training_rows(train, condition)).mean(1).numpy())
+        return torch.from_numpy(np.load(path))

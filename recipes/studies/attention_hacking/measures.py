@@ -1,0 +1,140 @@
+"""What is measured of a trained reward model: rewards on each test set, with the cue planted, and a diagnosis."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from preferences import Row, picked
+from torch.nn.utils.rnn import pad_sequence
+
+from hf_interdistill import RewardScorer
+from hf_interdistill.diagnostics.config import DiagnosisConfig
+from hf_interdistill.diagnostics.contents import with_cue
+from hf_interdistill.diagnostics.diagnosis import Diagnosis, diagnose
+from hf_interdistill.interaction.packing import PackedPairs
+from hf_interdistill.interaction.sharing import PromptSharing
+from hf_interdistill.scoring.metrics import calibration, pairwise_accuracy
+
+_TEMPERATURES = np.exp(np.linspace(np.log(0.05), np.log(20), 200))
+
+
+def rewards_of(scorer: RewardScorer, rows: Sequence[Row]) -> np.ndarray:
+    """Rewards `(pairs, 2)` of chosen and rejected, float32."""
+    texts = _encoded(scorer, rows, "")
+    return score_alike(scorer, *texts)
+
+
+def rewards_with_cue(scorer: RewardScorer, rows: Sequence[Row], cue: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards `(pairs, 2)` without, and with, the cue at the end of both responses."""
+    plain, cued = _encoded(scorer, rows, ""), _encoded(scorer, rows, cue)
+    sides = [score_alike(scorer, *texts) for texts in zip(plain, cued, strict=True)]
+    return tuple(np.stack([side[:, column] for side in sides], 1) for column in (0, 1))
+
+
+def _encoded(scorer: RewardScorer, rows: Sequence[Row], cue: str) -> list[list[list[int]]]:
+    responses = [[with_cue(row[side], cue) if cue else row[side] for row in rows] for side in ("chosen", "rejected")]
+    encode = scorer.formatter.encode
+    return [[encode(row["prompt"], text) for row, text in zip(rows, texts, strict=True)] for texts in responses]
+
+
+@torch.no_grad()
+def score_alike(scorer: RewardScorer, ones: Sequence[list[int]], others: Sequence[list[int]]) -> np.ndarray:
+    """Rewards `(texts, 2)` of texts that begin alike, two by two; what they share is read once.
+
+    They are those that `scorer.score_ids` gives, to rounding.
+    """
+    model, pad = scorer.model, scorer.tokenizer.pad_token_id
+    sharing = PromptSharing(model, "true", torch.float32)
+    order = sorted(range(len(ones)), key=lambda i: -len(ones[i]) - len(others[i]))
+    rewards = np.zeros((len(ones), 2), np.float32)
+    for start in range(0, len(order), scorer.batch_size):
+        chunk = order[start : start + scorer.batch_size]
+        rows = [torch.tensor(texts[i]) for texts in (ones, others) for i in chunk]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        packed = PackedPairs.from_rows(ids.to(scorer.device), mask.to(scorer.device))
+        logits = sharing.forward(model, packed, use_cache=False).logits
+        rewards[chunk] = logits.float().cpu().reshape(2, -1).T.numpy()
+    return rewards
+
+
+def cued_margins(plain: np.ndarray, cued: np.ndarray, share: float, seed: int) -> dict[str, np.ndarray]:
+    """Margins with the cue on the chosen response, on the rejected one, and as in training but on the wrong side.
+
+    Args:
+        plain, cued: rewards `(pairs, 2)`.
+        share: part of the pairs that have the cue on the rejected response in `reversed`; the others on the chosen.
+    """
+    on_chosen, on_rejected = cued[:, 0] - plain[:, 1], plain[:, 0] - cued[:, 1]
+    is_reversed = picked(len(plain), share, seed)
+    return {
+        "on_chosen": on_chosen,
+        "on_rejected": on_rejected,
+        "reversed": np.where(is_reversed, on_rejected, on_chosen),
+    }
+
+
+def summary(margins: np.ndarray) -> dict[str, Any]:
+    """Accuracy (ties count half and are counted), calibration, and which pairs were right, for later comparison."""
+    outcome = pairwise_accuracy(margins)
+    return {
+        "pairs": outcome["pairs"],
+        "ties": outcome["ties"],
+        "accuracy": float((np.sign(margins) / 2 + 0.5).mean()),
+        **calibration(margins),
+        "right": encode_outcomes(margins),
+    }
+
+
+def encode_outcomes(margins: np.ndarray) -> str:
+    """The signs of margins as text: wrong, tie and right as the digits of base 3, five to a byte."""
+    digits = (np.sign(margins) + 1).astype(np.uint8)
+    groups = np.concatenate([digits, np.zeros(-len(digits) % 5, np.uint8)]).reshape(-1, 5)
+    return base64.b64encode((groups * 3 ** np.arange(5)).sum(1).astype(np.uint8).tobytes()).decode()
+
+
+def decode_outcomes(text: str, pairs: int) -> np.ndarray:
+    """What `encode_outcomes` made, as `(pairs,)` with 0 for wrong, 0.5 for a tie and 1 for right."""
+    values = np.frombuffer(base64.b64decode(text), np.uint8)[:, None] // 3 ** np.arange(5) % 3
+    return values.ravel()[:pairs] / 2
+
+
+def scaled_nll(margins: np.ndarray) -> float:
+    """Bradley-Terry loss in nats at the best of many scales: it judges the order and sureness of margins, not their
+    unit, and so does not favour arms that keep rewards small. At most log 2."""
+    losses = np.logaddexp(0.0, -margins[None].astype(np.float64) / _TEMPERATURES[:, None]).mean(1)
+    return float(min(losses.min(), np.log(2)))
+
+
+def diagnosis_of(scorer: RewardScorer, rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
+    """The measures of attention hacking that the tables and plots use."""
+    config = DiagnosisConfig(**{**settings, "fractions": tuple(settings["fractions"])}, batch_size=scorer.batch_size)
+    found: Diagnosis = diagnose(scorer, rows, config, is_progress_shown=False)
+    masking, length = found.masking, found.length
+    record = {
+        "pairs": found.pairs,
+        "masked_first": [estimate.value for estimate in masking.first],
+        "masked_last": [estimate.value for estimate in masking.last],
+        "whole": masking.whole.value,
+        "without_prompt": masking.prompt.value,
+        "without_response_start": masking.response_start.value,
+        "length_correlation": length.correlation.value,
+        "longer_is_worse": length.longer_is_worse.value,
+        "cue_gain": found.cue.gain.value,
+    }
+    if found.attention is not None:
+        groups = {"right": found.attention.right, "wrong": found.attention.wrong}
+        for name, group in groups.items():
+            record[f"stages_{name}"] = [stage.value for stage in group.stages]
+            record[f"sink_{name}"] = group.sink.value
+    return {name: _plain(value) for name, value in record.items()}
+
+
+def _plain(value):
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,208 @@
+"""Does interaction distillation make reward models better, and does it, rather than any map, do so?
+
+`python recipes/studies/attention_hacking/study.py [--config study.yaml] [--minutes N] [--report]` from the project's
+root: hyper-parameters on validation rows, then the runs of each grid, then tables and plots. Every run that is done is
+in `results.json`; a study that was stopped goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from arms import Arm
+from report import write_report
+from rich.console import Console
+from running import Bench, Run, checksum, with_changes
+from students import embedded_encoder
+
+from hf_interdistill.durable import write_whole
+
+HERE = Path(__file__).parent
+console = Console()
+
+
+class Study:
+    """All runs of a config, each done once.
+
+    Args:
+        config: what `study.yaml` holds. deadline: seconds on `time.monotonic` after which no run is begun.
+
+    Raises:
+        ValueError: a finished run was made with other settings than those of the config, or with another
+            teacher than the next one; names that are not there.
+    """
+
+    def __init__(self, config: dict[str, Any], deadline: float = float("inf")):
+        self.config, self.deadline = config, deadline
+        self.bench = Bench(config, config["encoder"] or embedded_encoder())
+        self.arms = {name: Arm(**settings) for name, settings in config["arms"].items()}
+        self.path = Path(config["results_dir"]) / "results.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.results = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        self.choices: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def run(self) -> list[dict[str, Any]]:
+        """Everything that is not done yet; returns all records."""
+        if self._select():
+            for grid in self.config["grids"]:
+                for run in _runs(grid):
+                    if not self._once(run, self._arm(run)):
+                        return self.results
+                    self._ensembles(grid, run)
+        return self.results
+
+    # Hyper-parameters
+
+    def _select(self) -> bool:
+        """Try the candidates of each choice on validation rows; `False` if time ran out."""
+        for choice in self.config["selection"]:
+            losses = []
+            for candidate in choice["candidates"]:
+                name = ",".join(f"{key}={value}" for key, value in candidate.items())
+                runs = [
+                    Run(choice["train"], choice["student"], "clean", choice["arm"], seed, name)
+                    for seed in choice["seeds"]
+                ]
+                for run in runs:
+                    if not self._once(run, with_changes(self._arm(run), candidate)):
+                        return False
+                losses.append(np.mean([self._record(run)["validation"]["scaled_nll"] for run in runs]))
+            best = choice["candidates"][int(np.argmin(losses))]
+            for arm in choice["for"] if choice["for"] != "all" else self.arms:
+                chosen = self.choices.setdefault((choice["student"], arm), {})
+                chosen |= best
+        return True
+
+    def _arm(self, run: Run) -> Arm:
+        if run.arm not in self.arms:
+            raise ValueError(f"There is no arm {run.arm!r}; the arms are {', '.join(self.arms)}.")
+        return with_changes(self.arms[run.arm], self.choices.get((run.student, run.arm), {}))
+
+    # Runs
+
+    def _once(self, run: Run, arm: Arm) -> bool:
+        """Carry a run out unless it is done; `False` if there is no time for it."""
+        record = self._record(run)
+        if record is None and time.monotonic() > self.deadline:
+            console.print(f"Out of time before {run.id}; the same command goes on from there.")
+            return False
+        settings = self.bench.settings(run, arm)
+        mark = checksum(settings)
+        if record is not None:
+            if record["checksum"] != mark:
+                raise ValueError(
+                    f"{run.id} is in {self.path.name}, but was made with other settings. Remove it from there, or "
+                    f"choose other folders (`results_dir`, `output_dir`). Settings now: {json.dumps(settings)}; "
+                    f"then: {json.dumps(record['settings'])}"
+                )
+            return True
+        console.rule(run.id)
+        teacher = self.bench.teacher_mark(arm.teacher, run.train, run.condition)
+        self._require_one_teacher(run, teacher)
+        outcome = self.bench.carry_out(run, arm, settings)
+        self._add({"id": run.id, **asdict(run), "checksum": mark, "settings": settings, "teacher": teacher, **outcome})
+        gc.collect()
+        return True
+
+    def _require_one_teacher(self, run: Run, teacher: dict[str, Any] | None) -> None:
+        """Arms can only be compared if they had the same teacher."""
+        group = {name: getattr(run, name) for name in ("train", "student", "condition")}
+        for record in self.results:
+            other = record["teacher"]
+            if not teacher or not other or not group.items() <= record.items():
+                continue
+            if other["kind"] == teacher["kind"] and other["checksum"] != teacher["checksum"]:
+                raise ValueError(
+                    f"{run.id} would have another teacher ({teacher}) than {record['id']} had ({other}). Give the "
+                    f"same one (`teachers`), or remove the runs of the other one from {self.path.name}."
+                )
+
+    def _record(self, run: Run) -> dict[str, Any] | None:
+        return next((record for record in self.results if record["id"] == run.id), None)
+
+    def _add(self, record: dict[str, Any]) -> None:
+        self.results.append(record)
+        write_whole(self.path, json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
+        tests = "  ".join(f"{name} {test['accuracy']:.3f}" for name, test in record["tests"].items())
+        seconds = record.get("seconds", {})
+        console.print(f"{record['id']}: validation {record['validation']['accuracy']:.3f}  {tests}  {seconds}")
+
+    # Ensembles
+
+    def _ensembles(self, grid: dict[str, Any], last: Run) -> None:
+        """The ensembles whose members are all done with this run."""
+        for name, ensemble in self.config["ensembles"].items():
+            if last.arm != ensemble["of"]:
+                continue
+            seeds = grid["seed"]
+            for place, seed in enumerate(seeds if len(seeds) >= ensemble["members"] else []):
+                chosen = [seeds[(place + step) % len(seeds)] for step in range(ensemble["members"])]
+                members = [Run(last.train, last.student, last.condition, last.arm, member) for member in chosen]
+                whole = Run(last.train, last.student, last.condition, name, seed)
+                if self._record(whole) is None and all(self._record(member) for member in members):
+                    self._add_ensemble(whole, members, ensemble)
+
+    def _add_ensemble(self, whole: Run, members: Sequence[Run], ensemble: dict[str, Any]) -> None:
+        paths = [self.bench.rewards_path(member) for member in members]
+        missing = [path.name for path in paths if not path.exists()]
+        if missing:
+            console.print(f"{whole.id} is left out: rewards of its members were made elsewhere ({missing[0]}).")
+            return
+        rewards = combine([dict(np.load(path)) for path in paths], ensemble["rule"])
+        settings = {**ensemble, "members": [member.id for member in members]}
+        hardware = self._record(members[0])["hardware"]
+        outcome = {**self.bench.outcome(rewards), "diagnosis": None, "hardware": hardware}
+        mark = checksum([settings, *(self._record(member)["checksum"] for member in members)])
+        own = {"checksum": mark, "settings": settings, "teacher": None}
+        self._add({"id": whole.id, **asdict(whole), **own, **outcome})
+
+
+def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np.ndarray]:
+    """Rewards of an ensemble: the mean, or the worst, of its members' rewards in units of each member's spread.
+
+    Centre and spread of a member are those of its rewards on the validation rows.
+    """
+    if rule not in ("mean", "worst"):
+        raise ValueError(f"`rule` is {rule!r}, but must be `mean` or `worst`.")
+    names = members[0].keys()
+    scaled = {
+        name: np.stack([(m[name] - m["validation"].mean()) / m["validation"].std() for m in members]) for name in names
+    }
+    return {name: values.mean(0) if rule == "mean" else values.min(0) for name, values in scaled.items()}
+
+
+def _runs(grid: dict[str, Any]) -> Iterator[Run]:
+    """The runs of a grid, seeds outermost, so that a study that was stopped is balanced."""
+    names = ("seed", "train", "student", "condition", "arm")
+    for values in itertools.product(*(grid[name] for name in names)):
+        yield Run(**dict(zip(names, values, strict=True)))
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Run the study of a config file; returns the records."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default=str(HERE / "study.yaml"), help="settings of the study")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
+    parser.add_argument("--report", action="store_true", help="only write tables and plots of what is there")
+    options = parser.parse_args(arguments)
+    logging.getLogger("hf_interdistill").setLevel(logging.ERROR)
+    config = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
+    study = Study(config, time.monotonic() + 60 * options.minutes)
+    results = study.results if options.report else study.run()
+    write_report(results, config, Path(config["results_dir"]))
+    return results
+
+
+if __name__ == "__main__":
+    main()
