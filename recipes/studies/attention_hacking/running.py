@@ -81,6 +81,7 @@ class Bench(Materials):
                 max_length=self.config["max_length"],
                 seed=run.seed,
                 save_strategy="no",
+                teacher_cache=str(self.folder / "maps") if is_aligned else None,  # all runs of a teacher share them
                 **arguments,
             ),
             train_dataset=dataset,
