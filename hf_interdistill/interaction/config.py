@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
+from .kernel_choice import ALIGNMENT_KERNELS
 from .losses import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .schedules import ALIGNMENT_SCHEDULES
 from .sharing import SHARE_PROMPT_CHOICES
@@ -35,6 +36,8 @@ class InteractionDistillationConfig(RewardConfig):
         share_prompt: read prompt, chosen and rejected in one row, so that the prompt is computed once; rewards and
             gradients are those of two passes, to rounding. `auto`: wherever it saves work and the model can do it,
             except with `alignment_weight=0` (which equals `RewardTrainer` to the last bit); `true`: always; `false`.
+        alignment_kernel: `auto` (Triton kernels on a GPU that can run them, torch elsewhere; the log says why),
+            `torch`, or `triton` (an error where the kernels cannot run). Same loss and gradients up to rounding.
     """
 
     teacher_model: str | None = field(
@@ -71,6 +74,10 @@ class InteractionDistillationConfig(RewardConfig):
         default="auto",
         metadata={"help": "Read a pair in one row: the prompt once.", "choices": list(SHARE_PROMPT_CHOICES)},
     )
+    alignment_kernel: str = field(
+        default="auto",
+        metadata={"help": "What computes the alignment loss.", "choices": list(ALIGNMENT_KERNELS)},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,6 +88,7 @@ class InteractionDistillationConfig(RewardConfig):
             "alignment_scope": ALIGNMENT_SCOPES,
             "alignment_control": ALIGNMENT_CONTROLS,
             "share_prompt": SHARE_PROMPT_CHOICES,
+            "alignment_kernel": ALIGNMENT_KERNELS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from . import kernels, row_kernels
-from .kernel_choice import is_interpreted
+from .kernel_choice import is_fused, is_interpreted
 from .maps import AttentionMap, RecordedRows, Rows, as_computed, unit_ranges
 
 _CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32: stays in a data center GPU's second-level cache between two kernels
@@ -77,7 +77,7 @@ class FusedMap:
             "ROWS": self._tiles.rows,
             "COLUMNS": self._tiles.columns,
             "CAPPED": is_capped,
-            "PRECISION": _product_precision(),
+            "PRECISION": _product_precision(self.query.dtype),
             "WIDEN": is_interpreted() and self.query.dtype == torch.bfloat16,
             "num_warps": self._tiles.warps,
         }
@@ -124,21 +124,25 @@ class FusedMap:
 
 
 class _Gradients:
-    """Gradients being added up: of the queries, and of the keys for each query head."""
+    """Gradients being added up: of the queries, and of the keys for each query head.
+
+    Float16 has not their range before the loss is scaled, so only bfloat16 is kept as it is.
+    """
 
     def __init__(self, student: FusedMap):
         pairs, heads, _, width = student.query.shape
-        self.query = torch.zeros_like(student.query)
+        self._dtype = torch.bfloat16 if student.query.dtype == torch.bfloat16 else torch.float32
+        self.query = torch.zeros_like(student.query, dtype=self._dtype)
         self.key = student.query.new_zeros(pairs, heads, student.length, width, dtype=torch.float32)
         self.inner = student.query.new_zeros(pairs, heads, student.content, dtype=torch.float32)
         self._groups = heads // student.kv_heads
 
-    def of_states(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """In the shapes of queries and keys."""
-        return self.query, self.key.unflatten(1, (-1, self._groups)).sum(2).to(dtype)
+        return self.query, self.key.unflatten(1, (-1, self._groups)).sum(2).to(self._dtype)
 
 
-class FusedRows:
+class _FusedRows:
     """Rows of a teacher's recorded layer by kernels."""
 
     def __init__(self, source: RecordedRows):
@@ -148,11 +152,14 @@ class FusedRows:
         return self._map.pooled(start, stop)
 
 
-def fused_sweep(student: AttentionMap, teacher: Rows, weights, loss: str, scope: str, needs_gradient: bool):
+def fused_sweep(
+    kernel: str, student: AttentionMap, teacher: Rows, weights, loss: str, scope: str, needs_gradient: bool
+):
     """The loss in each scope, and the gradient for one of them.
 
     Args:
-        student, teacher: the maps; a teacher's rows come from kernels too where they are `FusedRows`.
+        kernel: the choice, for a teacher's recorded layer; other rows are what they are.
+        student, teacher: the maps.
         weights: `losses._RowWeights`.
         loss: `kl` or `mse`. scope: whose gradient is wanted.
 
@@ -160,15 +167,18 @@ def fused_sweep(student: AttentionMap, teacher: Rows, weights, loss: str, scope:
         `(3,)` losses for `joint`, `intra`, `inter`; gradients of queries and keys, or `None`.
     """
     with torch.cuda.device_of(student.states[0]):
+        if isinstance(teacher, RecordedRows) and is_fused(kernel, teacher.map, "teacher"):
+            teacher = _FusedRows(teacher)
         own = FusedMap(student)
         gradients = _Gradients(own) if needs_gradient else None
         values = own.starts.new_zeros(3, own.pairs, own.units, dtype=torch.float32)
+        columns = max(16, 1 << (own.units - 1).bit_length())
         constants = {
             "SCOPE": _SCOPES.index(scope),
             "IS_KL": loss == "kl",
             "NEEDS_GRADIENT": needs_gradient,
-            "COLUMNS": max(16, 1 << (own.units - 1).bit_length()),
-            "num_warps": 4 if own.units <= 2048 else 16,
+            "COLUMNS": columns,
+            "num_warps": min(max(columns // 512, 4), 32),  # at most 16 numbers of each kind a thread: no spills
         }
         row_weights = torch.stack([weights.weights[name] for name in _SCOPES]).float()
         of_units = (weights.segments.int(), weights.shared.contiguous().view(torch.uint8), row_weights)
@@ -181,7 +191,7 @@ def fused_sweep(student: AttentionMap, teacher: Rows, weights, loss: str, scope:
             row_kernels.row_losses[(stop - start, own.pairs)](rows, target, *of_units, values, *sizes, **constants)
             if needs_gradient:
                 own.add_gradients(rows, gradients, start, stop)
-        states = gradients.of_states(own.key.dtype) if needs_gradient else None
+        states = gradients.of_states() if needs_gradient else None
         return values.sum((1, 2)), states
 
 
@@ -189,9 +199,15 @@ def _tiles_in(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def _product_precision() -> str:
-    """Of products of float32: what torch's own matrix products are set to."""
+def _product_precision(dtype: torch.dtype) -> str:
+    """Of products of float32 operands on tensor cores.
+
+    For float32 states what torch's own matrix products are set to; where TF32 is off, three products of TF32, which
+    have nearly the bits of float32 (AMD's compiler has no such thing). For float16, whose score gradients are float32:
+    TF32 holds every float16, and has its ten bits with the range of float32.
+    """
     matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
+    setting = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else ("tf32" if matmul.allow_tf32 else "ieee")
+    if torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if dtype != torch.float32 or setting == "tf32" else "tf32x3"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernel_check import checked_sweep
 from .kernel_choice import is_fused
-from .maps import AttentionMap, RecordedRows, Rows, as_computed
+from .maps import AttentionMap, Rows, as_computed
 
 ALIGNMENT_LOSSES = ("kl", "mse")
 ALIGNMENT_SCOPES = ("joint", "intra", "inter")
@@ -143,14 +144,15 @@ class _Alignment(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad[:2])
         values, gradients = sweep(student, teacher, rows, loss, scope, needs_gradient)
         if needs_gradient:
-            ctx.save_for_backward(gradients[0].to(query.dtype), gradients[1].to(key.dtype))
+            ctx.save_for_backward(*gradients)
+            ctx.dtypes = query.dtype, key.dtype
         ctx.mark_non_differentiable(values)
         return values[ALIGNMENT_SCOPES.index(scope)].clone(), values
 
     @staticmethod
     def backward(ctx, gradient, _):
-        query_gradient, key_gradient = ctx.saved_tensors
-        return query_gradient * gradient, key_gradient * gradient, *[None] * 6
+        states = [(saved * gradient).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *states, *[None] * 6
 
 
 def alignment_loss(
@@ -173,27 +175,21 @@ def alignment_loss(
         segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
         loss: `kl` (nats) or `mse`.
         scope: `joint`, `intra` or `inter`, see `scope_mask`.
-        kernel: `auto` (Triton kernels on a GPU where they can run), `torch` or `triton`, see `kernel_choice.is_fused`.
+        kernel: `auto` (Triton kernels on a GPU where they can run), `torch` or `triton`, see `kernel_choice.is_fused`
+            and `kernel_check`.
 
     Raises:
         ValueError: `kernel="triton"` where the kernels cannot run.
 
     Relations: `maps.student_map` makes the student's map, `InteractionTeacher.read` the teacher's rows.
     """
-    query, key = student.states
     shared = student.present & teacher.present.to(student.present.device) & (segments >= 0)
+    rows = _RowWeights.of(shared, segments, torch.promote_types(student.states[0].dtype, torch.float32))
     sweep = _torch_sweep
     if is_fused(kernel, student, "student"):
-        from .fused import FusedRows, fused_sweep  # imports Triton
-
-        sweep = fused_sweep
-        if isinstance(teacher, RecordedRows) and is_fused(kernel, teacher.map, "teacher"):
-            teacher = FusedRows(teacher)
-    else:
-        query, key = student.query, student.key
-    rows = _RowWeights.of(shared, segments, as_computed(query).dtype)
-    with torch.autocast(query.device.type, enabled=False):
-        value, by_scope = _Alignment.apply(query, key, sweep, student, teacher, rows, loss, scope)
+        sweep = checked_sweep(kernel, _torch_sweep)
+    with torch.autocast(student.states[0].device.type, enabled=False):
+        value, by_scope = _Alignment.apply(*student.states, sweep, student, teacher, rows, loss, scope)
     return AlignmentResult(
         loss=value,
         by_scope=dict(zip(ALIGNMENT_SCOPES, by_scope.unbind(), strict=True)),

@@ -21,6 +21,7 @@ from ..hub.citations import PAPER
 from ..hub.publishing import HubPublishing
 from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choose_order, select_order
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
+from .kernel_choice import require_device
 from .losses import AlignmentResult, alignment_loss, mean_alignment
 from .maps import Rows, UniformRows, UnitTokens, end_to_end, shuffled_rows, student_map
 from .packing import PackedPairs
@@ -84,6 +85,7 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
             return
         if args.gradient_checkpointing:  # again: RewardTrainer may have changed it (PEFT with ZeRO-3)
             refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
+        require_device(args.alignment_kernel, self.accelerator.device)
         layers = self.model.config.get_text_config().num_hidden_layers
         self._student_layers = resolve_layers(args.student_layers, layers, "student_layers")
         resolve_layers(args.teacher_layers, self.teacher.num_layers, "teacher_layers")
@@ -199,6 +201,7 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
                 segments,
                 loss=self.args.alignment_loss,
                 scope=self.args.alignment_scope,
+                kernel=self.args.alignment_kernel,
             )
             for record, source in zip(records, sources, strict=True)
         ]
