@@ -154,19 +154,16 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_memory_is_linear_in_tokens():
-    def largest(words):
-        shape = (1, 4, 2, 4, [[(0, 1)] * words + [(1, 1)] * words])
-        query, key, token_units, segments, _ = make_case(shape)
-        uniform = torch.full((1, 1, 2 * words), 0.5 / words, device=DEVICE).expand(-1, 2 * words, -1)
-        attention = AttentionMap(
-            query.float().to(DEVICE), key.float().to(DEVICE), tokens_of(token_units.to(DEVICE), 2 * words), 0.6, None
-        )
-        with Largest() as mode, torch.no_grad():
-            alignment_loss(attention, DenseRows(uniform), segments.to(DEVICE), kernel="triton")
+def test_memory_is_linear_in_tokens(monkeypatch):
+    monkeypatch.setattr(fused, "_CHUNK_ELEMENTS", 1024)
+
+    def largest(size):
+        case = make_case((1, 4, 4, 2, [[(0, size), (1, size), (2, size)]]), dtype=torch.float32)
+        with Largest() as mode:
+            align(case[:2], case[2], case[3], DenseRows(case[4].to(DEVICE)), kernel="triton")
         return mode.numbers
 
-    assert largest(36) <= 2.5 * largest(18)
+    assert largest(16) <= 2 * largest(8)
 
 
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
@@ -190,7 +187,7 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
             align(*calls, kernel="triton")
         with caplog.at_level(logging.WARNING):
             results = [align(*calls, kernel="auto")[0] for _ in range(2)]
-        assert [float(result.loss) for result in results] == [0, 0]
+        assert [float(result.loss.detach()) for result in results] == [0, 0]
         assert sum(message.split()[0] in record.message for record in caplog.records) == 1
         caplog.clear()
 
