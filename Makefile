@@ -1,4 +1,4 @@
-# make demo | journey | test | test-ppo | test-all | bench | lint; each makes its virtual environment first.
+# make demo | journey | test | test-ppo | test-kernels | test-all | bench | lint; each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo
@@ -11,7 +11,7 @@ PPO_BIN := $(PPO_VENV)/bin
 PPO_INSTALLED := $(PPO_VENV)/.installed
 PPO_TRL := 1.12.0
 
-.PHONY: demo journey test test-ppo test-all bench lint clean
+.PHONY: demo journey test test-ppo test-kernels test-all bench lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,11 +46,18 @@ test-ppo: $(PPO_INSTALLED)
 	$(PPO_BIN)/python -m pytest -q -x tests/test_upstream_contract.py
 	OMP_NUM_THREADS=1 $(PPO_BIN)/python -m pytest -q -n 2 -m "not slow" --ignore tests/rain
 
+# The Triton kernels: on a GPU as compiled, elsewhere by Triton's interpreter and compiled for GPUs that are not there.
+# Triton takes a gigabyte (torch's builds for CUDA bring it), so the other tests do without.
+test-kernels: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[triton]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interaction/test_kernels.py
+
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
 bench: $(INSTALLED)
 	$(BIN)/python recipes/benchmarks/reward_step.py $(addprefix --data ,$(BENCH_DATA))
+	$(BIN)/python recipes/benchmarks/alignment_kernel.py
 	$(BIN)/python recipes/benchmarks/rain_decoding.py $(if $(RAIN_REPO),--rain-repo $(RAIN_REPO))
 
 lint: $(INSTALLED)

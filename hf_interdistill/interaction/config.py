@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
+from .kernel_choice import ALIGNMENT_KERNELS
 from .losses import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .map_codec import MAP_PRECISIONS
 from .schedules import ALIGNMENT_SCHEDULES
@@ -42,6 +43,8 @@ class InteractionDistillationConfig(RewardConfig):
         teacher_cache_precision: `8bit` (a byte a number) or `exact` (four).
         teacher_cache_top_k: weights kept of each row with `8bit`, for long texts; what is left out of a row is spread
             over the other units. `None` keeps all.
+        alignment_kernel: `auto` (Triton kernels on a GPU that can run them, torch elsewhere; the log says why),
+            `torch`, or `triton` (an error where the kernels cannot run). Same loss and gradients up to rounding.
     """
 
     teacher_model: str | None = field(
@@ -87,6 +90,10 @@ class InteractionDistillationConfig(RewardConfig):
     teacher_cache_top_k: int | None = field(
         default=None, metadata={"help": "Weights kept of each row of an 8-bit map; unset: all."}
     )
+    alignment_kernel: str = field(
+        default="auto",
+        metadata={"help": "What computes the alignment loss.", "choices": list(ALIGNMENT_KERNELS)},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,6 +105,7 @@ class InteractionDistillationConfig(RewardConfig):
             "alignment_control": ALIGNMENT_CONTROLS,
             "share_prompt": SHARE_PROMPT_CHOICES,
             "teacher_cache_precision": MAP_PRECISIONS,
+            "alignment_kernel": ALIGNMENT_KERNELS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernel_check import checked_sweep
+from .kernel_choice import is_fused
 from .maps import AttentionMap, Rows, as_computed
 
 ALIGNMENT_LOSSES = ("kl", "mse")
@@ -103,6 +105,33 @@ class _RowWeights:
         return (values * self.weights[scope][:, start:stop]).sum()
 
 
+def _torch_sweep(student: AttentionMap, teacher: Rows, rows: _RowWeights, loss: str, scope: str, needs_gradient: bool):
+    """The loss in each scope `(3,)`, and the gradient of queries and keys for one of them, block by block."""
+    totals = {name: student.query.new_zeros(()) for name in ALIGNMENT_SCOPES}
+    query_gradient = torch.zeros_like(student.query) if needs_gradient else None
+    key_gradient = torch.zeros_like(student.key) if needs_gradient else None
+    for start, stop in student.blocks():
+        block = student.attend(start, stop)
+        pooled = student.pool(block, start, stop)
+        target = as_computed(teacher.rows(start, stop)).to(pooled.dtype)
+        with torch.enable_grad():
+            leaf = pooled.detach().requires_grad_()
+            value = rows.losses(leaf, target, start, loss, scope)
+            gradient = torch.autograd.grad(value, leaf)[0] if needs_gradient else None
+        totals[scope] += value.detach()
+        for other in ALIGNMENT_SCOPES:
+            if other != scope:
+                totals[other] += rows.losses(pooled, target, start, loss, other)
+        if needs_gradient:
+            block_query, block_key = student.backward(block, gradient, start, stop)
+            is_token = (block.local_units < stop - start)[:, None, :, None]
+            places = block.tokens[:, None, :, None].expand_as(block_query)
+            query_gradient.scatter_add_(2, places, block_query * is_token)
+            key_gradient += block_key
+    values = torch.stack([totals[name] for name in ALIGNMENT_SCOPES])
+    return values, (query_gradient, key_gradient) if needs_gradient else None
+
+
 class _Alignment(torch.autograd.Function):
     """The loss, with the gradient of queries and keys computed in the same sweep over blocks of rows.
 
@@ -111,43 +140,29 @@ class _Alignment(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, student: AttentionMap, teacher: Rows, rows: _RowWeights, loss: str, scope: str):
+    def forward(ctx, query, key, sweep, student: AttentionMap, teacher: Rows, rows: _RowWeights, loss, scope):
         needs_gradient = any(ctx.needs_input_grad[:2])
-        totals = {name: student.query.new_zeros(()) for name in ALIGNMENT_SCOPES}
-        query_gradient = torch.zeros_like(student.query) if needs_gradient else None
-        key_gradient = torch.zeros_like(student.key) if needs_gradient else None
-        for start, stop in student.blocks():
-            block = student.attend(start, stop)
-            pooled = student.pool(block, start, stop)
-            target = as_computed(teacher.rows(start, stop)).to(pooled.dtype)
-            with torch.enable_grad():
-                leaf = pooled.detach().requires_grad_()
-                value = rows.losses(leaf, target, start, loss, scope)
-                gradient = torch.autograd.grad(value, leaf)[0] if needs_gradient else None
-            totals[scope] += value.detach()
-            for other in ALIGNMENT_SCOPES:
-                if other != scope:
-                    totals[other] += rows.losses(pooled, target, start, loss, other)
-            if needs_gradient:
-                block_query, block_key = student.backward(block, gradient, start, stop)
-                is_token = (block.local_units < stop - start)[:, None, :, None]
-                places = block.tokens[:, None, :, None].expand_as(block_query)
-                query_gradient.scatter_add_(2, places, block_query * is_token)
-                key_gradient += block_key
+        values, gradients = sweep(student, teacher, rows, loss, scope, needs_gradient)
         if needs_gradient:
-            ctx.save_for_backward(query_gradient.to(query.dtype), key_gradient.to(key.dtype))
-        values = torch.stack([totals[name] for name in ALIGNMENT_SCOPES])
+            ctx.save_for_backward(*gradients)
+            ctx.dtypes = query.dtype, key.dtype
         ctx.mark_non_differentiable(values)
-        return totals[scope].clone(), values
+        return values[ALIGNMENT_SCOPES.index(scope)].clone(), values
 
     @staticmethod
     def backward(ctx, gradient, _):
-        query_gradient, key_gradient = ctx.saved_tensors
-        return query_gradient * gradient, key_gradient * gradient, None, None, None, None, None
+        states = [(saved * gradient).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *states, *[None] * 6
 
 
 def alignment_loss(
-    student: AttentionMap, teacher: Rows, segments: torch.Tensor, *, loss: str = "kl", scope: str = "joint"
+    student: AttentionMap,
+    teacher: Rows,
+    segments: torch.Tensor,
+    *,
+    loss: str = "kl",
+    scope: str = "joint",
+    kernel: str = "auto",
 ) -> AlignmentResult:
     """How far the student's simulated map is from the teacher's map.
 
@@ -160,13 +175,21 @@ def alignment_loss(
         segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
         loss: `kl` (nats) or `mse`.
         scope: `joint`, `intra` or `inter`, see `scope_mask`.
+        kernel: `auto` (Triton kernels on a GPU where they can run), `torch` or `triton`, see `kernel_choice.is_fused`
+            and `kernel_check`.
+
+    Raises:
+        ValueError: `kernel="triton"` where the kernels cannot run.
 
     Relations: `maps.student_map` makes the student's map, `InteractionTeacher.read` the teacher's rows.
     """
     shared = student.present & teacher.present.to(student.present.device) & (segments >= 0)
-    rows = _RowWeights.of(shared, segments, student.query.dtype)
-    with torch.autocast(student.query.device.type, enabled=False):
-        value, by_scope = _Alignment.apply(student.query, student.key, student, teacher, rows, loss, scope)
+    rows = _RowWeights.of(shared, segments, torch.promote_types(student.states[0].dtype, torch.float32))
+    sweep = _torch_sweep
+    if is_fused(kernel, student, "student"):
+        sweep = checked_sweep(kernel, _torch_sweep)
+    with torch.autocast(student.states[0].device.type, enabled=False):
+        value, by_scope = _Alignment.apply(*student.states, sweep, student, teacher, rows, loss, scope)
     return AlignmentResult(
         loss=value,
         by_scope=dict(zip(ALIGNMENT_SCOPES, by_scope.unbind(), strict=True)),

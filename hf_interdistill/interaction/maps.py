@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -57,7 +58,12 @@ class UnitTokens:
         sorted_units = units.gather(1, order)
         return cls(order.masked_fill(sorted_units < 0, 0), sorted_units, units, key_mask, starts)
 
-    @property
+    @cached_property
+    def device_starts(self) -> torch.Tensor:
+        """`starts` on the device of the rest, int32."""
+        return self.starts.int().to(self.units.device)
+
+    @cached_property
     def sizes(self) -> torch.Tensor:
         """Tokens in each unit, `(batch, units)`."""
         return self.starts.diff(dim=1).to(self.units.device)
@@ -100,27 +106,30 @@ class AttentionMap:
         key: `(batch, kv_heads, length, head_dim)`, `heads` a multiple of `kv_heads`.
         tokens: the units of both.
         scaling, softcap: as in `RecordedAttention`.
+
+    `states` are both as given; `query` and `key` as they are computed with here.
     """
 
     def __init__(self, query, key, tokens: UnitTokens, scaling: float, softcap: float | None):
-        self.query, self.key, self.tokens = as_computed(query), as_computed(key), tokens
+        self.states, self.tokens = (query, key), tokens
         self.scaling, self.softcap = scaling, softcap
         self.units = tokens.starts.shape[1] - 1
         self.present = tokens.sizes > 0
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of units whose attention weights fit in one block."""
-        batch, heads = self.query.shape[:2]
-        budget = _BLOCK_ELEMENTS["cpu" if self.query.device.type == "cpu" else "other"]
-        rows = max(1, budget // max(1, batch * heads * self.key.shape[2]))
-        starts = self.tokens.starts.numpy()
-        start = 0
-        while start < self.units:
-            stop = start + 1
-            while stop < self.units and (starts[:, stop + 1] - starts[:, start]).max() <= rows:
-                stop += 1
-            yield start, stop
-            start = stop
+    @cached_property
+    def query(self) -> torch.Tensor:
+        return as_computed(self.states[0])
+
+    @cached_property
+    def key(self) -> torch.Tensor:
+        return as_computed(self.states[1])
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """Ranges of units, from `start` to `stop`, whose attention weights fit in one block."""
+        batch, heads = self.states[0].shape[:2]
+        budget = _BLOCK_ELEMENTS["cpu" if self.states[0].device.type == "cpu" else "other"]
+        rows = max(1, budget // max(1, batch * heads * self.states[1].shape[2]))
+        return unit_ranges(self.tokens.starts, rows, start, stop)
 
     def attend(self, start: int, stop: int) -> AttentionBlock:
         """Softmax attention of the tokens of units `start` to `stop`."""
@@ -184,6 +193,23 @@ class AttentionMap:
         return query, torch.matmul(scores.transpose(2, 3), block.query)
 
 
+def unit_ranges(starts: torch.Tensor, rows: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+    """Ranges of units with at most `rows` tokens in each of the batch, or a single unit.
+
+    Args:
+        starts: `(batch, units + 1)` of `UnitTokens`.
+        start, stop: the units to divide; all, if left out.
+    """
+    places = starts.numpy()
+    last = places.shape[1] - 1 if stop is None else stop
+    while start < last:
+        end = start + 1
+        while end < last and (places[:, end + 1] - places[:, start]).max() <= rows:
+            end += 1
+        yield start, end
+        start = end
+
+
 def pool_columns(weights: torch.Tensor, key_units: torch.Tensor, units: int) -> torch.Tensor:
     """Sum attention over the key tokens of each unit: `(batch, queries, keys)` to `(batch, queries, units)`."""
     columns = torch.where(key_units < 0, units, key_units)[:, None].expand(-1, weights.shape[1], -1)
@@ -241,8 +267,8 @@ class RecordedRows:
     """Rows of a teacher's recorded layer, computed when asked for."""
 
     def __init__(self, record: RecordedAttention, tokens: UnitTokens):
-        self._map = teacher_map(record, tokens)
-        self.present = self._map.present
+        self.map = teacher_map(record, tokens)
+        self.present = self.map.present
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that fit in memory at once."""
@@ -250,7 +276,8 @@ class RecordedRows:
 
     @torch.no_grad()
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        return self._map.pool(self._map.attend(start, stop), start, stop)
+        blocks = [self.map.pool(self.map.attend(*block), *block) for block in self.map.blocks(start, stop)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
 
 class DenseRows:

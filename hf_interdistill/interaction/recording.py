@@ -93,8 +93,8 @@ class AttentionRecorder(AttentionInterceptor):
         if layer in self.layers:
             scaling = kwargs.get("scaling")
             self._by_layer[layer] = RecordedAttention(
-                query=query,
-                key=key,
+                query=_as_attended(query),
+                key=_as_attended(key),
                 scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
                 softcap=kwargs.get("softcap"),
                 window=kwargs.get("sliding_window"),
@@ -116,3 +116,11 @@ class AttentionRecorder(AttentionInterceptor):
                     f"Layer {layer} ran {visits} times in one forward pass (layers that share their weights); which "
                     "visit to align is undefined. Use a model with its own weights in each layer."
                 )
+
+
+def _as_attended(states: torch.Tensor) -> torch.Tensor:
+    """In the precision of the attention's products: autocast lowers float32, which rotary positions give."""
+    device = states.device.type
+    if states.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return states.to(torch.get_autocast_dtype(device))
+    return states

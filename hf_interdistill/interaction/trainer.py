@@ -24,6 +24,7 @@ from ..hub.publishing import HubPublishing
 from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choose_order
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .interception import layer_of_modules
+from .kernel_choice import require_device
 from .losses import AlignmentResult, alignment_loss, mean_alignment
 from .map_cache import CachedTeacher, MapCacheUpkeep
 from .map_codec import MapFormat
@@ -89,6 +90,7 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
             return
         if args.gradient_checkpointing:  # again: RewardTrainer may have changed it (PEFT with ZeRO-3)
             refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
+        require_device(args.alignment_kernel, self.accelerator.device)
         layers = self.model.config.get_text_config().num_hidden_layers
         self._student_layers = resolve_layers(args.student_layers, layers, "student_layers")
         self.teacher.check_layers(args.teacher_layers)
@@ -227,6 +229,7 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
                 segments,
                 loss=self.args.alignment_loss,
                 scope=self.args.alignment_scope,
+                kernel=self.args.alignment_kernel,
             )
             for record, source in zip(records, sources, strict=True)
         ]

@@ -232,7 +232,7 @@ def test_student_map_joins_prompt_chosen_and_rejected_without_causal_mask():
     torch.testing.assert_close(attention.pool(attention.attend(0, 4), 0, 4), expected)
 
 
-def test_teacher_rows_equal_pooled_attention():
+def test_teacher_rows_equal_pooled_attention(block_size):
     generator = torch.Generator().manual_seed(2)
     query, key = (torch.randn(2, 3, 6, 4, generator=generator) for _ in range(2))
     token_units = torch.tensor([[-1, 2, 0, 0, 1, -1], [-1, 0, -1, 1, 1, -1]])  # responses may come in either order

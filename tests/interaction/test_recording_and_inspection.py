@@ -51,6 +51,22 @@ def test_outputs_are_untouched_and_attention_is_reproduced(family, attention):
         torch.testing.assert_close(weights[0], attentions[layer][0], rtol=1e-3, atol=1e-4)
 
 
+def test_autocast_is_recorded_as_attention_multiplies():
+    """Rotary positions make float32 of bfloat16 queries and keys, and autocast bfloat16 of these again."""
+    model = build_student().eval()
+    with torch.no_grad(), AttentionRecorder(model, [1]) as plain:
+        model(**inputs())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), AttentionRecorder(model, [1]) as recorder:
+        model(**inputs())
+    assert plain.records[0].query.dtype == torch.float32
+    for lowered, states in (
+        (recorder.records[0].query, plain.records[0].query),
+        (recorder.records[0].key, plain.records[0].key),
+    ):
+        assert lowered.dtype == torch.bfloat16
+        torch.testing.assert_close(lowered.float(), states, rtol=0.1, atol=0.1)
+
+
 def test_recording_passes_other_models_by_and_nests():
     one, other = build_student(seed=0).eval(), build_student(seed=1).eval()
     with torch.no_grad(), AttentionRecorder(one, [1]) as outer:
