@@ -207,8 +207,8 @@ def _refuse_half_characters(*values: Text | None) -> None:
             half = re.search("[\ud800-\udfff]", text or "")
             if half:
                 raise ValueError(
-                    f"A text holds half a character ({half[0]!r} at {half.start()} of {text[:40]!r}), one of a surrogate "
-                    "pair, and is no Unicode text. Mend the source, or "
+                    f"A text holds half a character ({half[0]!r} at {half.start()} of {text[:40]!r}), one of a "
+                    "surrogate pair, and is no Unicode text. Mend the source, or "
                     "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
                 )
 

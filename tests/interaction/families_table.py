@@ -22,10 +22,10 @@ TEACHER_COLUMNS = tuple(f"{a} {d}" for a in ATTENTIONS for d in DTYPES)
 
 _HEAD = """# Families of models
 
-What one training step did, by family of model: tiny models with random weights, a real `InteractionDistillationTrainer`
-with `alignment_weight=1`, the last layer aligned. `yes` says that the loss was finite and above zero, that the
-alignment loss alone sent finite gradients other than zero to the queries and to the keys of the aligned layer, and that
-the weights which make them changed. A letter stands for what happened instead, told below.
+What one training step did, by family of model: tiny models with random weights, a real
+`InteractionDistillationTrainer` with `alignment_weight=1`, the last layer aligned. `yes` says that the loss was finite
+and above zero, that the alignment loss alone sent finite gradients other than zero to the queries and to the keys of
+the aligned layer, and that the weights which make them changed. A letter stands for what happened instead, told below.
 
 This file is written by `tests/interaction/families_table.py` from what the tests saw, and the same tests fail where it
 says something else. Tiny models show that the plumbing fits a family; they say nothing about how well it learns.
