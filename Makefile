@@ -1,4 +1,5 @@
-# make demo | journey | test | test-ppo | test-kernels | test-all | bench | lint; each makes its virtual environment first.
+# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | bench | lint;
+# each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo
@@ -11,7 +12,15 @@ PPO_BIN := $(PPO_VENV)/bin
 PPO_INSTALLED := $(PPO_VENV)/.installed
 PPO_TRL := 1.12.0
 
-.PHONY: demo journey test test-ppo test-kernels test-all bench lint clean
+# The oldest and the newest versions that pyproject.toml admits, each in an environment of its own. `torch` alone, where
+# the index has no small build of it, may be given: make test-lowest LOWEST_TORCH=torch==2.13.0
+LOWEST_VENV ?= $(VENV)-lowest
+NEWEST_VENV ?= $(VENV)-newest
+LOWEST_TORCH ?= torch==2.6
+NEWEST_TORCH ?= torch
+FLOOR_TESTS := tests/test_upstream_contract.py tests/test_package.py tests/test_versions.py tests/rain/test_tree.py tests/interaction
+
+.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest audit bench lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +64,27 @@ test-kernels: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
+# Python 3.10 or 3.11: the oldest numpy and PyYAML have no builds for later ones.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	sed '/^torch==/d' constraints-lowest.txt > $(LOWEST_VENV)/constraints.txt
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST_VENV)/bin/python -m pip install --quiet "$(LOWEST_TORCH)"
+	$(LOWEST_VENV)/bin/python -m pip install --quiet -c $(LOWEST_VENV)/constraints.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest -q -m "not slow" $(FLOOR_TESTS)
+
+test-newest:
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade "$(NEWEST_TORCH)"
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(NEWEST_TORCH)" -e ".[dev]"
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -q -m "not slow" $(FLOOR_TESTS)
+
+# Known vulnerabilities in constraints.txt; says how much of it could be asked for.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python .ci/audit.py constraints.txt
+
 bench: $(INSTALLED)
 	$(BIN)/python recipes/benchmarks/reward_step.py $(addprefix --data ,$(BENCH_DATA))
 	$(BIN)/python recipes/benchmarks/alignment_kernel.py
@@ -65,4 +95,4 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(PPO_VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(PPO_VENV) $(LOWEST_VENV) $(NEWEST_VENV) runs build dist *.egg-info

@@ -160,6 +160,21 @@ STUDENT_FAMILIES: dict[str, dict] = {
     },
     "phi3": {**_SHAPE, "num_key_value_heads": 4},
 }
+_NO_HEAD_DIM = {key: value for key, value in _SHAPE.items() if key != "head_dim"}
+_OLD_SHAPE = {
+    key: value for key, value in _NO_HEAD_DIM.items() if key not in ("num_key_value_heads", "intermediate_size")
+}
+# Only in the matrix of families (test_families.py); the last two do no attention that can be recorded.
+MORE_STUDENT_FAMILIES: dict[str, dict] = {
+    "qwen2": _NO_HEAD_DIM,
+    "gemma": _SHAPE,
+    "olmo2": _NO_HEAD_DIM,
+    "stablelm": _NO_HEAD_DIM,
+    "starcoder2": _NO_HEAD_DIM,
+    "opt": {**_OLD_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "falcon": {**_OLD_SHAPE, "new_decoder_architecture": False, "alibi": False},
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 900, "pad_token_id": 3},
+}
 TEACHER_FAMILIES: dict[str, tuple[str, dict]] = {
     "bert": ("wordpiece", {}),
     "roberta": ("roberta", {"max_position_embeddings": 516, "type_vocab_size": 1}),
@@ -174,7 +189,8 @@ def build_student(family: str = "llama", attention: str = "sdpa", seed: int = 0,
     """A tiny `*ForSequenceClassification` with random weights (larger than usual, so that maps differ)."""
     from transformers import AutoConfig
 
-    shape = {key: value for key, value in {**STUDENT_FAMILIES[family], **changes}.items() if value is not None}
+    known = {**STUDENT_FAMILIES, **MORE_STUDENT_FAMILIES}[family]
+    shape = {key: value for key, value in {**known, **changes}.items() if value is not None}
     config = AutoConfig.for_model(family, **{"num_labels": 1, **shape})
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
@@ -185,7 +201,7 @@ def build_student(family: str = "llama", attention: str = "sdpa", seed: int = 0,
     return model
 
 
-def build_encoder(family: str = "bert", seed: int = 0, **changes):
+def build_encoder(family: str = "bert", seed: int = 0, attention: str | None = None, **changes):
     """A tiny encoder and its tokenizer."""
     from transformers import AutoConfig
 
@@ -202,8 +218,9 @@ def build_encoder(family: str = "bert", seed: int = 0, **changes):
     }
     config = AutoConfig.for_model(family, **{**shape, **special, **changes})
     set_seed(seed)
-    attention = {} if family.startswith("deberta") else {"attn_implementation": "sdpa"}
-    model = AutoModel.from_config(config, **attention)
+    if attention is None:
+        attention = "eager" if family.startswith("deberta") else "sdpa"
+    model = AutoModel.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:

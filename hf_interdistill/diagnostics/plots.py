@@ -28,6 +28,7 @@ _STYLE = {
     "xtick.color": "#3b4048",
     "ytick.color": "#3b4048",
     "legend.frameon": False,
+    "text.parse_math": False,  # names of models are no formulas
 }
 _WIDTH = 7.6
 

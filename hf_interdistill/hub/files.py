@@ -126,6 +126,12 @@ def _weights(folder: Path, is_adapter: bool) -> list[str]:
     elif (folder / _INDEX).is_file():
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         files = sorted(set(index["weight_map"].values()))
+        outside = [file for file in files if Path(file).name != file]
+        if outside:
+            raise ValueError(
+                f"{_INDEX} in {name} names weights outside the folder: {', '.join(map(public_name, outside))}. Only "
+                "files beside it are pushed: save the model again with `save_pretrained`."
+            )
     else:
         files = [_FULL]
     missing = [file for file in files if not (folder / file).is_file()]

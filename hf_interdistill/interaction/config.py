@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
@@ -94,6 +95,8 @@ class InteractionDistillationConfig(RewardConfig):
         default="auto",
         metadata={"help": "What computes the alignment loss.", "choices": list(ALIGNMENT_KERNELS)},
     )
+
+    __repr__ = TrainingArguments.__str__  # the one that a dataclass gets would show `hub_token`
 
     def __post_init__(self):
         super().__post_init__()

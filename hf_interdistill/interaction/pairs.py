@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..scoring.control_tokens import SANITIZE
 from ..scoring.formatting import RewardFormatter, Text, is_messages, message_texts, template_kwargs
 from .sequences import Piece, require_fast
 from .units import NO_UNIT, UnitTable
 
 PROMPT, CHOSEN, REJECTED = range(3)
+# How the teacher reads: a text that spells "[SEP]" must not end a response.
+_AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class PairEncoder:
     Returns of a call (all lists of ints unless said): `chosen_ids`, `rejected_ids` as `RewardTrainer` makes them;
     `student_chosen_units`, `student_rejected_units`, the unit of each of their tokens (prompt units in the chosen row
     only); `teacher_{prompt,chosen,rejected}_{ids,units}`; `unit_sizes`, the units in prompt, chosen and rejected;
-    `pair_key` (int); `shared_units`, `is_empty`, `is_equal` (ints, for the counts that are logged).
+    `pair_key` (int); `shared_units`, `is_empty`, `is_equal`, `spells_control` (ints, for the counts that are logged).
     """
 
     COLUMNS = (
@@ -161,10 +164,17 @@ class PairEncoder:
             "shared_units": len((seen_by_student & seen_by_teacher) - {NO_UNIT}),
             "is_empty": int(any(not "".join(contents[segment]).strip() for segment in (CHOSEN, REJECTED))),
             "is_equal": int(preference.chosen == preference.rejected),
+            "spells_control": int(self._spells_control(preference, kwargs)),
         }
         for name, (ids, _), units in zip(("prompt", "chosen", "rejected"), pieces, teacher_units, strict=True):
             columns[f"teacher_{name}_ids"], columns[f"teacher_{name}_units"] = ids, units
         return columns, table
+
+    def _spells_control(self, preference: Preference, kwargs: dict[str, Any]) -> bool:
+        """Whether a message spells a control token that the student will read; plain text is meant as it is."""
+        if not preference.is_conversation or kwargs.get(SANITIZE):
+            return False
+        return self.formatter.spells_control_token([*preference.prompt, *preference.chosen, *preference.rejected])
 
     def _student_row(self, table: UnitTable, preference: Preference, segment: int, prompts: int, kwargs):
         response = preference.chosen if segment == CHOSEN else preference.rejected
@@ -184,9 +194,7 @@ class PairEncoder:
     def _teacher_piece(self, table: UnitTable, preference: Preference, segment: int):
         value = (preference.prompt, preference.chosen, preference.rejected)[segment]
         text, starts = teacher_text(value, is_prompt=segment == PROMPT)
-        encoded = self.teacher_tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, return_token_type_ids=False, verbose=False
-        )
+        encoded = self.teacher_tokenizer(text, return_offsets_mapping=True, return_token_type_ids=False, **_AS_TEXT)
         places = [(segment, number, start) for number, start in enumerate(starts)]
         return encoded["input_ids"], table.add(encoded["offset_mapping"], places)
 
@@ -204,7 +212,7 @@ def text_pieces(tokenizer, preference: Preference) -> tuple[Piece, Piece, Piece]
 
     def piece(value: Text, is_prompt: bool) -> Piece:
         text, _ = teacher_text(value, is_prompt)
-        ids: Sequence[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: Sequence[int] = tokenizer(text, **_AS_TEXT)["input_ids"]
         return Piece(ids, [NO_UNIT] * len(ids))
 
     return piece(preference.prompt, True), piece(preference.chosen, False), piece(preference.rejected, False)

@@ -109,6 +109,8 @@ def report(before, after, name: str, max_length: int | None) -> None:
         "no unit that student and teacher both read (they are not aligned)": sum(
             shared == 0 for shared in after["shared_units"]
         ),
+        "a message that spells a control token of the student's tokenizer, which is read as that token, as in "
+        "RewardTrainer (see docs/security.md)": sum(after["spells_control"]),
     }
     for what, count in counts.items():
         if count:

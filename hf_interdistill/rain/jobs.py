@@ -241,7 +241,7 @@ def _sums(files: JobFiles) -> dict[str, float]:
 def _write_tree(folder: Path, name: str | int, record: RainRecord, ending: str) -> Path:
     """Save a prompt's tree under a file name made of its id."""
     folder.mkdir(parents=True, exist_ok=True)
-    safe = re.sub(r"[^\w.-]", "_", str(name))[:80]
+    safe = re.sub(r"[^\w.-]", "_", str(name)).encode()[:80].decode(errors="ignore")  # file systems count bytes
     if safe != str(name):  # two ids may look alike once they are safe
         safe += "-" + hashlib.blake2b(str(name).encode(), digest_size=4).hexdigest()
     path = folder / f"{safe}.{ending}"

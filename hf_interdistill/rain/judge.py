@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..scoring.control_tokens import break_up, control_pattern
+from ..scoring.formatting import is_messages, message_texts
 from .config import JUDGE_VOTES
 from .judge_prompts import JudgePrompt, label_tokens
 from .scorers import Costs, Exchange, Scorer, ScorerError
@@ -65,7 +67,7 @@ class SelfEvaluationScorer(Scorer):
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See `Scorer.score`."""
         texts = self._texts()
-        contexts = [[self._context(text) for text in self.prompt.texts(exchange)] for exchange in exchanges]
+        contexts = [[self._context(text) for text in self._shown(exchange)] for exchange in exchanges]
         self._check_length(contexts)
         stems = [texts.stem(exchange, self._stem) for exchange in exchanges]
         labels = torch.tensor(self._labels)
@@ -86,6 +88,18 @@ class SelfEvaluationScorer(Scorer):
             votes = torch.softmax(positive.double(), dim=-1)[..., 0]
         return (2 * votes.mean(dim=-1) - 1).tolist()
 
+    def _shown(self, exchange: Exchange) -> list[str]:
+        """The texts of each order; a control token that the exchange spells is broken up, so that it is text."""
+        pattern = control_pattern(self.tokenizer)
+        if is_messages(exchange.prompt):
+            prompt = [
+                {**message, "content": break_up(" ".join(message_texts(message)), pattern)}
+                for message in exchange.prompt
+            ]
+        else:
+            prompt = break_up(exchange.prompt, pattern)
+        return self.prompt.texts(Exchange(prompt, break_up(exchange.completion, pattern)))
+
     def _context(self, text: str) -> list[int]:
         """Token ids up to the label (with it, for a tokenizer may join it to what comes before)."""
         return self.tokenizer(text + self.prompt.labels[0], verbose=False)["input_ids"][:-1]
@@ -93,7 +107,7 @@ class SelfEvaluationScorer(Scorer):
     def _stem(self, prompt) -> list[int]:
         """The token ids of a prompt's judgments that are the same whatever the completion."""
         trials = [Exchange(prompt, completion) for completion in _TRIALS]
-        contexts = [self._context(text) for trial in trials for text in self.prompt.texts(trial)]
+        contexts = [self._context(text) for trial in trials for text in self._shown(trial)]
         return contexts[0][: common_length(contexts)]
 
     def _check_length(self, contexts) -> None:

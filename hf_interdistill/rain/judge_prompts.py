@@ -13,11 +13,18 @@ from .config import refuse_unknown
 from .scorers import Exchange
 
 PROMPTS = Path(__file__).parent / "prompts"
+_ROLES = ("Human:", "User:", "Assistant:", "System:", "Tool:")
+_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_QUOTE = "> "
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
     """A few-shot prompt that ends where a label comes next.
+
+    A text to judge could write lines of the prompt's own (`Question:`, `(A)`, `Assistant:`) and so end its item and
+    begin another. Such lines are quoted: `> ` is put before them. In a completion these are all the prompt's own line
+    beginnings and the names of roles, in a prompt those of the question.
 
     Args:
         name: for messages.
@@ -80,9 +87,45 @@ class JudgePrompt:
     def texts(self, exchange: Exchange) -> list[str]:
         """The full text of each order, up to the label."""
         template = self.chat if is_messages(exchange.prompt) else self.plain
-        shown = _fill(template, prompt=exchange.prompt_text(), completion=exchange.completion)
+        in_question = _line_beginnings(self.question)
+        in_exchange = _line_beginnings(self.plain) | _line_beginnings(self.chat)
+        in_exchange |= set(_ROLES) if template is self.chat else set()
+        prompt = quote_lines(exchange.prompt_text(), in_question, _begins_line(template, "prompt"))
+        completion = quote_lines(exchange.completion, in_question | in_exchange, _begins_line(template, "completion"))
+        shown = _fill(template, prompt=prompt, completion=completion)
         orders = [(self.positive, self.negative), (self.negative, self.positive)][: self.orders]
         return [self.examples + shown + _fill(self.question, first=first, second=second) for first, second in orders]
+
+
+def _line_beginnings(template: str) -> set[str]:
+    """What the lines of a template begin with: `Word:`, or the text before the first placeholder."""
+    found = set()
+    for line in template.splitlines():
+        literal = re.split(r"\{\w+\}", line)[0].strip()
+        name = re.match(r"\w+ ?:", literal)
+        found.add(name[0] if name else literal)
+    return {literal for literal in found if re.search(r"\w", literal)}
+
+
+def _begins_line(template: str, name: str) -> bool:
+    return re.search(rf"(^|\n)\{{{name}\}}", template) is not None
+
+
+def quote_lines(text: str, beginnings: set[str], is_at_line_start: bool = False) -> str:
+    """The text with `> ` before every line that begins as one of the judge prompt's own, in whatever case.
+
+    Args:
+        text: of a stranger.
+        beginnings: of lines (`Question:`, `(A)`).
+        is_at_line_start: whether the text itself begins a line.
+    """
+    if not beginnings:
+        return text
+    start = rf"(?:^|(?<=[{_BREAKS}]))" if is_at_line_start else rf"(?<=[{_BREAKS}])"
+    blank = rf"(?:[^\S{_BREAKS}]|[\u200b-\u200f\u2060\ufeff])*"
+    longest_first = sorted(beginnings, key=len, reverse=True)
+    own = "|".join(re.sub(r" ?:$", lambda _: f"{blank}[:\uff1a]", re.escape(each)) for each in longest_first)
+    return re.sub(rf"{start}(?={blank}(?:{own}))", _QUOTE, text, flags=re.IGNORECASE)
 
 
 def _fill(template: str, **values: str) -> str:

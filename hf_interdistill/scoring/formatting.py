@@ -13,6 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .control_tokens import (
+    SANITIZE,
+    control_pattern,
+    encode_pieces,
+    marked,
+    marked_pieces,
+    require_sanitizing,
+)
+
 Messages = list[dict[str, Any]]
 Text = str | Messages
 
@@ -23,12 +32,15 @@ class RenderedText:
 
     `spans[i]` is the character offset in `text` of content `i` (of the flat list of message contents), or `None` where
     the chat template dropped or rewrote that content. `contents[i]` is the content as it stands there (a template may
-    strip white space).
+    strip white space). `pieces` are those of the text in which control tokens of the user are text (every second
+    one), or `None` where they are tokens; `ids` are then the tokens.
     """
 
     text: str
     contents: tuple[str, ...]
     spans: tuple[int | None, ...]
+    pieces: tuple[str, ...] | None = None
+    ids: tuple[int, ...] | None = None
 
 
 def is_messages(value: Any) -> bool:
@@ -76,6 +88,9 @@ class RewardFormatter:
     Args:
         tokenizer: the model's tokenizer. Messages need its chat template, text its EOS token.
 
+    Text that spells a control token (`</s>`) is read as that token, as `RewardTrainer`, pipelines and servers read it;
+    with `sanitize_control_tokens=True` among the arguments of the chat template it is read as text, in messages.
+
     Relations: `RewardScorer` and `InteractionDistillationTrainer` both use it; TRL's `RewardTrainer` yields the same
     token ids (held by a test).
     """
@@ -90,13 +105,35 @@ class RewardFormatter:
         return self._render_messages(list(prompt or []) + list(completion), chat_template_kwargs)
 
     def encode(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> list[int]:
-        """Token ids of the full text, shape `(tokens,)`."""
+        """Token ids of the full text, shape `(tokens,)`.
+
+        Raises:
+            ValueError: half a character (of a surrogate pair), which is no text.
+        """
+        try:
+            return self._encode(prompt, completion, chat_template_kwargs)
+        except (TypeError, UnicodeEncodeError):
+            _refuse_half_characters(prompt, completion)
+            raise
+
+    def _encode(self, prompt: Text | None, completion: Text, chat_template_kwargs: dict[str, Any]) -> list[int]:
         if isinstance(completion, str):
             return self.tokenizer(self._render_text(prompt or "", completion).text, verbose=False)["input_ids"]
+        if chat_template_kwargs.get(SANITIZE):
+            return self._sanitized_ids(list(prompt or []) + list(completion), chat_template_kwargs)
         return self._tokenize_messages(self._apply(list(prompt or []) + list(completion), chat_template_kwargs))
 
     def encode_with_offsets(self, rendered: RenderedText, is_conversation: bool) -> tuple[list[int], list]:
         """Token ids and `(start, end)` character offsets of each token; needs a fast tokenizer."""
+        if rendered.pieces is not None:
+            ids, offsets = encode_pieces(self.tokenizer, list(rendered.pieces))
+            if ids != list(rendered.ids):
+                raise ValueError(
+                    f"With `{SANITIZE}` this tokenizer ({type(self.tokenizer).__name__}) reads the text beginning "
+                    f"{rendered.text[:60]!r} in a way whose character offsets are not known. Leave it out of "
+                    "`chat_template_kwargs`, or take such rows out."
+                )
+            return ids, offsets
         encoded = self.tokenizer(
             rendered.text,
             add_special_tokens=not is_conversation,
@@ -104,6 +141,18 @@ class RewardFormatter:
             verbose=False,
         )
         return encoded["input_ids"], encoded["offset_mapping"]
+
+    def spells_control_token(self, messages: Messages) -> bool:
+        """Whether the text of a message spells a control token, which will be read as one."""
+        pattern = control_pattern(self.tokenizer, getattr(self.tokenizer, "chat_template", None) or "")
+        return pattern is not None and any(
+            pattern.search(text) for message in messages for text in message_texts(message)
+        )
+
+    def _sanitized_ids(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
+        require_sanitizing(self.tokenizer)
+        self._require_template()
+        return self.tokenizer.apply_chat_template(messages, return_dict=True, **chat_template_kwargs)["input_ids"]
 
     def _tokenize_messages(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -120,26 +169,48 @@ class RewardFormatter:
         contents = (prompt, text[len(prompt) : body])
         return RenderedText(text if body < len(text) else text + eos, contents, (0, len(prompt)))
 
-    def _apply(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> str:
+    def _require_template(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
                 "The data are messages, but the tokenizer has no chat template (`tokenizer.chat_template` is unset). "
                 "Set one with `chat_template_path` in the training config or on the tokenizer, or pass plain text."
             )
+
+    def _apply(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> str:
+        self._require_template()
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **chat_template_kwargs)
 
     def _render_messages(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> RenderedText:
-        text = self._apply(messages, chat_template_kwargs)
+        kwargs = {key: value for key, value in chat_template_kwargs.items() if key != SANITIZE}
+        pieces = ids = None
+        if chat_template_kwargs.get(SANITIZE):
+            ids = tuple(self._sanitized_ids(messages, chat_template_kwargs))
+            pattern = control_pattern(self.tokenizer, self.tokenizer.get_chat_template(None, kwargs.get("tools")))
+            pieces = tuple(marked_pieces(self._apply(marked(messages, pattern), marked(kwargs, pattern))))
+        text = self._apply(messages, kwargs) if pieces is None else "".join(pieces)
         texts = [message_texts(message) for message in messages]
         flat = [content for group in texts for content in group]
         numbers = iter(range(len(flat)))
-        marked = [
+        skeletons = [
             _with_texts(message, [_sentinel(next(numbers)) for _ in group])
             for message, group in zip(messages, texts, strict=True)
         ]
-        skeleton = self._apply(marked, chat_template_kwargs)
+        skeleton = self._apply(skeletons, kwargs)
         contents, spans = _locate(text, skeleton, flat)
-        return RenderedText(text, contents, spans)
+        return RenderedText(text, contents, spans, pieces, ids)
+
+
+def _refuse_half_characters(*values: Text | None) -> None:
+    for value in values:
+        texts = [text for message in value for text in message_texts(message)] if isinstance(value, list) else [value]
+        for text in texts:
+            half = re.search("[\ud800-\udfff]", text or "")
+            if half:
+                raise ValueError(
+                    f"A text holds half a character ({half[0]!r} at {half.start()} of {text[:40]!r}), one of a "
+                    "surrogate pair, and is no Unicode text. Mend the source, or "
+                    "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
+                )
 
 
 def _locate(text: str, skeleton: str, flat: Sequence[str]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:

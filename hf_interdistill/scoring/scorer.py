@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages
+
+logger = logging.getLogger(__name__)
 
 _HEADS = ("score", "classifier")
 
@@ -55,6 +59,7 @@ class RewardScorer:
         self.last_token_counts: list[int] = []
         self.last_forward_passes = 0
         self.formatter = RewardFormatter(tokenizer)
+        self._is_control_told = False
         text_config = model.config.get_text_config()
         if text_config.pad_token_id is None:
             text_config.pad_token_id = tokenizer.pad_token_id
@@ -131,6 +136,7 @@ class RewardScorer:
                 f"The prompt is {type(prompt).__name__}, the completion {type(completion).__name__}; use text for "
                 "both or messages for both."
             )
+        self._tell_control_tokens(prompt, completion, template_kwargs)
         ids = self.formatter.encode(prompt, completion, **template_kwargs)
         if self.max_length is not None and len(ids) > self.max_length:
             raise ValueError(
@@ -138,6 +144,18 @@ class RewardScorer:
                 "reward: leave it out, or raise `max_length`."
             )
         return ids
+
+    def _tell_control_tokens(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> None:
+        """Warn, once a scorer, of a message that spells a control token."""
+        if self._is_control_told or isinstance(completion, str) or template_kwargs.get(SANITIZE):
+            return
+        if self.formatter.spells_control_token([*(prompt or []), *completion]):
+            self._is_control_told = True
+            logger.warning(
+                "A message spells a control token of the tokenizer, and is read as that token, as in training and on "
+                f"servers (said once). `chat_template_kwargs` with `{SANITIZE}` has it read as text; see "
+                "docs/security.md."
+            )
 
     @torch.no_grad()
     def score_ids(

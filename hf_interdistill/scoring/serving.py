@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .control_tokens import SANITIZE
 from .formatting import Text, is_messages, template_kwargs
 from .scorer import RewardScorer
 
@@ -103,9 +104,12 @@ def request_body(
         served_model: name under which the server knows the model, if it serves several.
 
     Raises:
-        ValueError: messages asked for from plain text or for several texts at once; texts of two kinds.
+        ValueError: messages asked for from plain text or for several texts at once; texts of two kinds; text whose
+            control tokens are to be read as text, in another form than `tokens`.
     """
     body: dict[str, Any] = {"use_activation": False}
+    if form != "tokens":
+        _refuse_sanitized(texts)
     if form == "messages":
         if len(texts) != 1 or texts[0].messages is None:
             plain = sum(text.messages is None for text in texts)
@@ -125,6 +129,14 @@ def request_body(
     if endpoint == "pooling":
         body["task"] = "classify"
     return body if served_model is None else {"model": served_model, **body}
+
+
+def _refuse_sanitized(texts: Sequence[ServingText]) -> None:
+    if any(text.template_kwargs.get(SANITIZE) for text in texts):
+        raise ValueError(
+            f"With `{SANITIZE}` control tokens that a message spells are read as text, which a server or a pipeline "
+            "that is sent the text cannot know. Send such a conversation as token ids (the form `tokens`)."
+        )
 
 
 def read_answer(answer: dict[str, Any], endpoint: str, count: int) -> list[float]:
@@ -153,6 +165,7 @@ def read_answer(answer: dict[str, Any], endpoint: str, count: int) -> list[float
 
 def pipeline_rewards(pipeline, texts: Sequence[ServingText]) -> list[float]:
     """Rewards of transformers' `text-classification` pipeline, one text at a time, with nothing put on them."""
+    _refuse_sanitized(texts)
     return [
         pipeline(text.text, function_to_apply="none", top_k=None, add_special_tokens=not text.has_special_tokens)[0][
             "score"

@@ -76,6 +76,7 @@ def units_by_brute_force(texts, spans_of_each):
 
 
 KINDS = [("bytes", "wordpiece"), ("metaspace", "roberta")]
+AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
 
 
 @pytest.mark.parametrize("kinds", KINDS)
@@ -93,10 +94,7 @@ def test_every_token_with_content_has_the_unit_of_its_words(kinds, prompt, chose
     for segment, text in ((1, chosen), (2, rejected)):
         full = row["prompt"] + text + ("" if text.endswith(eos) else eos)
         sides.append((segment, student(full, return_offsets_mapping=True)["offset_mapping"]))
-    pieces = [
-        (i, teacher(t, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
-        for i, t in enumerate(texts)
-    ]
+    pieces = [(i, teacher(t, **AS_TEXT)["offset_mapping"]) for i, t in enumerate(texts)]
     shift = len(row["prompt"])
     bodies = [len(texts[i]) - len(eos) if i and texts[i].endswith(eos) else len(texts[i]) for i in range(3)]
     as_segment = [(0, [(s, min(e, shift)) for s, e in sides[0][1] if s < shift])]

@@ -1,0 +1,69 @@
+"""Text of models and data on the pages: shown, never run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+from rain.test_views import node
+
+from hf_interdistill.diagnostics.report import write_report
+from hf_interdistill.rain.records import TreeRecord
+
+TITLE = "document.title='it ran'"
+PAYLOADS = [
+    f"<script>{TITLE}</script>",
+    f"</script><script>{TITLE}</script>",
+    f"</style></title></textarea><script>{TITLE}</script>",
+    f'<img src=x onerror="{TITLE}">',
+    f'" onmouseover="{TITLE}" autofocus onfocus="{TITLE}" x="',
+    f'<svg onload="{TITLE}"></svg>',
+    f"<!--<script>{TITLE}//-->",
+    f'<iframe srcdoc="<script>parent.{TITLE}</script>">',
+    f"javascript:{TITLE}",
+    "{{ ''.__class__ }}",
+    f"\u2028</script\n><script>{TITLE}</script>",
+]
+EVIL = "\n".join(PAYLOADS)
+
+
+def pages(folder, diagnoses):
+    """A report and a tree whose every text is an attack."""
+    example = {"prompt": EVIL, "chosen": EVIL, "rejected": EVIL, "margin": -1.0}
+    evil = replace(diagnoses["length"], model=EVIL, data=EVIL, examples=[example], left_out={EVIL: 1})
+    report = write_report([diagnoses["perfect"], evil], str(folder))
+    kept = node(EVIL, node(EVIL, visits=2.0), visits=3.0, is_committed=True)
+    tree = folder / "tree.html"
+    tree.write_text(TreeRecord(node("", kept, node(EVIL)), EVIL, EVIL).to_html(title=EVIL, stats={EVIL: 1}), "utf-8")
+    return report, tree
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path, diagnoses):
+    """Matplotlib reads `$...$` as a formula, and a broken one is an error."""
+    report = write_report([replace(diagnoses["length"], model=r"a$\frac$b", data="$_$")], str(tmp_path))
+    assert r"a$\frac$b" in report.read_text(encoding="utf-8")
+
+
+def title_after_running(page, profile) -> str:
+    """The page's title once a browser has run what is to be run."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={profile}"]
+    run = subprocess.run(
+        ["chromium", *options, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "</html>" in run.stdout
+    return run.stdout.split("<title>")[1].split("</title>")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a chromium to run the pages in")
+def test_a_browser_runs_nothing_of_it(tmp_path, diagnoses):
+    control = tmp_path / "control.html"
+    for payload in PAYLOADS[:4] + PAYLOADS[5:6]:  # the harness sees an attack that is not escaped
+        control.write_text(f"<!doctype html><html><head><title>calm</title></head><body>{payload}</body></html>")
+        assert title_after_running(control, tmp_path / "profile") == "it ran", payload
+    for page in pages(tmp_path, diagnoses):
+        assert title_after_running(page, tmp_path / "profile") != "it ran"
