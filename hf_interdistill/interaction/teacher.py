@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..durable import write_whole
 from ..hub.privacy import public_name
 from .loading import whole_on_each_process
 from .maps import DenseRows, RecordedRows, UnitTokens, pool_attention
@@ -121,6 +122,11 @@ class InteractionTeacher:
             )
             for file in (_STATE_FILE, _HEAD_FILE)
         }
+        if files[_HEAD_FILE] and not files[_STATE_FILE]:
+            raise ValueError(
+                f"The teacher in {name} was not saved to its end: {_STATE_FILE}, written last, is missing. Run the "
+                "command that trains it again with `--resume_from_checkpoint true`."
+            )
         teacher = cls(model, tokenizer, max_length=max_length)
         if all(files.values()):
             state = json.loads(Path(files[_STATE_FILE]).read_text(encoding="utf-8"))
@@ -134,13 +140,14 @@ class InteractionTeacher:
         """Write encoder, tokenizer, score head and metrics; `from_pretrained(folder)` brings them back."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self.reader.encoder.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        (path / _STATE_FILE).unlink(missing_ok=True)  # comes last: a folder with a head and without it is half saved
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in self.reader.score.state_dict().items()}, path / _HEAD_FILE
         )
+        self.reader.encoder.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
         state = {"name": self.name, "max_length": self.max_length, "metrics": self.metrics}
-        (path / _STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        write_whole(path / _STATE_FILE, json.dumps(state, indent=2))
 
     def check_length(self, length: int) -> int:
         """The length itself, or `ValueError` if it is more than the encoder can read, or too little to read a pair."""
