@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import RunError, what_to_do
+
 COMMANDS = {
     "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),
     "reward": ("commands.reward", "train a reward model, plain or interaction-distilled"),
@@ -38,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
         module.run(*settings)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"interdistill {command}: error: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, FloatingPointError, RunError) as error:
+        print(f"interdistill {command}: error: {error}{what_to_do(error)}", file=sys.stderr)
         return 2
     return 0
 

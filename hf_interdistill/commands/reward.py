@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..data import get_split
+from ..interaction.checkpoints import checkpoint_to_resume
 from ..interaction.config import InteractionDistillationConfig
 from ..interaction.trainer import InteractionDistillationTrainer
+from ..metrics.training import pair_rewards, reward_metrics
 from .data_arguments import DataArguments
 from .tables import print_metrics
 
@@ -27,8 +28,10 @@ def run(data: DataArguments, args: InteractionDistillationConfig, model: ModelCo
         eval_dataset=splits.get(data.dataset_test_split),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
+        compute_metrics=reward_metrics,
+        preprocess_logits_for_metrics=pair_rewards,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir))
     trainer.save_model(args.output_dir)
     metrics = trainer.evaluate() if data.dataset_test_split in splits else {}
     public_name = None if Path(data.dataset_name).exists() else data.dataset_name  # no local paths in a model card
@@ -52,11 +55,3 @@ def _with_model_options(args: InteractionDistillationConfig, model: ModelConfig)
     }
     args.model_init_kwargs = {**options, **(args.model_init_kwargs or {})}
     return args
-
-
-def _checkpoint(args: InteractionDistillationConfig) -> str | None:
-    """`resume_from_checkpoint: true` means the last checkpoint, if there is one yet; otherwise it is a path."""
-    value = args.resume_from_checkpoint
-    if str(value).lower() in ("true", "1"):
-        return get_last_checkpoint(args.output_dir)
-    return None if str(value).lower() in ("none", "false") else value

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from transformers import set_seed
+
 from ..data import get_split
+from ..interaction.checkpoints import is_resuming
 from ..interaction.teacher import InteractionTeacher
 from ..interaction.teacher_training import InteractionTeacherConfig, held_out_metrics
 from .data_arguments import DataArguments
@@ -17,8 +20,9 @@ def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
         raise ValueError("`teacher_model` is not set: name the encoder to start from (a Hub name or a folder).")
     splits = data.load()
     preferences = get_split(splits, data.dataset_train_split, data.dataset_name)
+    set_seed(args.seed)  # the score head is new, and the encoder's pooler may be
     teacher = InteractionTeacher.from_pretrained(args.teacher_model)
-    metrics = teacher.fit(preferences, args=args, resume_from_checkpoint=bool(args.resume_from_checkpoint))
+    metrics = teacher.fit(preferences, args=args, resume_from_checkpoint=is_resuming(args.resume_from_checkpoint))
     columns = {"held out": metrics}
     if data.dataset_test_split in splits:
         margins = teacher.judge(splits[data.dataset_test_split], batch_size=args.per_device_eval_batch_size)

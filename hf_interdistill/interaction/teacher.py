@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..durable import write_whole
 from ..hub.privacy import public_name
 from .collator import select_order
 from .late import pairs_end_to_end
@@ -116,6 +117,11 @@ class InteractionTeacher:
             )
             for file in (_STATE_FILE, _HEAD_FILE)
         }
+        if files[_HEAD_FILE] and not files[_STATE_FILE]:
+            raise ValueError(
+                f"The teacher in {name} was not saved to its end: {_STATE_FILE}, written last, is missing. Run the "
+                "command that trains it again with `--resume_from_checkpoint true`."
+            )
         state = json.loads(Path(files[_STATE_FILE]).read_text(encoding="utf-8")) if all(files.values()) else None
         if state is not None and interaction_layers is None:
             interaction_layers = state.get("interaction_layers", 0)  # teachers saved before there was a choice
@@ -131,18 +137,19 @@ class InteractionTeacher:
         """Write encoder, tokenizer, score head and metrics; `from_pretrained(folder)` brings them back."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self.reader.encoder.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        (path / _STATE_FILE).unlink(missing_ok=True)  # comes last: a folder with a head and without it is half saved
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in self.reader.score.state_dict().items()}, path / _HEAD_FILE
         )
+        self.reader.encoder.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
         state = {
             "name": self.name,
             "max_length": self.max_length,
             "interaction_layers": self.interaction_layers,
             "metrics": self.metrics,
         }
-        (path / _STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        write_whole(path / _STATE_FILE, json.dumps(state, indent=2))
 
     def check_length(self, length: int) -> int:
         """The length itself, or `ValueError` if it is more than the encoder can read, or too little to read a pair."""

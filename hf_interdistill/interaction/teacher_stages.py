@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -13,13 +14,20 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..durable import replacing
+from .checkpoints import last_whole_checkpoint, weights_fault, writing
 from .reader import reward_margins
+from .safeguards import SafeTraining
 from .sequences import Piece
 from .teacher import InteractionTeacher
+
+logger = logging.getLogger(__name__)
 
 _STAGE_WEIGHTS = "best.safetensors"  # written when a stage is finished, and only then
 _Pieces = tuple[Piece, Piece, Piece]  # prompt, chosen, rejected
@@ -82,7 +90,7 @@ class SimilarLengths(torch.utils.data.Sampler):
         return (index for batch in order for index in batches[batch])
 
 
-class _StageTrainer(Trainer):
+class _StageTrainer(SafeTraining, Trainer):
     """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths.
 
     Args:
@@ -92,6 +100,8 @@ class _StageTrainer(Trainer):
     def __init__(self, *args, is_pairwise: bool, **kwargs):
         super().__init__(*args, **kwargs)
         self.is_pairwise = is_pairwise
+        # The loss is a mean over the batch's pairs, not a sum over the step's: let `Trainer` divide by accumulation.
+        self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [example.length for example in train_dataset or self.train_dataset]
@@ -104,6 +114,8 @@ class _StageTrainer(Trainer):
         margins = reward_margins(model(**inputs, is_pairwise=self.is_pairwise))
         targets = targets.expand_as(margins)
         loss = nn.functional.binary_cross_entropy_with_logits(margins, targets)
+        if model.training:
+            self.require_finite(loss)
         return (loss, {"margins": margins.mean(1)}) if return_outputs else loss
 
 
@@ -112,8 +124,22 @@ def _accuracy(prediction) -> dict[str, float]:
     return {"accuracy": float((np.sign(prediction.predictions) / 2 + 0.5).mean())}
 
 
+def clear(stage: Stage) -> None:
+    """Remove what an earlier run left of a stage, so that no later one takes it for its own."""
+    (stage.folder / _STAGE_WEIGHTS).unlink(missing_ok=True)
+    for folder in stage.folder.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
 def is_finished(stage: Stage, is_resumed: bool) -> bool:
-    return is_resumed and (stage.folder / _STAGE_WEIGHTS).exists()
+    """Whether a run that goes on finds the stage done; damaged weights are trained again."""
+    weights = stage.folder / _STAGE_WEIGHTS
+    if not is_resumed or not weights.exists():
+        return False
+    fault = weights_fault(weights)
+    if fault is not None:
+        logger.warning(f"{weights} {fault}: this stage of the teacher is trained again.")
+    return fault is None
 
 
 def anchored(teacher, stage: Stage, examples: Sequence[Example], args) -> list[Example]:
@@ -140,6 +166,9 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
     if is_finished(stage, is_resumed):
         teacher.reader.load_state_dict(load_file(weights))
         return
+    checkpoint = last_whole_checkpoint(stage.folder) if is_resumed else None
+    stopping = EarlyStoppingCallback(args.early_stopping_patience)
+    stopping.early_stopping_patience_counter, best = _where_it_was(checkpoint)
     trainer = _StageTrainer(
         model=teacher.reader,
         args=_stage_arguments(args, stage, len(train)),
@@ -148,17 +177,37 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
         data_collator=StageCollator(teacher, stage.is_pairwise),
         is_pairwise=stage.is_pairwise,
         compute_metrics=_accuracy,
-        callbacks=[EarlyStoppingCallback(args.early_stopping_patience), *(callbacks or [])],
+        callbacks=[stopping, *(callbacks or [])],
     )
-    checkpoint = get_last_checkpoint(str(stage.folder)) if is_resumed and stage.folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if best is not None and stopping.early_stopping_patience_counter >= args.early_stopping_patience:
+        teacher.reader.load_state_dict(load_file(stage.folder / best / SAFE_WEIGHTS_NAME))  # it had stopped early
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     teacher.reader.to(trainer.args.device)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        save_file({name: value.contiguous().cpu() for name, value in teacher.reader.state_dict().items()}, weights)
+        state = {name: value.contiguous().cpu() for name, value in teacher.reader.state_dict().items()}
+        with (
+            writing(f"{weights} is not saved", lambda: "The stage's checkpoints are kept"),
+            replacing(weights) as scratch,
+        ):
+            save_file(state, scratch)
         for folder in stage.folder.glob("checkpoint-*"):
             shutil.rmtree(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def _where_it_was(checkpoint: str | None) -> tuple[int, str | None]:
+    """Evaluations without progress at a checkpoint, and the folder name of the best one by then.
+
+    `Trainer` would begin to count anew, and stop later than a run that was never interrupted.
+    """
+    if checkpoint is None:
+        return 0, None
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    stopping = state.stateful_callbacks[EarlyStoppingCallback.__name__]
+    best = state.best_model_checkpoint
+    return stopping["attributes"]["early_stopping_patience_counter"], best and Path(best).name
 
 
 def _stage_arguments(args, stage: Stage, pairs: int):
@@ -173,7 +222,7 @@ def _stage_arguments(args, stage: Stage, pairs: int):
     arguments.load_best_model_at_end = True
     # Not by the accuracy: on a few hundred pairs it is mostly luck.
     arguments.metric_for_best_model, arguments.greater_is_better = "loss", False
-    arguments.save_total_limit = 1
+    arguments.save_total_limit = 2  # the best and the last: with 1 the last is gone before the stage is done
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels"]
     return arguments

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import TrainingArguments, set_seed
 
+from .checkpoints import writing
 from .pairs import Preference, read_preference, text_pieces
 from .teacher import InteractionTeacher
-from .teacher_stages import Example, Stage, anchored, is_finished, run_stage
+from .teacher_stages import Example, Stage, anchored, clear, is_finished, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,11 @@ def fit_teacher(
         teacher.reader.requires_grad_(True)
         single = Stage(folder / "single", args.warm_start_epochs, False)
         pair = Stage(folder / "pair", args.num_train_epochs, True)
+        if not resume_from_checkpoint:
+            with args.main_process_first(desc="clearing the stages"):
+                if args.should_save:
+                    clear(single)
+                    clear(pair)
         if single.epochs:
             run_stage(teacher, single, train, held_out_examples, args, callbacks, resume_from_checkpoint)
             if args.warm_start_anchor and not is_finished(pair, resume_from_checkpoint):
@@ -149,7 +155,8 @@ def fit_teacher(
         teacher.metrics = held_out_metrics(teacher.judge(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()
         if folder != Path(scratch) and args.should_save:
-            teacher.save_pretrained(str(folder))
+            with writing(f"The teacher is not saved in {folder}", lambda: "Its stages are kept"):
+                teacher.save_pretrained(str(folder))
     if not teacher.metrics["is_better_than_chance"]:
         logger.warning(chance_warning(teacher))
     return teacher.metrics

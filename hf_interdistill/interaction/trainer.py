@@ -1,12 +1,11 @@
 """`InteractionDistillationTrainer`: TRL's `RewardTrainer` with an alignment loss in `compute_loss`.
 
 Overrides: `_prepare_dataset`, `_set_signature_columns_if_needed`, `compute_loss`, `evaluate`; what is
-published, and how, is `HubPublishing`'s.
+published, and how, is `HubPublishing`'s; what is checked on the way is `SafeTraining`'s.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import nullcontext
@@ -33,6 +32,7 @@ from .packing import PackedPairs
 from .pairs import PairEncoder
 from .preparation import add_pair_index, check_columns, encode_pairs, report
 from .recording import AttentionRecorder, resolve_layers
+from .safeguards import SafeTraining
 from .schedules import scheduled_weight
 from .sharing import PromptSharing
 from .teacher import InteractionTeacher
@@ -40,10 +40,8 @@ from .teacher_training import chance_warning
 
 logger = logging.getLogger(__name__)
 
-NONFINITE_FILE = "nonfinite_loss.json"
 
-
-class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
+class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer):
     """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
 
     Source: after arXiv 2508.02618, a reconstruction: `loss = RewardTrainer's loss + weight * alignment loss`, where
@@ -61,7 +59,9 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
     Raises:
         ValueError: no teacher; slow tokenizers; layers that do not exist or have no softmax attention; reentrant
             checkpointing; an adapter that the alignment cannot reach; missing columns.
-        FloatingPointError: the loss is not finite (after a checkpoint was saved and the batch's rows noted).
+        FloatingPointError: the loss or a gradient is not finite (after a checkpoint was saved and the batch's rows
+            noted).
+        CheckpointError: a checkpoint to go on from is damaged, or one cannot be written.
 
     Relations: with `alignment_weight=0` it trains as `RewardTrainer` does, to the last bit. `RewardScorer` reads the
     result; so does any code that loads an `AutoModelForSequenceClassification`.
@@ -168,14 +168,15 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
                 num_items_in_batch=num_items_in_batch,
             )
         if self.teacher is not None:
-            result, teacher_accuracy = self._align(alignment, packed)
+            once = len(alignment["pair_key"]) if self.model.training else _pairs_once(self.accelerator, alignment)
+            result, teacher_accuracy = self._align(alignment, packed, once)
             weight = scheduled_weight(
                 self.args.alignment_weight, self.args.alignment_schedule, self.state.global_step, self.state.max_steps
             )
             loss = loss + weight * result.loss
-            self._log_alignment(result, weight, teacher_accuracy)
+            self._log_alignment(result, weight, teacher_accuracy, once)
         if self.model.training:
-            self._require_finite(loss, alignment.get("pair_index"))
+            self.require_finite(loss, alignment.get("pair_index"))
         return (loss, outputs) if return_outputs else loss
 
     def _check_sharing(self, model, inputs: dict[str, torch.Tensor]) -> None:
@@ -201,20 +202,21 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
         return lambda use_cache, **inputs: self._sharing.forward(model, packed, use_cache=use_cache)
 
     def _align(
-        self, batch: dict[str, torch.Tensor], packed: PackedPairs | None
+        self, batch: dict[str, torch.Tensor], packed: PackedPairs | None, once: int
     ) -> tuple[AlignmentResult, torch.Tensor]:
-        """Alignment loss of the batch just recorded, and the teacher's accuracy on it."""
+        """Alignment loss of the batch just recorded, and the teacher's accuracy on it, over its first `once` pairs."""
         visit = int(self.state.epoch or 0) + 1 if self.model.training else 0
         order = choose_order(batch["pair_key"], self.args.seed, visit)
         inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
-        segments = batch["segments"]
+        segments = batch["segments"].clone()
+        segments[once:] = -1  # no unit of theirs counts
         with self.accelerator.autocast():
             if self._cached_teacher is None:
                 margins, sources = self.teacher.read(inputs, order, self.args.teacher_layers, segments.shape[1])
             else:
                 epochs = self.state.num_train_epochs if self.model.training else 1
                 margins, sources = self._cached_teacher.read(
-                    inputs, batch["map_key"], order, segments, is_reading_both=1 < epochs < sys.maxsize
+                    inputs, batch["map_key"], order, batch["segments"], is_reading_both=1 < epochs < sys.maxsize
                 )
         units, index, records = batch["student_units"], batch["student_index"], self._recorder.records
         if packed is None:
@@ -234,47 +236,36 @@ class InteractionDistillationTrainer(HubPublishing, RewardTrainer):
             for record, source in zip(records, sources, strict=True)
         ]
         self._recorder.release()
-        return mean_alignment(results), (margins.sign() / 2 + 0.5).mean()
+        result, scale = mean_alignment(results), len(segments) / max(once, 1)
+        by_scope = {scope: value * scale for scope, value in result.by_scope.items()}
+        result = replace(result, loss=result.loss * scale, by_scope=by_scope)
+        return result, (margins.sign() / 2 + 0.5)[:once].sum() / max(once, 1)
 
     def _controlled(self, source: Rows, segments: torch.Tensor) -> Rows:
         if self.args.alignment_control == "uniform":
             return UniformRows(source)
         return shuffled_rows(source, segments) if self.args.alignment_control == "shuffled" else source
 
-    def _log_alignment(self, result: AlignmentResult, weight: float, teacher_accuracy: torch.Tensor) -> None:
+    def _log_alignment(
+        self, result: AlignmentResult, weight: float, teacher_accuracy: torch.Tensor, once: int
+    ) -> None:
         scopes = result.by_scope
         values = torch.stack(
             [result.loss.detach(), scopes["intra"], scopes["inter"], teacher_accuracy.to(result.loss)]
         )
-        loss, intra, inter, accuracy = self.accelerator.gather(values[None]).mean(0).tolist()
+        gathered = self.accelerator.gather(once * torch.cat([torch.ones_like(values[:1]), values])[None]).sum(0)
+        loss, intra, inter, accuracy = (gathered[1:] / gathered[0]).tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["interaction/loss"].append(loss)
-        metrics["interaction/intra"].append(intra)
-        metrics["interaction/inter"].append(inter)
+        # The mean over batches that is logged would weigh a short last one too much: in evaluation pairs are counted.
+        times = 1 if self.model.training else int(gathered[0])
+        metrics["interaction/loss"] += [loss] * times
+        metrics["interaction/intra"] += [intra] * times
+        metrics["interaction/inter"] += [inter] * times
         metrics["interaction/weight"].append(weight)
         if self.teacher.is_fitted:
-            metrics["interaction/teacher_accuracy"].append(accuracy)
+            metrics["interaction/teacher_accuracy"] += [accuracy] * times
         if self.model.training and int(self._dropped):  # a stream; a dataset is counted when it is prepared
             metrics["interaction/dropped_pairs"] = [int(self._dropped)]
-
-    def _require_finite(self, loss: torch.Tensor, pair_index: torch.Tensor | None) -> None:
-        """Stop on a loss that is NaN or infinite: note the batch, save a checkpoint, raise."""
-        is_finite = self.accelerator.gather(torch.isfinite(loss.detach()).reshape(1))
-        if bool(is_finite.all()):
-            return
-        rows = [] if pair_index is None else self.accelerator.gather(pair_index).tolist()
-        step = self.state.global_step
-        note = Path(self.args.output_dir) / NONFINITE_FILE
-        if self.accelerator.is_main_process:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps({"global_step": step, "pair_index": rows}), encoding="utf-8")
-        self._save_checkpoint(self.model, trial=None)
-        raise FloatingPointError(
-            f"The loss is not finite at step {step}. The rows of the batch (numbered as in the training dataset) are "
-            f"{rows}, noted in {note}; weights and optimizer from before this batch are saved in checkpoint-{step}. "
-            "Look at those rows, lower `learning_rate` or set `max_grad_norm`, then continue with "
-            "`train(resume_from_checkpoint=True)`."
-        )
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
@@ -302,6 +293,17 @@ def _load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTe
     if isinstance(teacher, InteractionTeacher):
         return teacher
     return InteractionTeacher.from_pretrained(teacher)
+
+
+def _pairs_once(accelerator, batch: dict[str, torch.Tensor]) -> int:
+    """How many of this process's pairs in a batch of evaluation are there for the first time.
+
+    accelerate fills the last batch of several processes up with pairs from the start.
+    """
+    pairs, state = len(batch["pair_key"]), accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return pairs
+    return min(max(state.remainder - accelerator.process_index * pairs, 0), pairs)
 
 
 def _require_writable(option: str, folder: str, loss: str) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import RunError
 from ..scoring.formatting import is_messages, message_texts
 
 _ROUNDING = 1e-6
 
 
-class ScorerError(RuntimeError):
+class ScorerError(RunError):
     """A scorer failed. `records` holds what each prompt had committed by then."""
 
     records: Sequence[Any] = ()

@@ -87,6 +87,8 @@ def launch(config: RainJobConfig, *command, **environment) -> subprocess.Popen:
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from hf_interdistill.rain.jobs import RainJobConfig, run_rain_job\n"
         "run_rain_job(RainJobConfig(**json.load(open(sys.argv[1]))))\n"
+        "from accelerate import PartialState\n"
+        "print(f'searched by one of {PartialState().num_processes} processes\\n', end='', flush=True)\n"
     )
     script = os.path.join(os.path.dirname(config.prompts), "run.py")
     settings = os.path.join(os.path.dirname(config.prompts), "job.json")
@@ -127,12 +129,11 @@ def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
 
 def test_processes_share_the_prompts(job, tmp_path):
     config = job()
-    process = launch(
-        config, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no",
-    )  # fmt: skip
+    # Not `accelerate launch --cpu --num_processes 2`: without MPI it starts one process.
+    process = launch(config, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     log, _ = process.communicate(timeout=120)
     assert process.returncode == 0, log
+    assert log.count("searched by one of 2 processes") == 2
     alone = run_rain_job(job(output=str(tmp_path / "alone.jsonl")))
     assert completions(config.output) == completions(alone["output"])
     assert not list((tmp_path / "out").glob("*.shard-*"))
