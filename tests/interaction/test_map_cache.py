@@ -17,10 +17,11 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.interaction.collator import AlignmentCollator, choose_order
-from hf_interdistill.interaction.map_cache import CachedTeacher, teacher_digest
+from hf_interdistill.interaction.map_cache import CachedTeacher, map_key, teacher_digest
 from hf_interdistill.interaction.map_codec import MapFormat
 from hf_interdistill.interaction.maps import dense
 from hf_interdistill.interaction.pairs import PairEncoder
+from hf_interdistill.interaction.sequences import PackedSequence
 
 COMMON = {
     "per_device_train_batch_size": 4,
@@ -326,6 +327,16 @@ def test_keys_tell_inputs_apart(rows, teacher):
     assert len(keys) == 6  # each pair, each order
     again, _ = make_batch(rows[:1], teacher, count=1)  # alone, so padded otherwise
     assert torch.equal(again["map_key"][0], batch["map_key"][0])
+    base = PackedSequence(ids=[1, 2, 3], types=[0, 0, 1], units=[-1, 0, 1], closing=[1, 2])
+    changed = [
+        replace(base, ids=[1, 2, 4]),
+        replace(base, types=[0, 1, 1]),
+        replace(base, units=[-1, 1, 1]),
+        replace(base, closing=[0, 2]),
+        replace(base, ids=[1, 2], types=[3, 0, 0, 1]),  # the same numbers, parted elsewhere
+    ]
+    assert len({map_key([base], 2), map_key([base], 3), *(map_key([other], 2) for other in changed)}) == 7
+    assert map_key([replace(base)], 2) == map_key([base], 2) != map_key([base, base], 2)
 
 
 def test_settings_are_checked(data, tmp_path, fitted_teacher):
