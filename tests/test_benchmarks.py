@@ -148,3 +148,17 @@ def test_the_whole_benchmark_without_the_released_code(tmp_path):
     for row in rows:
         assert list(row) == ["name", "setting", "ours", "rival", "unit", "ratio", "hardware"]
         assert row["ratio"] == pytest.approx(row["ours"] / row["rival"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_alignment(tmp_path):
+    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
+    command = [sys.executable, str(BENCHMARKS / "alignment_kernel.py"), "--tokens", "64", "32"]
+    run = subprocess.run([*command, "--output", str(output), "--plot", str(plot)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert plot.stat().st_size > 10_000
+    rows = {row["name"]: row for row in json.loads(output.read_text())}
+    assert rows["alignment_memory_growth"]["setting"] == "torch, 64 tokens / 32 tokens"
+    if not torch.cuda.is_available():
+        assert "not measured, there is no GPU" in " ".join(run.stdout.split())
+        assert "alignment_kernel_share" not in rows

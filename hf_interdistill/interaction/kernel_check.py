@@ -1,7 +1,8 @@
 """The first batch that the kernels compute is computed in torch too, and compared.
 
 A kernel is compiled for the GPU, driver and Triton that are there, and a wrong one does not raise: it trains a worse
-model. So each kind of layer (precision, head width, cap) is checked once a process, at the cost of one alignment.
+model. So each kind (precision, head width, cap, loss, scope, with gradient or without) is checked once a process, at
+the cost of one alignment.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def _sweep(kernel: str, in_torch: Callable, student: AttentionMap, *rest):
     from .fused import fused_sweep  # imports Triton
 
     query = student.states[0]
-    kind = (query.device, query.dtype, query.shape[-1], student.softcap is None)
+    _, _, *compiled_for = rest  # loss, scope, and whether a gradient is wanted
+    kind = (query.device, query.dtype, query.shape[-1], student.softcap is None, *compiled_for)
     if kind not in _verdicts:
         result, reason = _compare(partial(fused_sweep, kernel), in_torch, student, *rest)
         if kernel == "triton":

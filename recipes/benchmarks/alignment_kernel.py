@@ -156,6 +156,8 @@ def draw(measured: dict[str, list[dict]], tokens: list[int], path: Path) -> None
     naive = [HEADS * count**2 * 4 / 2**20 for count in tokens]
     right.plot(tokens, naive, "^--", color="#555555", label="one heads x tokens x tokens tensor, computed")
     right.set(title="Memory beyond queries and keys", xlabel="tokens", ylabel="MiB (peak)", ylim=0)
+    left.set_xticks(tokens, [f"{count:,}" for count in tokens], rotation=45)
+    left.minorticks_off()
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.grid(alpha=0.25)
