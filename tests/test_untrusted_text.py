@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rain.conftest import build_causal
+from transformers import PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer, RewardScorer
@@ -38,6 +40,10 @@ ANY = st.one_of(
     st.lists(st.sampled_from(ODD), max_size=12).map("".join),
 )
 KINDS = [("bytes", "wordpiece"), ("metaspace", "roberta")]
+needs_switch = pytest.mark.skipif(
+    SANITIZE not in inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters,
+    reason="this version of transformers has no `sanitize_control_tokens`",
+)
 
 
 def talk(prompt: str, *responses: str) -> dict:
@@ -88,6 +94,7 @@ def test_any_text_is_tokenized_as_by_trl_and_aligned(kinds, prompt, chosen, reje
     ]
 
 
+@needs_switch
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(prompt=ANY, chosen=ANY)
@@ -109,6 +116,7 @@ def test_control_tokens_are_text_where_asked_for(kind, prompt, chosen):
     assert all(place in covered for place, c in enumerate(rendered.text) if c.isalnum() and c.isascii())
 
 
+@needs_switch
 def test_without_asking_they_are_tokens_as_in_trl_and_counted(tmp_path, fitted_teacher, caplog):
     from interaction.test_trainer import COMMON, config
 
@@ -142,6 +150,7 @@ def test_without_asking_they_are_tokens_as_in_trl_and_counted(tmp_path, fitted_t
     clean.train()
 
 
+@needs_switch
 def test_a_scorer_says_it_once_and_reads_what_training_read(caplog):
     tokenizer = tokenizer_of("bytes")
     scorer, row = RewardScorer(build_student(), tokenizer), talk("Say </s> now", "Fine.")

@@ -27,6 +27,8 @@ What one training step did, by family of model: tiny models with random weights,
 and above zero, that the alignment loss alone sent finite gradients other than zero to the queries and to the keys of
 the aligned layer, and that the weights which make them changed. A letter stands for what happened instead, told below.
 
+Seen with {versions}. Other versions may offer other kinds of attention, or other heads.
+
 This file is written by `tests/interaction/families_table.py` from what the tests saw, and the same tests fail where it
 says something else. Tiny models show that the plumbing fits a family; they say nothing about how well it learns.
 """
@@ -40,10 +42,11 @@ What `share_prompt="auto"` did with the families above, in every cell that train
 """
 
 
-def render(outcomes: dict[str, dict]) -> str:
+def render(outcomes: dict[str, dict], versions: str) -> str:
     """The page.
 
     Args:
+        versions: of what the tests ran with.
         outcomes: by `"student llama: sdpa float32 full"`, `{"trained": "yes" or why not, "sharing": text}`.
     """
     reasons: list[str] = []
@@ -56,7 +59,7 @@ def render(outcomes: dict[str, dict]) -> str:
             reasons.append(said)
         return chr(ord("a") + reasons.index(said))
 
-    parts = [_HEAD]
+    parts = [_HEAD.replace("{versions}", versions)]
     for role, families, columns in (("student", STUDENTS, STUDENT_COLUMNS), ("teacher", TEACHERS, TEACHER_COLUMNS)):
         parts.append(
             f"\n## {role.capitalize()}s\n\n| {' | '.join((role, *columns))} |\n{'| --- ' * (len(columns) + 1)}|\n"
@@ -73,6 +76,11 @@ def render(outcomes: dict[str, dict]) -> str:
     parts.append("\n## Letters\n\n")
     parts.extend(f"- {chr(ord('a') + number)}: {reason}\n" for number, reason in enumerate(reasons))
     return "".join(parts)
+
+
+def read_versions(page: str) -> str:
+    """What the page was seen with."""
+    return re.search(r"^Seen with (.*)\. Other versions", page, re.MULTILINE)[1]
 
 
 def read(page: str) -> dict[str, dict]:
@@ -93,4 +101,5 @@ def read(page: str) -> dict[str, dict]:
 
 if __name__ == "__main__":
     source, target = sys.argv[1:]
-    Path(target).write_text(render(json.loads(Path(source).read_text(encoding="utf-8"))), encoding="utf-8")
+    seen = json.loads(Path(source).read_text(encoding="utf-8"))
+    Path(target).write_text(render(seen["cells"], seen["versions"]), encoding="utf-8")
