@@ -1,4 +1,4 @@
-# make demo | journey | test | test-ppo | test-all | bench | lint; each makes its virtual environment first.
+# make demo | journey | test | test-ppo | test-all | soak | bench | lint; each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo
@@ -11,7 +11,7 @@ PPO_BIN := $(PPO_VENV)/bin
 PPO_INSTALLED := $(PPO_VENV)/.installed
 PPO_TRL := 1.12.0
 
-.PHONY: demo journey test test-ppo test-all bench lint clean
+.PHONY: demo journey test test-ppo test-all soak bench lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,7 +47,11 @@ test-ppo: $(PPO_INSTALLED)
 	OMP_NUM_THREADS=1 $(PPO_BIN)/python -m pytest -q -n 2 -m "not slow" --ignore tests/rain
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not soak"
+
+# 2,000 training steps and 500 prompts of RAIN in one process; prints memory, open files and throughput.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m soak tests/soak
 
 bench: $(INSTALLED)
 	$(BIN)/python recipes/benchmarks/reward_step.py $(addprefix --data ,$(BENCH_DATA))
