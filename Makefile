@@ -1,4 +1,4 @@
-# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | bench | lint;
+# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | soak | bench | lint;
 # each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +20,7 @@ LOWEST_TORCH ?= torch==2.6
 NEWEST_TORCH ?= torch
 FLOOR_TESTS := tests/test_upstream_contract.py tests/test_package.py tests/test_versions.py tests/rain/test_tree.py tests/interaction
 
-.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest audit bench lint clean
+.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest audit soak bench lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -62,7 +62,11 @@ test-kernels: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interaction/test_kernels.py
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not soak"
+
+# 2,000 training steps and 500 prompts of RAIN in one process; prints memory, open files and throughput.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m soak tests/soak
 
 # Python 3.10 or 3.11: the oldest numpy and PyYAML have no builds for later ones.
 test-lowest:

@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from .durable import mend_lines, write_whole
 from .scoring.formatting import Text, is_messages
+
+
+def process_state() -> PartialState:
+    """This process among those of its launch.
+
+    Without an accelerator accelerate joins processes only if it is told that they run on the CPU; else each would take
+    itself for the only one, and all would do the whole job into the same files.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def read_prompt_rows(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, Any]]:

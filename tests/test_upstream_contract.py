@@ -68,6 +68,22 @@ def test_attention_interface_takes_functions_by_name():
         AttentionInterface._global_mapping.pop("interdistill-contract")
 
 
+def test_hooks_of_training_and_saving():
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+
+    expected = {"_save_checkpoint": ["self", "model", "trial"], "save_model": ["self", "output_dir", "_internal_call"]}
+    for method, parameters in expected.items():
+        found = list(inspect.signature(getattr(Trainer, method)).parameters)
+        assert found == parameters, f"Trainer.{method} now takes {found} ({TOLD})"
+    assert list(inspect.signature(Trainer.train).parameters)[:2] == ["self", "resume_from_checkpoint"], TOLD
+    assert hasattr(TrainerCallback, "on_pre_optimizer_step"), f"gradients cannot be looked at before a step ({TOLD})"
+    assert "on_pre_optimizer_step" in inspect.getsource(Trainer), f"on_pre_optimizer_step is never called ({TOLD})"
+    assert "model_accepts_loss_kwargs" in inspect.getsource(Trainer), f"losses are divided elsewhere ({TOLD})"
+    state = EarlyStoppingCallback(2).state()
+    assert state["attributes"] == {"early_stopping_patience_counter": 0}, f"early stopping is kept elsewhere ({TOLD})"
+    assert "stateful_callbacks" in TrainerState.__dataclass_fields__, f"callbacks are kept elsewhere ({TOLD})"
+
+
 def test_helpers_that_are_imported():
     from transformers.trainer_pt_utils import get_length_grouped_indices  # noqa: F401
     from transformers.trainer_utils import HubStrategy  # noqa: F401

@@ -236,6 +236,7 @@ class RainEngine:
         for job in [job for job in self.jobs if job.is_finished]:
             taken.append((job.number, self._record(job)))
             self.jobs.remove(job)
+            job.search.tree.release()
         return taken
 
     def records(self) -> list[RainRecord]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import StopStringCriteria
 
-from ..job_files import JobFiles, as_mapping, encode_prompt, read_prompt_rows
+from ..job_files import JobFiles, as_mapping, encode_prompt, process_state, read_prompt_rows
 from .config import RainConfig, refuse_unknown
 from .decoder import RainDecoder
 from .engine import Prompt, RainEngine
@@ -120,7 +120,7 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
             settings.
         ScorerError: the scorer failed; what was finished is written.
     """
-    state = PartialState()
+    state = process_state()
     rows = read_prompt_rows(config.prompts)
     files = JobFiles(Path(config.output), state.process_index, state.num_processes)
     if state.is_main_process:

@@ -101,6 +101,11 @@ class SearchTree:
         self.budget = config.iterations
         self.rewinds = 0
 
+    def release(self) -> None:
+        """Take the nodes apart: parents and children hold each other, and would wait for the garbage collector."""
+        for node in list(self.origin.subtree()):
+            node.parent, node.children = None, []
+
     def select(self, node: Node) -> Node:
         """The child of `node` with the largest score of eq. 1; the first of equals."""
         return max(node.children, key=self.selection_score)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..durable import write_whole
-from ..job_files import JobFiles, as_mapping, read_prompt_rows
+from ..job_files import JobFiles, as_mapping, process_state, read_prompt_rows
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.formatting import is_messages
 from ..scoring.scorer import RewardScorer
@@ -103,7 +103,7 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
     Raises:
         ValueError: a bad row (named by its line or id), or an output made with other settings.
     """
-    state = PartialState()
+    state = process_state()
     rows = read_rows(config)
     files = JobFiles(Path(config.output), state.process_index, state.num_processes)
     if state.is_main_process:

@@ -1,5 +1,8 @@
 """One engine for many prompts: families, seeds, batching, costs."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -220,3 +223,21 @@ def test_draws_follow_the_distribution():
     order = torch.tensor([[2, 0, 1]]).expand(100, 3)
     again = draw(scores[:100].gather(1, order), [stream_key(1, number) for number in range(100)], order)
     assert torch.equal(order[0][again], drawn[:100])
+
+
+def test_trees_that_were_taken_are_freed_at_once(model, tokenizer):
+    """Not when Python's garbage collector comes by, which in a long job is after a thousand prompts."""
+    decoder = RainDecoder(tokenizer, quick_config(), likes_short_words)
+    engine = decoder.build_engine(model)
+    engine.start([Prompt(tuple(tokenizer(PROMPTS[0])["input_ids"]), "", StopRules(6))], seed=1)
+    gc.disable()
+    try:
+        while not engine.is_finished:
+            engine.round()
+        nodes = [weakref.ref(node) for node in engine.jobs[0].search.tree.origin.subtree()]
+        ((number, record),) = engine.take_finished()
+        assert number == 0 and record.tokens and len(nodes) > 10
+        assert len(list(walk(record.tree.root))) == len(nodes)
+        assert not [node for node in nodes if node() is not None]
+    finally:
+        gc.enable()

@@ -1,0 +1,131 @@
+"""Long runs in one process (`make soak`): memory stays flat, no file stays open, the end is as quick as the start.
+
+Memory and open files are asserted; throughput is printed, for a machine that does other things besides would fail it.
+`SOAK_STEPS` and `SOAK_PROMPTS` make it shorter or longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import pytest
+from conftest import build_student, tokenizer_of
+from datasets import Dataset
+from runs.conftest import PAIRS, STEADY, Workshop
+from transformers import TrainerCallback
+
+from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
+from hf_interdistill.job_files import JobFiles
+from hf_interdistill.rain.jobs import RainJobConfig, run_rain_job
+
+pytestmark = [pytest.mark.soak, pytest.mark.slow]
+STEPS, PROMPTS = int(os.environ.get("SOAK_STEPS", "2000")), int(os.environ.get("SOAK_PROMPTS", "500"))
+GROWTH_MIB = 8  # over the last three quarters: less than one copy of all the weights and states here would take a run
+
+
+@dataclass
+class Watch:
+    """Samples of this process: work done, resident memory (MiB), open files, processor seconds."""
+
+    samples: list[tuple[float, float, int, float]] = field(default_factory=list)
+
+    def look(self, done: int) -> None:
+        process = psutil.Process()
+        self.samples.append((done, process.memory_info().rss / 2**20, process.num_fds(), time.process_time()))
+
+    def report(self, what: str) -> tuple[float, int]:
+        """Print the figures; growth of memory over the last three quarters (MiB, by the slope), files left open."""
+        rows = np.array([row for row in self.samples if row[0] >= self.samples[-1][0] / 4])
+        slope = float(np.polyfit(rows[:, 0], rows[:, 1], 1)[0])
+        growth, files = slope * float(rows[-1, 0] - rows[0, 0]), int(rows[-1, 2] - rows[0, 2])
+        half = len(rows) // 2
+        rates = [float((part[-1, 0] - part[0, 0]) / (part[-1, 3] - part[0, 3])) for part in (rows[:half], rows[half:])]
+        print(
+            f"\n{what}: {int(rows[-1, 0])} done; memory {rows[0, 1]:.1f} -> {rows[-1, 1]:.1f} MiB over the last three "
+            f"quarters, slope {slope * 1024:.3f} KiB each; open files {int(rows[0, 2])} -> {int(rows[-1, 2])}; "
+            f"{rates[0]:.2f} -> {rates[1]:.2f} a processor second (first and second half of them, "
+            f"{100 * (rates[1] / rates[0] - 1):+.1f} %)",
+            flush=True,
+        )
+        return growth, files
+
+
+def test_a_long_training(tmp_path):
+    workshop = Workshop(tmp_path / "workshop")
+    watch = Watch()
+
+    class Sampler(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % 20 == 0:
+                watch.look(state.global_step)
+
+    args = InteractionDistillationConfig(
+        output_dir=str(tmp_path / "rm"),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        learning_rate=1e-4,
+        alignment_weight=1.0,
+        save_strategy="steps",
+        save_steps=max(1, STEPS // 8),
+        save_total_limit=2,
+        logging_steps=max(1, STEPS // 40),
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        **STEADY,
+    )
+    trainer = InteractionDistillationTrainer(
+        build_student(),
+        args,
+        teacher=InteractionTeacher.from_pretrained(str(workshop.path("encoder")), max_length=128),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tokenizer_of("bytes"),
+        callbacks=[Sampler()],
+    )
+    trainer.train()
+    growth, files = watch.report("training, steps of four pairs with alignment")
+    assert trainer.state.global_step == STEPS
+    assert growth < GROWTH_MIB and files <= 0
+
+
+def test_a_long_rain_job(tmp_path, monkeypatch):
+    workshop = Workshop(tmp_path / "workshop")
+    workshop.add_language_model(prompts=1)
+    rows = [{"id": number, "prompt": PAIRS[number % 96]["prompt"] + f" ({number})"} for number in range(PROMPTS)]
+    workshop.write_rows("prompts.jsonl", rows)
+    watch, appending = Watch(), JobFiles.appending
+
+    @contextmanager
+    def watched(files):
+        with appending(files) as append:
+
+            def append_and_look(row):
+                append(row)
+                watch.look(len(watch.samples) + 1)
+
+            yield append_and_look
+
+    monkeypatch.setattr(JobFiles, "appending", watched)
+    rain = {"iterations": 6, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6, "prompts_in_flight": 4}
+    config = RainJobConfig(
+        model=str(workshop.path("lm")),
+        prompts=str(workshop.path("prompts.jsonl")),
+        output=str(tmp_path / "answers.jsonl"),
+        scorer="runs.scorers:short",
+        rain={**rain, "seed": 3},
+        generation={"max_new_tokens": 8, "pad_token_id": 3},
+    )
+    result = run_rain_job(config)
+    growth, files = watch.report("RAIN, prompts")
+    assert result["searched"] == PROMPTS == len(watch.samples)
+    assert (
+        sum(1 for line in (tmp_path / "answers.jsonl").open() if json.loads(line)["completion"] is not None) == PROMPTS
+    )
+    assert growth < GROWTH_MIB and files <= 0
