@@ -272,7 +272,7 @@ class RecordedRows:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that fit in memory at once."""
-        return self._map.blocks()
+        return self.map.blocks()
 
     @torch.no_grad()
     def rows(self, start: int, stop: int) -> torch.Tensor:
