@@ -158,7 +158,7 @@ def arm_losses(tmp_path_factory):
             for arm in ("interaction_all", "interaction_middle"):
                 layers = config["arms"][arm]["arguments"]["student_layers"]
                 layers = [min(layer, 2) if len(layers) == 1 else (layer - 1) // 2 for layer in layers]
-                config["arms"][arm]["arguments"] |= {"student_layers": layers, "teacher_layers": layers}
+                config["arms"][arm]["arguments"] |= {"student_layers": layers, "teacher_layers": [-1] * len(layers)}
             kept["bench"] = modules.running.Bench(config, encoder)
         bench = kept["bench"]
         run = modules.running.Run("hh_harmless", "minilm", "clean", name, 0)

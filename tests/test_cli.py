@@ -84,7 +84,7 @@ def test_teacher_reward_and_score(folder, capsys):
                 "-1",
                 "--teacher_layers",
                 "-1",
-                "-2",
+                "-1",
             ]
         )
         == 0

@@ -130,6 +130,7 @@ def lora():
 )
 def test_training_is_the_same_with_and_without_sharing(dataset, tmp_path, tokenizer, fitted_teacher, changes):
     dataset = dataset.add_column("margin", [0.1 * i for i in range(len(dataset))])
+    fitted_teacher.interaction_layers = 3
     runs = [
         run(tmp_path, dataset, tokenizer, fitted_teacher, choice, share_prompt=choice, **changes)
         for choice in ("true", "false")
