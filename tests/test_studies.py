@@ -179,7 +179,11 @@ def test_documents_teach_writing_and_the_letter_of_the_right_option(modules):
             assert answered == {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:]}
         plain = modules.training.document(row, None, True, tokenizer, judge)
         assert plain["input_ids"] == plain["labels"] == [*phrase, tokenizer.eos_token_id]
-    epochs = [{"longest": 5, "swapped": share, "is_written": True} for share in (0.0, 1.0, None)]
+    shares = ((1.0, 0.0), (1.0, 1.0), (0.0, 0.5))
+    epochs = [
+        {"shortest": 1, "longest": 5, "asked": asked, "swapped": swapped, "is_written": True}
+        for asked, swapped in shares
+    ]
     settings = {"epochs": epochs, "batch_size": 2, "seed": 0}
     documents = modules.training.decoder_documents(rows, tokenizer, judge, settings)
     ends = [re.findall(r"good|bad", tokenizer.decode(ids)) for ids in documents["input_ids"]]

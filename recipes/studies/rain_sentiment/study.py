@@ -96,6 +96,9 @@ class Study:
     def _tokenizer(self) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
 
+    def _encoder(self) -> str:
+        return self.config["encoder"] or _embedded_encoder()
+
     def _train_tokenizer(self) -> None:
         tokenizer = train_tokenizer(self.splits["decoder"], self.judge, self.config["vocabulary"])
         tokenizer.save_pretrained(self.folder / "tokenizer")
@@ -111,7 +114,7 @@ class Study:
     def _train_writer(self, name: str, rows: Sequence[dict], settings: dict) -> None:
         tokenizer = self._tokenizer()
         documents = decoder_documents(rows, tokenizer, self.judge, settings["documents"])
-        train_decoder(self.folder / name, tokenizer, self.judge, documents, settings)
+        train_decoder(self.folder / name, tokenizer, self.judge, documents, self._encoder(), settings)
 
     def _train_reward(self) -> None:
         settings = self.config["reward"]
@@ -119,9 +122,10 @@ class Study:
         train_reward(self.folder / "reward", base, rows, settings["pairs"], settings["arguments"])
 
     def _train_classifier(self) -> dict:
-        encoder = self.config["encoder"] or _embedded_encoder()
         arguments = self.config["classifier"]["arguments"]
-        return train_classifier(self.folder / "classifier", encoder, self.splits["classifier"], self.dev, arguments)
+        return train_classifier(
+            self.folder / "classifier", self._encoder(), self.splits["classifier"], self.dev, arguments
+        )
 
     def _check_models(self) -> dict:
         """How well each model knows the sentiment of the dev rows, and the scale of the rewards on held-out rows."""

@@ -15,6 +15,7 @@ from datasets import Dataset
 from rows import Row
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -69,6 +70,31 @@ def new_decoder(tokenizer, shape: dict) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **ends, **shape))
 
 
+@torch.no_grad()
+def start_words(decoder: GPT2LMHeadModel, tokenizer, encoder: str) -> None:
+    """Let the decoder's word embeddings start as an encoder's, on as many principal axes as the decoder is wide.
+
+    A token starts as the mean of the pieces that the encoder's tokenizer makes of it; tokens without letters or digits
+    stay as they are.
+
+    Args:
+        decoder: changed in place. tokenizer: its own. encoder: folder or name of the encoder.
+    """
+    known, reader = (
+        AutoModel.from_pretrained(encoder).get_input_embeddings().weight,
+        AutoTokenizer.from_pretrained(encoder),
+    )
+    known = known - known.mean(0)
+    own = decoder.get_input_embeddings().weight
+    axes = torch.linalg.eigh(known.T @ known).eigenvectors[:, -own.shape[1] :]
+    projected = known @ axes
+    projected *= decoder.config.initializer_range / projected.std()
+    for token in range(len(tokenizer)):
+        text = tokenizer.decode([token]).strip()
+        if any(letter.isalnum() for letter in text) and token not in tokenizer.all_special_ids:
+            own[token] = projected[reader(text, add_special_tokens=False)["input_ids"]].mean(0)
+
+
 def document(row: Row, order: int | None, is_written: bool, tokenizer, judge: JudgePrompt) -> dict:
     """What one phrase teaches the decoder: to write it and end it, and to answer the judge's question about it.
 
@@ -93,18 +119,18 @@ def decoder_documents(rows: Sequence[Row], tokenizer, judge: JudgePrompt, settin
 
     Args:
         rows: phrases. tokenizer, judge: the decoder's.
-        settings: `batch_size`, `seed` and `epochs`, each with `longest` (words of a phrase at most), `swapped` (the
-            share of questions with the options swapped, `null` for no questions) and `is_written` (whether the words
-            count).
+        settings: `batch_size`, `seed` and `epochs`, each with `shortest` and `longest` (words of a phrase), `asked`
+            (the share of phrases with the question), `swapped` (the share of questions with the options swapped) and
+            `is_written` (whether the words count).
     """
     size, rng = settings["batch_size"], random.Random(settings["seed"])
     documents: list[dict] = []
     for epoch in settings["epochs"]:
-        share, shown = epoch["swapped"], []
+        shown = []
         for row in rows:
-            if len(row["text"].split()) <= epoch["longest"]:
-                order = None if share is None else int(rng.random() < share)
-                shown.append(document(row, order, epoch["is_written"], tokenizer, judge))
+            if epoch["shortest"] <= len(row["text"].split()) <= epoch["longest"]:
+                is_asked, order = rng.random() < epoch["asked"], int(rng.random() < epoch["swapped"])
+                shown.append(document(row, order if is_asked else None, epoch["is_written"], tokenizer, judge))
         documents.extend(item for batch in _batches(shown, size, rng) for item in batch)
     return Dataset.from_list(documents)
 
@@ -167,19 +193,24 @@ class WritingAndJudgingLoss:
         return sum(parts)
 
 
-def train_decoder(folder: Path, tokenizer, judge: JudgePrompt, documents: Dataset, settings: dict) -> None:
+def train_decoder(
+    folder: Path, tokenizer, judge: JudgePrompt, documents: Dataset, encoder: str, settings: dict
+) -> None:
     """Train a decoder on documents, in their order.
 
     Args:
         folder: where to save. tokenizer, judge: the decoder's. documents: see `decoder_documents`.
+        encoder: whose word embeddings it starts from.
         settings: `shape` (fields of `GPT2Config`) and `arguments` (fields of `TrainingArguments`).
     """
     args = TrainingArguments(
         output_dir=str(folder), num_train_epochs=1, train_sampling_strategy="sequential", **settings["arguments"]
     )
     set_seed(args.seed)
+    decoder = new_decoder(tokenizer, settings["shape"])
+    start_words(decoder, tokenizer, encoder)
     trainer = Trainer(
-        new_decoder(tokenizer, settings["shape"]),
+        decoder,
         args,
         DocumentCollator(tokenizer.pad_token_id),
         documents,
