@@ -17,8 +17,8 @@ import psutil
 import pytest
 from conftest import build_student, tokenizer_of
 from datasets import Dataset
-from runs.conftest import PAIRS, STEADY, Workshop
 from transformers import TrainerCallback
+from trust.conftest import PAIRS, STEADY, Workshop
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.job_files import JobFiles
@@ -118,7 +118,7 @@ def test_a_long_rain_job(tmp_path, monkeypatch):
         model=str(workshop.path("lm")),
         prompts=str(workshop.path("prompts.jsonl")),
         output=str(tmp_path / "answers.jsonl"),
-        scorer="runs.scorers:short",
+        scorer="trust.scorers:short",
         rain={**rain, "seed": 3},
         generation={"max_new_tokens": 8, "pad_token_id": 3},
     )

@@ -1,0 +1,142 @@
+"""Damaged checkpoints are found, told, passed over or refused; a run never goes on from one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_interdistill.cli import main
+from hf_interdistill.interaction.checkpoints import CheckpointError, checkpoint_to_resume, fault_of
+
+
+def cut(path, share: float = 0.5):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+# What befalls a checkpoint, and what is said of it.
+DAMAGES = {
+    "weights cut": (lambda folder: cut(folder / "model.safetensors", 0.9), r"model\.safetensors is damaged"),
+    "weights empty": (lambda folder: cut(folder / "model.safetensors", 0), r"model\.safetensors is damaged"),
+    "weights overwritten": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"garbage " * 500),
+        r"model\.safetensors is damaged",
+    ),
+    "weights lost": (lambda folder: (folder / "model.safetensors").unlink(), "there are no weights"),
+    "state garbage": (
+        lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 4, "log_'),
+        r"trainer_state\.json cannot be read",
+    ),
+    "state of something else": (
+        lambda folder: (folder / "trainer_state.json").write_text("[]"),
+        r"trainer_state\.json cannot be read",
+    ),
+    "killed before the end": (
+        lambda folder: (folder / "trainer_state.json").unlink(),
+        r"trainer_state\.json is missing: the save did not end",
+    ),
+    "optimizer cut": (lambda folder: cut(folder / "optimizer.pt"), r"optimizer\.pt is damaged \(cut short\)"),
+    "optimizer lost": (lambda folder: (folder / "optimizer.pt").unlink(), "the optimizer's state is missing"),
+    "scheduler lost": (lambda folder: (folder / "scheduler.pt").unlink(), "the optimizer's state is missing"),
+    "random state cut": (lambda folder: cut(folder / "rng_state.pth"), r"rng_state\.pth is damaged"),
+    "random state lost": (lambda folder: (folder / "rng_state.pth").unlink(), "the random state is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damages_are_named(tmp_path, damage):
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    save_file({"weight": torch.arange(500.0)}, folder / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": torch.arange(500.0)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 4}')
+    assert fault_of(folder) is None and checkpoint_to_resume(True, tmp_path) == str(folder)
+    inflict, message = DAMAGES[damage]
+    inflict(folder)
+    assert re.search(message, fault_of(folder))
+    assert checkpoint_to_resume("true", tmp_path) is None
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint_to_resume(str(folder), tmp_path)
+    assert checkpoint_to_resume("false", tmp_path) is checkpoint_to_resume(None, tmp_path) is None
+
+
+def test_shards_and_other_kinds_of_checkpoints(tmp_path):
+    """Sharded weights, torch's FSDP (whole and sharded states) and DeepSpeed lay files out in their own ways."""
+    state = {"trainer_state.json": '{"global_step": 4}', "rng_state_0.pth": None, "scheduler.pt": None}
+
+    def make(name, files):
+        folder = tmp_path / name
+        for file, content in {**state, **files}.items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                torch.save({"state": torch.zeros(9)}, path)
+            elif content == "weights":
+                save_file({"weight": torch.zeros(9)}, path)
+            else:
+                path.write_text(content)
+        return folder
+
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    shards = {
+        "model.safetensors.index.json": index,
+        "model-00001-of-00002.safetensors": "weights",
+        "model-00002-of-00002.safetensors": "weights",
+        "optimizer.pt": None,
+    }
+    assert fault_of(make("shards", shards)) is None
+    del shards["model-00002-of-00002.safetensors"]
+    assert "names model-00002-of-00002.safetensors, which is not there" in fault_of(make("lost", shards))
+    assert fault_of(make("fsdp", {"pytorch_model_fsdp.bin": None, "optimizer.bin": None})) is None
+    parts = {"pytorch_model_fsdp_0/.metadata": "x", "optimizer_0/.metadata": "x"}
+    assert fault_of(make("fsdp-sharded", parts)) is None
+    parts["optimizer_0/__0_0.distcp"] = parts.pop("optimizer_0/.metadata")
+    assert "optimizer_0 is not whole" in fault_of(make("fsdp-cut", parts))
+    assert fault_of(make("deepspeed", {"latest": "global_step4\n", "global_step4/states.pt": None})) is None
+    assert "global_step4 is missing" in fault_of(make("deepspeed-cut", {"latest": "global_step4\n"}))
+    assert fault_of(tmp_path / "none") == "there is no such folder"
+
+
+@pytest.mark.parametrize("damage", ["weights cut", "state garbage", "optimizer lost"])
+def test_a_run_goes_on_from_the_last_whole_checkpoint(workshop, caplog, capsys, damage):
+    """Whatever befell the newest checkpoint, the run ends with the weights of one that nothing befell."""
+    inflict, message = DAMAGES[damage]
+    shutil.copytree(workshop.path("plain"), workshop.path("damaged"))
+    shutil.rmtree(workshop.path("damaged", "checkpoint-6"))
+    workshop.path("damaged", "model.safetensors").unlink()
+    checkpoint = workshop.path("damaged", "checkpoint-4")
+    inflict(checkpoint)
+    command = workshop.plain("damaged")
+    with caplog.at_level(logging.WARNING):
+        assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert re.search(f"checkpoint-4 is damaged and passed over: {message}", caplog.text)
+    assert workshop.farthest("plain", "damaged") == 0
+    assert fault_of(checkpoint) is None  # made anew on the way
+    inflict(checkpoint)
+    assert main([*command, "--resume_from_checkpoint", str(checkpoint)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "`resume_from_checkpoint: true`, which takes the last whole one" in error
+
+
+def test_without_a_whole_checkpoint_training_starts_anew_and_the_trainer_refuses(workshop):
+    from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
+    from hf_interdistill.data import load_preferences
+
+    assert main(workshop.plain("cut", max_steps=2)) == 0
+    workshop.path("cut", "checkpoint-2", "trainer_state.json").unlink()
+    args = InteractionDistillationConfig(
+        str(workshop.path("cut")), alignment_weight=0, use_cpu=True, bf16=False, report_to="none"
+    )
+    data = load_preferences(str(workshop.path("data")))["train"]
+    trainer = InteractionDistillationTrainer(str(workshop.path("student")), args, train_dataset=data)
+    with pytest.raises(CheckpointError, match=r"holds no whole checkpoint\. Train without it"):
+        trainer.train(resume_from_checkpoint=True)
+    assert main([*workshop.plain("cut"), "--resume_from_checkpoint", "true"]) == 0
+    assert workshop.farthest("plain", "cut") == 0
