@@ -34,7 +34,9 @@ def pinned(name: str) -> dict[str, str]:
 
 def test_the_lowest_versions_run_are_the_lowest_declared():
     assert len(declared()) == 21
-    assert pinned("constraints-lowest.txt") == declared()
+    pins = pinned("constraints-lowest.txt")
+    assert pins.pop("pyarrow")  # of datasets
+    assert pins == declared()
 
 
 def test_the_pinned_versions_are_in_range():

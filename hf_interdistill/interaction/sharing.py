@@ -29,7 +29,9 @@ def why_not_shareable(model: nn.Module) -> str | None:
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         return f"its attention implementation is {attention!r}, which takes no mask of its own ('sdpa' and 'eager' do)"
-    other = sorted(set(getattr(config, "layer_types", None) or []) - {_FULL, _SLIDING})
+    # Jamba and others told their kinds of layers by another name before they all told them alike.
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    other = sorted({*kinds} - {_FULL, _SLIDING, "attention"})
     if other:
         return f"it has layers of {', '.join(other)}, which read a row from left to right without a mask"
     if is_peft_model(model) and any(settings.is_prompt_learning for settings in model.peft_config.values()):

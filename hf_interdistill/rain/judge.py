@@ -51,6 +51,7 @@ class SelfEvaluationScorer(Scorer):
         self.model = model
         self.tokenizer = tokenizer
         self._costs = Costs([])
+        self._control = None if tokenizer is None else control_pattern(tokenizer)
         if model is not None:
             self._labels = label_tokens(self.prompt, tokenizer)
 
@@ -90,7 +91,7 @@ class SelfEvaluationScorer(Scorer):
 
     def _shown(self, exchange: Exchange) -> list[str]:
         """The texts of each order; a control token that the exchange spells is broken up, so that it is text."""
-        pattern = control_pattern(self.tokenizer)
+        pattern = self._control
         if is_messages(exchange.prompt):
             prompt = [
                 {**message, "content": break_up(" ".join(message_texts(message)), pattern)}

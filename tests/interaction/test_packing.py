@@ -228,6 +228,10 @@ def test_reasons(dataset, tmp_path, tokenizer, fitted_teacher, caplog):
     assert "flash_attention_2" in why_not_shareable(model)
     with pytest.raises(ValueError, match="cannot read a pair in one row: its attention implementation"):
         PromptSharing(model, "true", torch.float32)
+    named_otherwise = build_student()
+    named_otherwise.config.layers_block_type = ["mamba", "attention", "mamba"]
+    named_otherwise.config.layer_types = None
+    assert "layers of mamba, which" in why_not_shareable(named_otherwise)
     hybrid = build_student()
     hybrid.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
     assert "linear_attention" in why_not_shareable(hybrid)

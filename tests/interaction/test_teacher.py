@@ -56,6 +56,8 @@ def test_map_of_every_family_is_its_own_attention(rows, family):
         inputs.pop("token_type_ids", None)
     with torch.no_grad():
         attentions = eager(**inputs, output_attentions=True).attentions
+    if attentions is None:  # ModernBERT
+        pytest.skip("this version of transformers returns no attention of it to compare with")
     for layer, source in zip(layers, sources, strict=True):
         expected = pool_attention(attentions[layer].mean(1), batch["units"], units)
         torch.testing.assert_close(dense(source), expected, rtol=1e-3, atol=1e-5)

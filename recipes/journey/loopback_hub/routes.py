@@ -102,7 +102,7 @@ class Routes(FaultyHandler):
         if repo in self.hub.repositories:
             return self._json({**url, "error": "You already created this model repo"}, 409)
         start = (_oid(repo), {".gitattributes": (False, b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")})
-        self.hub.add_repository(repo, asked.get("visibility") == "private", start)
+        self.hub.add_repository(repo, asked.get("visibility") == "private" or asked.get("private") is True, start)
         return self._json(url)
 
     def branch(self, repo: str, branch: str):
