@@ -135,7 +135,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     arguments = parser.parse_args()
     disable_progress_bars()
-    logging.getLogger("hf_interdistill").setLevel(logging.ERROR)  # the teacher's wisdom does not matter here
     teacher = InteractionTeacher.from_pretrained(arguments.teacher or default_teacher())
     console, hardware = Console(), describe_hardware()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,4 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("hf_interdistill").setLevel(logging.ERROR)  # the teacher's wisdom does not matter here
     main()

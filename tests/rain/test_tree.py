@@ -268,7 +268,7 @@ def test_a_forecast_is_what_happens_if_values_are_the_mean(values, count):
 
     for number, value in enumerate(values):
         node = leaf()
-        if node.true_visits:
+        if node.true_visits and not node.is_terminal:
             tree.expand(node, [Candidate((number, 1), 2.0), Candidate((number, 2), 1.0, number % 3 == 0)])
         tree.backup(leaf(), value)
     before = [(node, node.visits, node.true_visits, node.value) for node in tree.root.subtree()]
