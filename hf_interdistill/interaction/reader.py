@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .interception import layer_of_modules
 from .late import LATE_IMPLEMENTATIONS, PartnerAttention
 
 # Disentangled attention adds position terms to the scores, so queries and keys alone do not give its map.
@@ -39,8 +40,20 @@ class PairReader(nn.Module):
             states = self.encoder(input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         return self.read(states, closing)
 
+    @property
+    def first_meeting(self) -> int:
+        """The lowest layer in which responses in rows of their own meet."""
+        return self.encoder.config.num_hidden_layers - self.interaction_layers
+
     def _meeting(self) -> PartnerAttention:
-        return PartnerAttention(self.encoder, self.encoder.config.num_hidden_layers - self.interaction_layers)
+        return PartnerAttention(self.encoder, self.first_meeting)
+
+    def freeze_below_meeting(self) -> None:
+        """Leave the layers in which the responses meet, and the score, to train alone."""
+        self.encoder.requires_grad_(False)
+        for module, layer in layer_of_modules(self.encoder).items():
+            if layer >= self.first_meeting:
+                module.requires_grad_(True)
 
     def read(self, states: torch.Tensor, closing: torch.Tensor) -> torch.Tensor:
         """Scores at the closing tokens, float32: `(batch, responses)` from states `(batch, length, hidden)`."""

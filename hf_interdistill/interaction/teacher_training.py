@@ -108,7 +108,8 @@ def fit_teacher(
     """Train a teacher on preferences, measure it on held-out ones, and freeze it.
 
     Two stages, each with early stopping on the held-out loss: single responses (as an ordinary reward model, but
-    bidirectional), then pairs. Where a pair is one row (`interaction_layers=0`), it is read in both orders at each
+    bidirectional), then pairs. Where responses meet in the top layers, the pairs train those layers alone: what lies
+    below has seen the same responses already, and would learn them by heart. Where a pair is one row (`interaction_layers=0`), it is read in both orders at each
     visit, so that no step can teach a place. Its
     target is the label mixed with what the first stage thinks of the pair (`warm_start_anchor`), as in
     self-distillation under noisy labels (Reed et al., arXiv 1412.6596, the soft bootstrap). Source: otherwise ours.
@@ -151,6 +152,8 @@ def fit_teacher(
             run_stage(teacher, single, train, held_out_examples, args, callbacks, resume_from_checkpoint)
             if args.warm_start_anchor and not is_finished(pair, resume_from_checkpoint):
                 train = anchored(teacher, single, train, args)
+            if teacher.interaction_layers:
+                teacher.reader.freeze_below_meeting()
         run_stage(teacher, pair, train, held_out_examples, args, callbacks, resume_from_checkpoint)
         teacher.metrics = held_out_metrics(teacher.judge(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()

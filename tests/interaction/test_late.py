@@ -122,6 +122,21 @@ def test_what_cannot_meet_is_explained(rows):
         teacher.read(batch, FIRST, [0], units)
 
 
+def test_pairs_train_the_layers_of_the_meeting_alone_after_a_warm_start(tmp_path):
+    from safetensors.torch import load_file
+
+    for epochs in (1, 0):
+        teacher = small_teacher()
+        start = {name: value.clone() for name, value in teacher.reader.state_dict().items()}
+        teacher.fit(LEARNABLE, args=settings(tmp_path / str(epochs), warm_start_epochs=epochs, num_train_epochs=1))
+        if epochs:
+            start = load_file(tmp_path / "1" / "single" / "best.safetensors")
+        moved = {name for name, value in teacher.reader.state_dict().items() if not torch.equal(value, start[name])}
+        top = {name for name in moved if name.startswith("encoder.encoder.layer.1.")}
+        assert len(top) > 10 and "score.weight" in moved
+        assert (moved - top == {"score.weight"}) == bool(epochs)
+
+
 def test_fit_takes_the_reading_of_its_settings(tmp_path):
     teacher = small_teacher()
     assert teacher.interaction_layers == 1
