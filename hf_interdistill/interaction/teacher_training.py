@@ -109,10 +109,10 @@ def fit_teacher(
 
     Two stages, each with early stopping on the held-out loss: single responses (as an ordinary reward model, but
     bidirectional), then pairs. Where responses meet in the top layers, the pairs train those layers alone: what lies
-    below has seen the same responses already, and would learn them by heart. Where a pair is one row (`interaction_layers=0`), it is read in both orders at each
-    visit, so that no step can teach a place. Its
-    target is the label mixed with what the first stage thinks of the pair (`warm_start_anchor`), as in
-    self-distillation under noisy labels (Reed et al., arXiv 1412.6596, the soft bootstrap). Source: otherwise ours.
+    below has seen the same responses already, and would learn them by heart. Where a pair is one row
+    (`interaction_layers=0`), it is read in both orders at each visit, so that no step can teach a place. The target of
+    a pair is the label mixed with what the first stage thinks of it (`warm_start_anchor`), as in self-distillation
+    under noisy labels (Reed et al., arXiv 1412.6596, the soft bootstrap). Source: otherwise ours.
 
     Args:
         teacher: the teacher; changed in place.
