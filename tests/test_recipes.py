@@ -64,7 +64,7 @@ def test_reward_recipe_fits_its_machine(path, tmp_path):
     from trl import get_peft_config, get_quantization_config
 
     from hf_interdistill.interaction.recording import resolve_layers
-    from hf_interdistill.interaction.trainer import _require_trainable_below
+    from hf_interdistill.interaction.requirements import require_trainable_below
 
     _, args, model = parse(reward.ARGUMENTS, ["--config", str(path), *ON_CPU, "--output_dir", str(tmp_path)])
     peft_config, quantization = get_peft_config(model), get_quantization_config(model)
@@ -90,7 +90,7 @@ def test_reward_recipe_fits_its_machine(path, tmp_path):
     assert any(".score." in name for name in trained)
     for projection in ("q_proj", "k_proj"):
         assert any(f"layers.2.self_attn.{projection}" in name for name in trained)
-    _require_trainable_below(student, resolve_layers(args.student_layers, 3, "student_layers"))
+    require_trainable_below(student, resolve_layers(args.student_layers, 3, "student_layers"))
 
 
 @pytest.mark.parametrize("path", TEACHER, ids=name_of)

@@ -23,7 +23,8 @@ import torch
 
 from . import kernels, row_kernels
 from .kernel_choice import is_fused, is_interpreted
-from .maps import AttentionMap, RecordedRows, Rows, as_computed, unit_ranges
+from .maps import AttentionMap, as_computed, unit_ranges
+from .rows import RecordedRows, Rows
 
 _CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32: stays in a data center GPU's second-level cache between two kernels
 _POOL_COLUMNS = 128

@@ -12,9 +12,10 @@ from torch import nn
 from ..scoring.scorer import RewardScorer
 from .collator import AlignmentCollator
 from .losses import alignment_loss
-from .maps import DenseRows, UnitTokens, dense, end_to_end, student_map
+from .maps import UnitTokens, end_to_end, student_map
 from .pairs import PairEncoder
 from .recording import AttentionRecorder, resolve_layers
+from .rows import DenseRows, dense
 from .teacher import InteractionTeacher
 
 

@@ -12,7 +12,8 @@ import torch
 
 from .kernel_check import checked_sweep
 from .kernel_choice import is_fused
-from .maps import AttentionMap, Rows, as_computed
+from .maps import AttentionMap, as_computed
+from .rows import Rows
 
 ALIGNMENT_LOSSES = ("kl", "mse")
 ALIGNMENT_SCOPES = ("joint", "intra", "inter")

@@ -29,8 +29,8 @@ from transformers import TrainerCallback
 
 from .map_codec import MapFormat, StoredMap
 from .map_store import RecordStore
-from .maps import Rows
 from .recording import resolve_layers
+from .rows import Rows
 from .sequences import PackedSequence
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .maps import DenseRows, RecordedRows, Rows, as_computed
+from .maps import as_computed
+from .rows import DenseRows, RecordedRows, Rows
 
 MAP_PRECISIONS = ("8bit", "exact")
 NOT_KEPT = 255

@@ -17,13 +17,14 @@ from transformers.utils import cached_file
 
 from ..durable import write_whole
 from ..hub.privacy import public_name
-from .collator import select_order
 from .late import pairs_end_to_end
 from .loading import whole_on_each_process
-from .maps import DenseRows, RecordedRows, UnitTokens, pool_attention
+from .maps import UnitTokens, pool_attention
+from .orders import select_order
 from .pairs import Preference, read_preference, text_pieces
 from .reader import EAGER_MODEL_TYPES, PairReader, longest_input, resolve_interaction_layers, reward_margins
 from .recording import AttentionRecorder, resolve_layers
+from .rows import DenseRows, RecordedRows
 from .sequences import PairFormat, PairReading
 
 logger = logging.getLogger(__name__)

@@ -137,24 +137,7 @@ def fit_teacher(
             teacher.interaction_layers = args.interaction_layers
         set_seed(args.seed)
         training, held_out = _split(preferences, eval_dataset, args)
-        train, held_out_examples = (
-            [Example(text_pieces(teacher.tokenizer, item)) for item in part] for part in (training, held_out)
-        )
-        teacher.reader.requires_grad_(True)
-        single = Stage(folder / "single", args.warm_start_epochs, False)
-        pair = Stage(folder / "pair", args.num_train_epochs, True)
-        if not resume_from_checkpoint:
-            with args.main_process_first(desc="clearing the stages"):
-                if args.should_save:
-                    clear(single)
-                    clear(pair)
-        if single.epochs:
-            run_stage(teacher, single, train, held_out_examples, args, callbacks, resume_from_checkpoint)
-            if args.warm_start_anchor and not is_finished(pair, resume_from_checkpoint):
-                train = anchored(teacher, single, train, args)
-            if teacher.interaction_layers:
-                teacher.reader.freeze_below_meeting()
-        run_stage(teacher, pair, train, held_out_examples, args, callbacks, resume_from_checkpoint)
+        _run_stages(teacher, folder, training, held_out, args, callbacks, resume_from_checkpoint)
         teacher.metrics = held_out_metrics(teacher.judge(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()
         if folder != Path(scratch) and args.should_save:
@@ -163,6 +146,28 @@ def fit_teacher(
     if not teacher.metrics["is_better_than_chance"]:
         logger.warning(chance_warning(teacher))
     return teacher.metrics
+
+
+def _run_stages(teacher, folder: Path, training, held_out, args, callbacks, is_resumed: bool) -> None:
+    """Single responses, then pairs; finished stages of a resumed run are loaded."""
+    train, held_out_examples = (
+        [Example(text_pieces(teacher.tokenizer, item)) for item in part] for part in (training, held_out)
+    )
+    teacher.reader.requires_grad_(True)
+    single = Stage(folder / "single", args.warm_start_epochs, False)
+    pair = Stage(folder / "pair", args.num_train_epochs, True)
+    if not is_resumed:
+        with args.main_process_first(desc="clearing the stages"):
+            if args.should_save:
+                clear(single)
+                clear(pair)
+    if single.epochs:
+        run_stage(teacher, single, train, held_out_examples, args, callbacks, is_resumed)
+        if args.warm_start_anchor and not is_finished(pair, is_resumed):
+            train = anchored(teacher, single, train, args)
+        if teacher.interaction_layers:
+            teacher.reader.freeze_below_meeting()
+    run_stage(teacher, pair, train, held_out_examples, args, callbacks, is_resumed)
 
 
 def _split(preferences, eval_dataset, args) -> tuple[list[Preference], list[Preference]]:

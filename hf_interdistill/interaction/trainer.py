@@ -10,28 +10,28 @@ import logging
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-from accelerate.utils import is_peft_model
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
 from ..hub.publishing import HubPublishing
-from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator, choose_order
+from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
-from .interception import layer_of_modules
 from .kernel_choice import require_device
 from .losses import AlignmentResult, alignment_loss, mean_alignment
 from .map_cache import CachedTeacher, MapCacheUpkeep
 from .map_codec import MapFormat
-from .maps import Rows, UniformRows, UnitTokens, end_to_end, shuffled_rows, student_map
+from .maps import UnitTokens, end_to_end, student_map
+from .orders import choose_order
 from .packing import PackedPairs
 from .pairs import PairEncoder
 from .preparation import add_pair_index, check_columns, encode_pairs, report
 from .recording import AttentionRecorder, resolve_layers
+from .requirements import load_teacher, require_trainable_below, require_writable
+from .rows import Rows, UniformRows, shuffled_rows
 from .safeguards import SafeTraining
 from .schedules import scheduled_weight
 from .sharing import PromptSharing
@@ -80,8 +80,8 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
                 f"`args` is a {type(args).__name__}, but InteractionDistillationTrainer needs an "
                 "InteractionDistillationConfig (it has every field of RewardConfig)."
             )
-        _require_writable("output_dir", args.output_dir, "checkpoints would be lost")
-        self.teacher = _load_teacher(teacher, args)
+        require_writable("output_dir", args.output_dir, "checkpoints would be lost")
+        self.teacher = load_teacher(teacher, args)
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         super().__init__(model, args, *rest, **kwargs)
         self._sharing, self._is_sharing_checked = self._prompt_sharing(), False
@@ -94,7 +94,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
         layers = self.model.config.get_text_config().num_hidden_layers
         self._student_layers = resolve_layers(args.student_layers, layers, "student_layers")
         self.teacher.check_layers(args.teacher_layers)
-        _require_trainable_below(self.model, self._student_layers)
+        require_trainable_below(self.model, self._student_layers)
         self._recorder = AttentionRecorder(self.model, self._student_layers)
         self.teacher_max_length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
         self._cached_teacher: CachedTeacher | None = None
@@ -111,7 +111,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
             logger.warning(warning)
 
     def _open_cache(self, args: InteractionDistillationConfig) -> None:
-        _require_writable("teacher_cache", args.teacher_cache, "the teacher's maps would not be kept")
+        require_writable("teacher_cache", args.teacher_cache, "the teacher's maps would not be kept")
         self._cached_teacher = CachedTeacher(
             self.teacher,
             args.teacher_cache,
@@ -278,23 +278,6 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
         return metrics
 
 
-def _load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTeacher | None:
-    if not args.alignment_weight:
-        if teacher is not None or args.teacher_model is not None:
-            logger.info("alignment_weight=0: the teacher is not used, training is RewardTrainer's.")
-        return None
-    teacher = teacher if teacher is not None else args.teacher_model
-    if teacher is None:
-        raise ValueError(
-            f"`alignment_weight` is {args.alignment_weight}, but there is no teacher. Pass `teacher=` (an "
-            "InteractionTeacher, a folder or a model name), set `teacher_model` in the config, or train with "
-            "`alignment_weight=0`."
-        )
-    if isinstance(teacher, InteractionTeacher):
-        return teacher
-    return InteractionTeacher.from_pretrained(teacher)
-
-
 def _pairs_once(accelerator, batch: dict[str, torch.Tensor]) -> int:
     """How many of this process's pairs in a batch of evaluation are there for the first time.
 
@@ -304,36 +287,3 @@ def _pairs_once(accelerator, batch: dict[str, torch.Tensor]) -> int:
     if not state.end_of_dataloader or state.remainder <= 0:
         return pairs
     return min(max(state.remainder - accelerator.process_index * pairs, 0), pairs)
-
-
-def _require_writable(option: str, folder: str, loss: str) -> None:
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".is_writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have been faster
-    except OSError as error:
-        raise PermissionError(
-            f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "
-            "Choose another folder or change its rights."
-        ) from error
-
-
-def _require_trainable_below(model, layers: list[int]) -> None:
-    """Raise if an adapter trains nothing that the recorded queries and keys depend on."""
-    if not is_peft_model(model):
-        return
-    layer_of = {
-        id(parameter): layer
-        for module, layer in layer_of_modules(model).items()
-        for parameter in module.parameters(recurse=False)
-    }
-    highest = max(layers)
-    trainable = [p for name, p in model.named_parameters() if p.requires_grad and ".score." not in name]
-    if not any(layer_of.get(id(parameter), -1) <= highest for parameter in trainable):
-        raise ValueError(
-            f"The adapter trains nothing at or below layer {highest}, so the alignment loss at layers {layers} would "
-            "train nothing. Put the adapter on lower layers, align a higher one (`student_layers`), or train with "
-            "`alignment_weight=0`."
-        )

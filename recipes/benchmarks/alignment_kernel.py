@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import AttentionMap, RecordedRows, UnitTokens
+from hf_interdistill.interaction.maps import AttentionMap, UnitTokens
 from hf_interdistill.interaction.recording import RecordedAttention
+from hf_interdistill.interaction.rows import RecordedRows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -20,8 +20,9 @@ from triton.errors import TritonError
 from hf_interdistill import InteractionDistillationTrainer
 from hf_interdistill.interaction import fused, kernel_check
 from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import AttentionMap, DenseRows, RecordedRows, UnitTokens
+from hf_interdistill.interaction.maps import AttentionMap, UnitTokens
 from hf_interdistill.interaction.recording import RecordedAttention
+from hf_interdistill.interaction.rows import DenseRows, RecordedRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = (1, 1, 1, 3, [[(0, 1)]])

@@ -17,7 +17,8 @@ from test_trainer import config
 from hf_interdistill import InteractionDistillationTrainer
 from hf_interdistill.interaction import kernel_choice
 from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import AttentionMap, DenseRows
+from hf_interdistill.interaction.maps import AttentionMap
+from hf_interdistill.interaction.rows import DenseRows
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed (a gigabyte; `make test-kernels`)"

@@ -9,7 +9,8 @@ from test_teacher import LEARNABLE, batch_of, settings, small_teacher
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.late import with_partner
-from hf_interdistill.interaction.maps import dense, pool_attention
+from hf_interdistill.interaction.maps import pool_attention
+from hf_interdistill.interaction.rows import dense
 
 FIRST = torch.zeros(4, dtype=torch.long)
 

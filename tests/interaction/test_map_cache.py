@@ -16,11 +16,12 @@ from datasets import Dataset
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
-from hf_interdistill.interaction.collator import AlignmentCollator, choose_order
+from hf_interdistill.interaction.collator import AlignmentCollator
 from hf_interdistill.interaction.map_cache import CachedTeacher, map_key, teacher_digest
 from hf_interdistill.interaction.map_codec import MapFormat
-from hf_interdistill.interaction.maps import dense
+from hf_interdistill.interaction.orders import choose_order
 from hf_interdistill.interaction.pairs import PairEncoder
+from hf_interdistill.interaction.rows import dense
 from hf_interdistill.interaction.sequences import PackedSequence
 
 COMMON = {

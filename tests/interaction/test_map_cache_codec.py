@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from hf_interdistill.interaction.losses import row_divergence
 from hf_interdistill.interaction.map_codec import NOT_KEPT, STEPS, MapFormat
-from hf_interdistill.interaction.maps import DenseRows, dense
+from hf_interdistill.interaction.rows import DenseRows, dense
 
 CPU = torch.device("cpu")
 

@@ -9,19 +9,9 @@ import torch
 
 from hf_interdistill.interaction import maps
 from hf_interdistill.interaction.losses import alignment_loss, scope_mask
-from hf_interdistill.interaction.maps import (
-    AttentionMap,
-    DenseRows,
-    RecordedRows,
-    UniformRows,
-    UnitTokens,
-    dense,
-    end_to_end,
-    pool_attention,
-    shuffled_rows,
-    student_map,
-)
+from hf_interdistill.interaction.maps import AttentionMap, UnitTokens, end_to_end, pool_attention, student_map
 from hf_interdistill.interaction.recording import RecordedAttention
+from hf_interdistill.interaction.rows import DenseRows, RecordedRows, UniformRows, dense, shuffled_rows
 
 SHAPES = [  # batch, heads, kv heads, width, tokens of each unit for each pair
     (1, 1, 1, 3, [[(0, 1)]]),

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from hf_interdistill.interaction.collator import AlignmentCollator, choose_order, select_order
+from hf_interdistill.interaction.collator import AlignmentCollator
+from hf_interdistill.interaction.orders import choose_order, select_order
 from hf_interdistill.interaction.pairs import PairEncoder
 from hf_interdistill.interaction.sequences import PairFormat, PairReading, Piece, _shorten
 

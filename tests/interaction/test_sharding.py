@@ -20,7 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from conftest import build_student
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import DenseRows, UnitTokens, end_to_end, student_map
+from hf_interdistill.interaction.maps import UnitTokens, end_to_end, student_map
+from hf_interdistill.interaction.rows import DenseRows
 from hf_interdistill.interaction.recording import AttentionRecorder
 
 torch.set_num_threads(1)

@@ -15,9 +15,10 @@ from conftest import ROOT, TEACHER_FAMILIES, build_encoder, build_student, token
 from transformers import TrainerCallback
 
 from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
-from hf_interdistill.interaction.collator import select_order
-from hf_interdistill.interaction.maps import dense, pool_attention
+from hf_interdistill.interaction.maps import pool_attention
+from hf_interdistill.interaction.orders import select_order
 from hf_interdistill.interaction.pairs import PairEncoder, Preference, read_preference, teacher_pieces
+from hf_interdistill.interaction.rows import dense
 from hf_interdistill.interaction.teacher_stages import Example, SimilarLengths, StageCollator, _StageTrainer
 from hf_interdistill.interaction.teacher_training import held_out_metrics, split_by_prompt
 
