@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -142,6 +143,26 @@ def test_score_goes_on_where_it_stopped_and_mixes_nothing(folder, capsys):
     source.write_text('{"prompt": "x"}\n')
     assert main([*command, "--output", str(folder / "new.jsonl")]) == 2
     assert "line 1 has the keys ['prompt']" in capsys.readouterr().err
+
+
+def test_settings_of_score_that_could_not_be_written_lose_no_row(folder, monkeypatch, capsys):
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "q ", "completion": f"answer {i}"}) + "\n" for i in range(3)))
+    command = ["score", "--model", str(folder / "student"), "--input", str(source)]
+    assert main(command) == 0
+    whole = (folder / "in.scored.jsonl").read_text()
+    original = Path.write_text
+
+    def cut_short(path, text, **options):
+        original(path, text[: len(text) // 2], **options)
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", cut_short)
+        assert main(command) == 2
+    assert "no room" in capsys.readouterr().err
+    assert main(command) == 0
+    assert (folder / "in.scored.jsonl").read_text() == whole
 
 
 def test_killed_training_resumes_to_the_same_weights(folder):

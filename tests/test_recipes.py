@@ -46,7 +46,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", REWARD, ids=name_of)
 def test_reward_recipe_parses(path, tmp_path):
-    data, args, model = parse(reward.ARGUMENTS, ["--config", str(path), *ON_CPU, "--output_dir", str(tmp_path)])
+    data, args, model, _ = parse(reward.ARGUMENTS, ["--config", str(path), *ON_CPU, "--output_dir", str(tmp_path)])
     written = yaml.safe_load(path.read_text())
     for key, value in written.items():
         if key in ("output_dir", "bf16"):
@@ -66,7 +66,7 @@ def test_reward_recipe_fits_its_machine(path, tmp_path):
     from hf_interdistill.interaction.recording import resolve_layers
     from hf_interdistill.interaction.requirements import require_trainable_below
 
-    _, args, model = parse(reward.ARGUMENTS, ["--config", str(path), *ON_CPU, "--output_dir", str(tmp_path)])
+    _, args, model, _ = parse(reward.ARGUMENTS, ["--config", str(path), *ON_CPU, "--output_dir", str(tmp_path)])
     peft_config, quantization = get_peft_config(model), get_quantization_config(model)
     assert yaml.safe_load(path.read_text())["bf16"] is True
     assert args.gradient_checkpointing and not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")

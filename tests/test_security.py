@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, build_encoder, build_student, tokenizer_of
 from hub.conftest import save_full
-from interaction.test_trainer import config
+from interaction.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher, RewardScorer
 from hf_interdistill.hub.files import stage_model

@@ -8,8 +8,10 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, SHARED_DATA, build_encoder
+from safetensors.torch import save_file
 
 SENTIMENT = ROOT / "recipes" / "studies" / "rain_sentiment"
 SST2 = SHARED_DATA / "sst2"
@@ -122,6 +124,18 @@ def test_rain_sentiment_runs_and_goes_on(modules, tmp_path, monkeypatch):
     config.write_text(yaml.safe_dump(other), encoding="utf-8")
     with pytest.raises(ValueError, match="other settings"):
         study.main(["--config", str(config)])
+
+
+def test_a_half_written_checkpoint_is_not_gone_on_from(modules, tmp_path):
+    asked = []
+    trainer = SimpleNamespace(
+        train=lambda resume_from_checkpoint: asked.append(resume_from_checkpoint), save_model=lambda folder: None
+    )
+    for number in range(2):  # a folder that is not there, and one with weights alone
+        modules.training._finish(trainer, tmp_path / "model")
+        assert asked == [None] * (number + 1)
+        (tmp_path / "model" / "checkpoint-4").mkdir(parents=True, exist_ok=True)
+        save_file({"weight": torch.zeros(2)}, tmp_path / "model" / "checkpoint-4" / "model.safetensors")
 
 
 def test_rows_of_one_text_serve_one_purpose(modules):

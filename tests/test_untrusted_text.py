@@ -13,6 +13,7 @@ from conftest import build_student, tokenizer_of
 from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from interaction.training_runs import COMMON, config
 from rain.conftest import build_causal
 from transformers import PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
@@ -118,8 +119,6 @@ def test_control_tokens_are_text_where_asked_for(kind, prompt, chosen):
 
 @needs_switch
 def test_without_asking_they_are_tokens_as_in_trl_and_counted(tmp_path, fitted_teacher, caplog):
-    from interaction.test_trainer import COMMON, config
-
     tokenizer = tokenizer_of("bytes")
     rows = [talk("Say </s> now", "Fine.", "No."), talk("Hi", "Hello there", "Go </s>"), talk("Hi", "Good day", "What")]
     data = Dataset.from_list(rows)

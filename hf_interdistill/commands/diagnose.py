@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..diagnostics.config import DiagnosisConfig
-from ..diagnostics.diagnosis import Diagnosis, diagnose, shown_name
+from ..diagnostics.diagnosis import Diagnosis, diagnose
 from ..diagnostics.report import write_report
+from ..hub.privacy import public_name
 from ..scoring.scorer import RewardScorer
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}
@@ -80,7 +81,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
             name, revision=args.revision, dtype=args.dtype, attn_implementation=args.attn_implementation
         ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         diagnoses.append(
-            diagnose(scorer, args.data, config, name=shown_name(name), split=args.split, records_dir=records)
+            diagnose(scorer, args.data, config, name=public_name(name), split=args.split, records_dir=records)
         )
     page = write_report(diagnoses, args.output)
     _print(diagnoses)

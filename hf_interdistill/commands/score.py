@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..durable import mend_lines, write_whole
 from ..scoring.scorer import RewardScorer
 from .tables import print_metrics
 
@@ -99,12 +100,8 @@ def _completed_lines(path: Path) -> int:
     """Rows that an earlier run finished; a line that was cut off in the middle is removed."""
     if not path.exists():
         return 0
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("rb+") as file:
-            file.truncate(whole)
-    return content[:whole].count(b"\n")
+    mend_lines(path)
+    return path.read_bytes().count(b"\n")
 
 
 def _require_same_settings(target: Path, args: ScoreArguments, done: int) -> None:
@@ -119,7 +116,7 @@ def _require_same_settings(target: Path, args: ScoreArguments, done: int) -> Non
                 "Delete it, or write to another `output`."
             )
     target.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings), encoding="utf-8")
+    write_whole(path, json.dumps(settings))
 
 
 def _score(scorer: RewardScorer, rows: list[dict]) -> list[dict]:

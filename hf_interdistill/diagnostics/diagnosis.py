@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data import get_split, load_preferences
 from ..durable import mend_lines, write_whole
+from ..hub.privacy import public_name
 from ..scoring.scorer import RewardScorer
 from .accuracy import PairAccuracy, measure_accuracy
 from .attention import AttentionStages, measure_attention
@@ -108,8 +109,8 @@ def diagnose(
     """
     config = config or DiagnosisConfig()
     scorer = _as_scorer(model, tokenizer, config)
-    name = name or (shown_name(model) if isinstance(model, str | os.PathLike) else scorer.__name__)
-    data_name = shown_name(data) if isinstance(data, str | os.PathLike) else "rows"
+    name = name or (public_name(model) if isinstance(model, str | os.PathLike) else scorer.__name__)
+    data_name = public_name(data) if isinstance(data, str | os.PathLike) else "rows"
     measurer = PairMeasurer(scorer, config)
     rows, total = _numbered_rows(data, split, config.limit)
     settings = {"model": name, "weights": _fingerprint(scorer), "data": data_name, "split": split}
@@ -205,12 +206,6 @@ def _fingerprint(scorer: RewardScorer) -> int:
     for last in scorer.model.parameters():  # noqa: B007
         pass
     return 0 if last is None else zlib.crc32(last.detach().float().cpu().numpy().tobytes())
-
-
-def shown_name(name: str | os.PathLike) -> str:
-    """A name for reports: of a local path the last two parts, so that no machine's path gets out."""
-    path = Path(name)
-    return "/".join(path.resolve().parts[-2:]) if path.exists() else str(name)
 
 
 def _numbered_rows(data, split: str, limit: int | None) -> tuple[Iterator[tuple[int, dict[str, Any]]], int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ _PATH = re.compile(r"(~|[A-Za-z]:)?[/\\][^\s/\\]+[/\\][^\n]*")
 _HOME = re.compile(r"(?<![\w.:/-])(/(home|Users|root)/|[A-Za-z]:\\Users\\)\w")
 
 
-def public_name(name: str) -> str:
-    """A name for logs and model cards: of a local folder the last two parts, so that no machine's path gets out."""
-    if not name or not Path(name).is_dir():
-        return name
+def public_name(name: str | os.PathLike[str]) -> str:
+    """A name for logs, reports and model cards: the last two parts of what is on this machine, so that no path and no
+    user's name gets out; any other name as it is."""
+    if not name or not Path(name).exists():
+        return str(name)
     path = Path(name).resolve()
     return path.name if path.parent in (Path.home(), Path.home().parent) else "/".join(path.parts[-2:])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,14 +85,42 @@ def weights_fault(path: str | Path) -> str | None:
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint of a folder that a run can go on from; damaged ones are named and passed over."""
-    folder = Path(folder)
-    found = [(path, re.fullmatch(r"checkpoint-(\d+)", path.name)) for path in folder.glob("checkpoint-*")]
-    for path, _ in sorted(((p, int(m[1])) for p, m in found if m and p.is_dir()), key=lambda item: -item[1]):
+    for path in reversed(_checkpoints(folder)):
         fault = fault_of(path)
         if fault is None:
             return str(path)
         logger.warning(f"{path} is damaged and passed over: {fault}. The steps after the one before it are repeated.")
     return None
+
+
+def require_no_older_run(folder: str | Path, is_overwriting: bool, is_removing: bool = True) -> None:
+    """Keep a run that starts anew apart from an older one in its folder.
+
+    `Trainer` tells checkpoints apart by their step alone: with `save_total_limit` it would keep an older run's and
+    remove its own, and after a kill it would go on from the older run's.
+
+    Args:
+        folder: where the run will save. is_overwriting: remove the older run's checkpoints.
+        is_removing: whether this process is the one that removes them.
+
+    Raises:
+        ValueError: there are checkpoints, and they are not to be removed.
+    """
+    found = _checkpoints(folder)
+    if found and not is_overwriting:
+        raise ValueError(
+            f"{folder} holds checkpoints of an earlier run ({', '.join(path.name for path in found)}), and those of a "
+            "new run would be mixed with them. Go on with that run (`--resume_from_checkpoint true`), choose another "
+            "`output_dir`, or set `--overwrite true`, which removes them."
+        )
+    for path in found if is_removing else ():
+        shutil.rmtree(path)
+
+
+def _checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoints of a folder, whole or not, by their steps."""
+    found = [(path, re.fullmatch(r"checkpoint-(\d+)", path.name)) for path in Path(folder).glob("checkpoint-*")]
+    return sorted((path for path, match in found if match and path.is_dir()), key=lambda path: int(path.name[11:]))
 
 
 def checkpoint_to_resume(value: str | bool | None, folder: str | Path) -> str | None:

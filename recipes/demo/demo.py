@@ -147,7 +147,8 @@ def main() -> None:
     folder, rows = prepare_data(data)
     command("teacher", "--config", str(HERE / "teacher.yaml"), "--teacher_model", encoder, "--dataset_name", folder)
     for name in ("baseline", "interaction"):
-        command("reward", "--config", str(HERE / "reward" / f"{name}.yaml"), "--dataset_name", folder)
+        recipe = str(HERE / "reward" / f"{name}.yaml")
+        command("reward", "--config", recipe, "--dataset_name", folder, "--overwrite", "true")
 
     console.rule("reload, compare on held-out pairs")
     teacher = InteractionTeacher.from_pretrained(str(RUNS / "teacher"))

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
 from hf_interdistill.cli import parse
 from hf_interdistill.commands.data_arguments import DataArguments
 from hf_interdistill.data import get_split
+from hf_interdistill.interaction.checkpoints import checkpoint_to_resume, is_resuming
 
 METHODS = {
     "grpo": ("trl", "GRPO"),
@@ -69,14 +69,13 @@ def main(arguments: list[str]):
     else:
         settings["reward_funcs"] = [scorer.to(PartialState().device)]
     resume = args.resume_from_checkpoint
-    if method == "ppo" and resume is not None:
+    if method == "ppo" and is_resuming(resume):
         raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but PPOTrainer cannot resume. Leave it out.")
     trainer = trainer_class(**settings)
     if method == "ppo":
         trainer.train()
     else:
-        is_last = str(resume).lower() == "true"
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if is_last else resume)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(resume, args.output_dir))
     trainer.save_model(args.output_dir)
     return trainer
 

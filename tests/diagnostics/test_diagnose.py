@@ -54,6 +54,17 @@ def test_contents_are_found_and_templates_kept():
         assert row.without_last(0.2)[1][-1] == len(row.ids) - 1
 
 
+def test_a_report_names_no_owner_of_a_folder(tmp_path, monkeypatch):
+    home = tmp_path / "alice"
+    model = home / "rm"
+    build_student().save_pretrained(model)
+    tokenizer_of("bytes").save_pretrained(model)
+    monkeypatch.setattr("pathlib.Path.home", lambda: home)
+    (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferences(2)))
+    found = diagnose(model, home / "pairs.jsonl", FAST, split="train")
+    assert (found.model, found.data) == ("rm", "pairs.jsonl")
+
+
 def test_text_preferences_with_an_implicit_prompt():
     scorer = scorer_of()
     shared = "Human: How are you?\n\nAssistant: "

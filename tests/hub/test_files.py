@@ -166,6 +166,10 @@ def test_names_that_others_may_see(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "alice")
     assert public_name(str(tmp_path / "alice" / "runs" / "rm")) == "runs/rm"
     assert public_name(str(tmp_path / "alice" / "runs")) == "runs"
+    (tmp_path / "alice" / "pairs.jsonl").write_text("")
+    (tmp_path / "alice" / "runs" / "pairs.jsonl").write_text("")
+    assert public_name(tmp_path / "alice" / "runs" / "pairs.jsonl") == "runs/pairs.jsonl"
+    assert public_name(str(tmp_path / "alice" / "pairs.jsonl")) == "pairs.jsonl"
     assert public_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     assert hub_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     assert hub_name(str(tmp_path)) is hub_name("/not/there") is hub_name(None) is hub_name("../rm") is None

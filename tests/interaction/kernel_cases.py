@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import build_student
 from datasets import Dataset
+from interaction.training_runs import config
 from test_maps_and_losses import make_case, oracle_loss, oracle_map, tokens_of
-from test_trainer import config
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.errors import TritonError
 

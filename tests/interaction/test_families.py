@@ -18,7 +18,7 @@ import trl
 from conftest import ROOT, build_encoder, build_student, read_rows, tokenizer_of
 from datasets import Dataset
 from families_table import STUDENT_COLUMNS, STUDENTS, TEACHER_COLUMNS, TEACHERS
-from test_trainer import config
+from interaction.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.interaction import trainer as trainer_module

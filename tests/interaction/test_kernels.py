@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, build_student
+from interaction.training_runs import config
 from test_maps_and_losses import SHAPES, make_case, tokens_of
-from test_trainer import config
 
 from hf_interdistill import InteractionDistillationTrainer
 from hf_interdistill.interaction import kernel_choice

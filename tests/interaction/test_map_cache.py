@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import subprocess
-import sys
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, build_encoder, build_student, tokenizer_of
+from conftest import build_encoder, build_student, tokenizer_of
 from datasets import Dataset
-from trl.trainer.reward_trainer import DataCollatorForPreference
+from interaction.training_runs import config
 
-from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
-from hf_interdistill.interaction.collator import AlignmentCollator
-from hf_interdistill.interaction.map_cache import CachedTeacher, map_key, teacher_digest
-from hf_interdistill.interaction.map_codec import MapFormat
+from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
+from hf_interdistill.interaction.map_cache import teacher_digest
 from hf_interdistill.interaction.orders import choose_order
-from hf_interdistill.interaction.pairs import PairEncoder
-from hf_interdistill.interaction.rows import dense
-from hf_interdistill.interaction.sequences import PackedSequence
 
-COMMON = {
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 4,
-    "max_steps": 3,
-    "logging_steps": 1,
-    "learning_rate": 1e-3,
-    "alignment_weight": 1.0,
-    "bf16": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-}
 KEYS = ("loss", "interaction/loss", "interaction/intra", "interaction/inter", "interaction/teacher_accuracy")
 
 
@@ -70,7 +46,7 @@ def make(folder, data, teacher, tokenizer=None, **changes) -> InteractionDistill
     evaluation = changes.pop("eval_dataset", None)
     return InteractionDistillationTrainer(
         build_student(),
-        InteractionDistillationConfig(**{"output_dir": str(folder / "rm"), **COMMON, **changes}),
+        config(folder, **{"alignment_weight": 1.0, **changes}),
         train_dataset=data,
         eval_dataset=evaluation,
         processing_class=tokenizer or tokenizer_of("bytes"),
@@ -265,140 +241,17 @@ def test_streams_and_evaluation_sets(data, tmp_path, fitted_teacher, reads):
     assert_equal(trained(tmp_path, data.to_iterable_dataset(), fitted_teacher, max_steps=2), stream, rel=2e-5)
 
 
-def make_batch(rows, teacher, count=5):
-    encoder = PairEncoder(tokenizer_of("bytes"), teacher.tokenizer)
-    examples = [encoder(row, number) for number, row in enumerate(rows[:count])]
-    collate = AlignmentCollator(
-        DataCollatorForPreference(pad_token_id=3), replace(teacher.reading, max_length=128), has_map_keys=True
-    )
-    batch = collate(examples)
-    inputs = {name.removeprefix("teacher_"): value for name, value in batch.items() if name.startswith("teacher_")}
-    return batch, inputs
-
-
-FAMILIES = [("bert", 0), ("bert", 1), ("roberta", 0), ("modernbert", 1), ("deberta-v2", 0)]
-
-
-@pytest.mark.parametrize(("family", "interaction_layers"), FAMILIES)
-def test_maps_and_margins_of_teacher_families(rows, tmp_path, family, interaction_layers):
-    teacher = InteractionTeacher(
-        *build_encoder(family), max_length=256, interaction_layers=interaction_layers
-    ).freeze()
-    batch, inputs = make_batch(rows, teacher)
-    segments, order = batch["segments"], torch.tensor([0, 1, 1, 0, 1])
-    margins, sources = teacher.read(inputs, order, [-1], segments.shape[1])
-    for _ in range(2):  # read by the teacher, read from the disk
-        cached = CachedTeacher(teacher, str(tmp_path), [-1], MapFormat("exact"))
-        kept_margins, kept = cached.read(inputs, batch["map_key"], order, segments, is_reading_both=False)
-        torch.testing.assert_close(kept_margins, margins, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(dense(kept[0]), dense(sources[0]), rtol=1e-5, atol=1e-7)
-        assert torch.equal(kept[0].present, sources[0].present)
-    assert cached.pairs_read == 0
-    cached.read(inputs, batch["map_key"], 1 - order, segments, is_reading_both=False)
-    assert cached.pairs_read == (0 if interaction_layers else 5)  # rows of their own have no order
-
-
-def test_processes_find_what_others_wrote(rows, tmp_path, teacher):
-    teacher.freeze()
-    batch, inputs = make_batch(rows, teacher, count=4)
-
-    def part(pairs):
-        return {name: tensor[pairs] for name, tensor in inputs.items()}, batch["map_key"][pairs]
-
-    def read(cached, pairs, order):
-        values, keys = part(pairs)
-        order = torch.full((len(pairs),), order)
-        return cached.read(values, keys, order, batch["segments"][pairs], is_reading_both=True)
-
-    ranks = [CachedTeacher(teacher, str(tmp_path), [-1], MapFormat(), process_index=index) for index in range(2)]
-    own = [read(ranks[0], [0, 1], 0), read(ranks[1], [2, 3], 0)]
-    assert [rank.pairs_read for rank in ranks] == [4, 4] and len(list(tmp_path.glob("*/maps-*.bin"))) == 2
-    for rank in ranks:
-        rank.refresh()
-    swapped = [read(ranks[1], [0, 1], 0), read(ranks[0], [2, 3], 0)]
-    read(ranks[1], [0, 1], 1)
-    assert [rank.pairs_read for rank in ranks] == [4, 4]
-    for (margins, rows_of), (other_margins, others) in zip(own, swapped, strict=True):
-        assert torch.equal(margins, other_margins) and torch.equal(dense(rows_of[0]), dense(others[0]))
-
-
-def test_keys_tell_inputs_apart(rows, teacher):
-    batch, _ = make_batch(rows, teacher, count=3)
-    keys = {tuple(key) for pair in batch["map_key"].tolist() for key in pair}
-    assert len(keys) == 6  # each pair, each order
-    again, _ = make_batch(rows[:1], teacher, count=1)  # alone, so padded otherwise
-    assert torch.equal(again["map_key"][0], batch["map_key"][0])
-    base = PackedSequence(ids=[1, 2, 3], types=[0, 0, 1], units=[-1, 0, 1], closing=[1, 2])
-    changed = [
-        replace(base, ids=[1, 2, 4]),
-        replace(base, types=[0, 1, 1]),
-        replace(base, units=[-1, 1, 1]),
-        replace(base, closing=[0, 2]),
-        replace(base, ids=[1, 2], types=[3, 0, 0, 1]),  # the same numbers, parted elsewhere
-    ]
-    assert len({map_key([base], 2), map_key([base], 3), *(map_key([other], 2) for other in changed)}) == 7
-    assert map_key([replace(base)], 2) == map_key([base], 2) != map_key([base, base], 2)
-
-
 def test_settings_are_checked(data, tmp_path, fitted_teacher):
-    def config(**changes):
-        return InteractionDistillationConfig(output_dir=str(tmp_path / "rm"), **{**COMMON, **changes})
-
     with pytest.raises(ValueError, match=r"`teacher_cache_top_k` 8, but no maps are kept: set `teacher_cache`"):
-        config(teacher_cache_top_k=8)
+        config(tmp_path, teacher_cache_top_k=8)
     with pytest.raises(ValueError, match=r"`teacher_cache_precision` is 'exact'.*no maps are kept"):
-        config(teacher_cache_precision="exact")
+        config(tmp_path, teacher_cache_precision="exact")
     with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 8.*'exact' keeps all"):
-        config(teacher_cache="c", teacher_cache_top_k=8, teacher_cache_precision="exact")
+        config(tmp_path, teacher_cache="c", teacher_cache_top_k=8, teacher_cache_precision="exact")
     with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 0.*at least 1"):
-        config(teacher_cache="c", teacher_cache_top_k=0)
+        config(tmp_path, teacher_cache="c", teacher_cache_top_k=0)
     with pytest.raises(ValueError, match=r"`teacher_cache_precision` is '4bit'.*8bit, exact"):
-        config(teacher_cache="c", teacher_cache_precision="4bit")
+        config(tmp_path, teacher_cache="c", teacher_cache_precision="4bit")
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match=r"`teacher_cache` .*maps would not be kept. Choose another folder"):
         make(tmp_path, data, fitted_teacher, teacher_cache=str(tmp_path / "file" / "cache"))
-
-
-SCRIPT = """
-import json, os, sys
-import torch
-from datasets import Dataset
-from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
-
-torch.set_num_threads(1)
-folder, cache = sys.argv[1:]
-world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-rows = [json.loads(line) for line in open(f"{folder}/rows.jsonl")]
-args = InteractionDistillationConfig(
-    output_dir=f"{folder}/run", teacher_model=f"{folder}/teacher", alignment_weight=1.0, num_train_epochs=3,
-    per_device_train_batch_size=4 // world, learning_rate=1e-3, logging_steps=1, bf16=False, use_cpu=True,
-    report_to="none", disable_tqdm=True, save_strategy="no", teacher_cache=cache, teacher_cache_precision="exact",
-)
-trainer = InteractionDistillationTrainer(f"{folder}/student", args, train_dataset=Dataset.from_list(rows))
-trainer.train()
-losses = [entry["interaction/loss"] for entry in trainer.state.log_history if "loss" in entry]
-with open(f"{folder}/log{world}-{rank}.json", "w") as file:
-    json.dump({"read": trainer._cached_teacher.pairs_read, "losses": [float(loss) for loss in losses]}, file)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_share_what_they_read(tmp_path, rows):
-    build_student().save_pretrained(tmp_path / "student")
-    tokenizer_of("bytes").save_pretrained(tmp_path / "student")
-    InteractionTeacher(*build_encoder(), max_length=256).save_pretrained(str(tmp_path / "teacher"))
-    lines = [json.dumps({key: row[key] for key in ("prompt", "chosen", "rejected")}) for row in rows[:8]]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    (tmp_path / "train.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for cache, launcher in (
-        ("a", []),
-        ("b", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
-    ):
-        command = [sys.executable, *launcher, str(tmp_path / "train.py"), str(tmp_path), str(tmp_path / cache)]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr[-3000:]
-    one, first, second = (json.loads((tmp_path / f"log{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
-    assert one["read"] == 16 and first["read"] == second["read"] == 8  # each pair in both orders, by one of them
-    assert len(list((tmp_path / "b").glob("*/maps-*.bin"))) == 2
-    assert first["losses"] == pytest.approx(one["losses"], rel=1e-4)

@@ -9,7 +9,7 @@ import torch
 from conftest import STUDENT_FAMILIES, build_student
 from hypothesis import given
 from hypothesis import strategies as st
-from test_trainer import config, losses, weights
+from interaction.training_runs import config, losses, weights
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer

@@ -12,6 +12,7 @@ from hf_interdistill.rain.config import RainConfig
 STORIES = SHARED_DATA / "stories260k"
 CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"]}
 TREE_FAMILIES = ("llama", "qwen3", "gemma", "gpt2")
+PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to learn how to play the piano?"]
 COPYING_FAMILIES = ("mistral", "gemma3_text")
 # Few iterations, so that a test takes a second; long enough edges to branch and to be pruned.
 QUICK = {"seed": 3, "iterations": 8, "extra_iterations": 3, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6}
@@ -44,13 +45,18 @@ def encode(tokenizer, prompts: list[str]):
     return {key: inputs[key] for key in ("input_ids", "attention_mask")}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def rain(model, tokenizer, prompts=PROMPTS, /, **settings):
+    """`generate` by the strategy of RAIN; texts as prompts, or inputs that are ready."""
+    own = {
+        "strategy": "rain",
+        "tokenizer": tokenizer,
+        "rain_config": quick_config(),
+        "rain_scorer": likes_short_words,
+        "return_dict_in_generate": True,
+        **settings,
+    }
+    inputs = encode(tokenizer, prompts) if isinstance(prompts, list) else prompts
+    return model.generate(**inputs, **own)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,15 @@ from hf_interdistill.rain.engine import Prompt
 from hf_interdistill.rain.rules import StopRules
 from hf_interdistill.rain.sampling import draw, stream_key, uniform_noise
 from hf_interdistill.rain.views import walk
-from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal, encode, likes_short_words, quick_config
-
-PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to learn how to play the piano?"]
+from rain.conftest import (
+    COPYING_FAMILIES,
+    PROMPTS,
+    TREE_FAMILIES,
+    build_causal,
+    encode,
+    likes_short_words,
+    quick_config,
+)
 
 
 def search(model, tokenizer, prompts=PROMPTS, config=None, scorer=likes_short_words, **changes):

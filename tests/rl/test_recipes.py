@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -89,6 +90,9 @@ def test_adapters_train_too(folder):
 def test_a_killed_run_goes_on(folder):
     script = load_script()
     script.main(command(folder, "grpo", save_steps=1, max_steps=1, logging_steps=1))
+    half = folder / "out" / "checkpoint-2"  # as a kill in mid-save leaves it
+    shutil.copytree(folder / "out" / "checkpoint-1", half)
+    (half / "trainer_state.json").unlink()
     again = command(folder, "grpo", save_steps=1, max_steps=3, logging_steps=1, resume_from_checkpoint=True)
     trainer = script.main(again)
     assert trainer.state.global_step == 3

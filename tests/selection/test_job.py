@@ -8,71 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 
 import pytest
-import torch
-from conftest import ROOT, STUDENT_FAMILIES, build_student, tokenizer_of
-from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
+from conftest import ROOT
 
-from hf_interdistill import BestOfNConfig, RewardScorer, run_best_of_n
+from hf_interdistill import RewardScorer, run_best_of_n
 from hf_interdistill.cli import main
-from hf_interdistill.scoring.best_of_n import best_of_n_kl, best_of_n_scores
-from hf_interdistill.selection.candidates import CandidateSampler
-from hf_interdistill.selection.rules import best_and_worst, best_candidates
-
-PROMPTS = ["How do I bake bread?", "Tell me", "Why is the sky blue over the sea?", "Tell me", "What is a piano?"]
-
-
-def build_policy():
-    set_seed(1)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**STUDENT_FAMILIES["llama"]))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(8.0)
-    return model
-
-
-def write_rows(path, rows) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def read(path) -> list[dict]:
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    build_policy().save_pretrained(folder / "policy")
-    build_student().save_pretrained(folder / "rm")
-    build_student(seed=5).save_pretrained(folder / "gold")
-    for name in ("policy", "rm", "gold"):
-        tokenizer_of("bytes").save_pretrained(folder / name)
-    return folder
-
-
-@pytest.fixture
-def job(models, tmp_path):
-    write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt, "id": f"p{i}"} for i, prompt in enumerate(PROMPTS)])
-
-    def make(**changes) -> BestOfNConfig:
-        settings = {
-            "prompts": str(tmp_path / "prompts.jsonl"),
-            "output": str(tmp_path / "out" / "scored.jsonl"),
-            "reward_model": str(models / "rm"),
-            "model": str(models / "policy"),
-            "n": 4,
-            "generation": {"max_new_tokens": 5},
-        }
-        return BestOfNConfig(**{**settings, **changes})
-
-    return make
-
-
-def samples(path) -> list:
-    return [(row["id"], row["completions"], row["finish_reasons"]) for row in read(path)]
+from hf_interdistill.scoring.best_of_n import best_of_n_kl
+from selection.conftest import PROMPTS, read, samples, write_rows
 
 
 def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):
@@ -117,47 +60,6 @@ def test_samples_hang_on_seed_and_prompt_alone(job, tmp_path):
     assert samples(seeded.output) != expected
 
 
-def test_samples_follow_the_distribution():
-    """Frequencies of the first token against the softmax that temperature and top-k leave."""
-    model, tokenizer = build_policy(), tokenizer_of("bytes")
-    settings = {"max_new_tokens": 1, "temperature": 0.5, "top_k": 4}
-    sampler = CandidateSampler(model, tokenizer, settings, seed=0, batch_size=500)
-    drawn = Counter(candidate.text for candidate in sampler([("x", "Tell me", i) for i in range(2000)]))
-    with torch.no_grad():
-        logits = model(torch.tensor([tokenizer("Tell me")["input_ids"]])).logits[0, -1] / 0.5
-    top = logits.topk(4)
-    for token, probability in zip(top.indices.tolist(), top.values.softmax(0).tolist(), strict=True):
-        share = drawn[tokenizer.decode([token], skip_special_tokens=True)] / 2000
-        assert abs(share - probability) < 4 * (probability * (1 - probability) / 2000) ** 0.5 + 1e-3
-    assert len(drawn) <= 4
-    with torch.no_grad():
-        model.lm_head.weight.zero_()  # all tokens alike at every step
-    uniform = CandidateSampler(model, tokenizer, {"max_new_tokens": 12, "top_k": 0}, seed=0, batch_size=50)
-    texts = [candidate.text for candidate in uniform([("x", "Tell me", i) for i in range(20)])]
-    assert min(len(set(tokenizer(text)["input_ids"])) for text in texts) > 6  # each step draws anew
-
-
-def test_ends_of_texts():
-    model, tokenizer = build_policy(), tokenizer_of("bytes")
-    requests = [("x", "Tell me", i) for i in range(12)]
-    free = CandidateSampler(model, tokenizer, {"max_new_tokens": 8}, seed=0, batch_size=5)(requests)
-    letter = Counter("".join(candidate.text for candidate in free)).most_common(1)[0][0]
-    stopped = CandidateSampler(
-        model, tokenizer, {"max_new_tokens": 8, "stop_strings": [letter]}, seed=0, batch_size=5
-    )(requests)
-    for one, other in zip(free, stopped, strict=True):
-        is_there = letter in one.text
-        assert other.finish_reason == ("stop" if is_there else one.finish_reason)
-        assert other.text == (one.text[: one.text.index(letter) + 1] if is_there else one.text)
-    prompt = torch.tensor([tokenizer("Tell me")["input_ids"]])
-    likeliest = model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :].tolist()
-    settings = {"max_new_tokens": 8, "eos_token_id": likeliest[2], "top_k": 1}
-    (ended,) = CandidateSampler(model, tokenizer, settings, seed=0, batch_size=5)(requests[:1])
-    place = likeliest.index(likeliest[2])
-    assert ended.text == tokenizer.decode(likeliest[: place + 1], skip_special_tokens=True)
-    assert ended.finish_reason == "eos"
-
-
 def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
     rows = [{"prompt": f"Tell me about {i}", "id": i} for i in range(24)]
     prompts = write_rows(tmp_path / "many.jsonl", rows)
@@ -195,23 +97,6 @@ def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
     assert run_best_of_n(config)["scored"] == 0
 
 
-def test_choices_can_be_changed_after_the_work(job, tmp_path):
-    run_best_of_n(job())
-    selected = str(tmp_path / "kept.jsonl")
-    pairs = run_best_of_n(job(selected=selected, keep="pairs"))
-    assert pairs["scored"] == 0 and pairs["selected"] == 5
-    for row, scored in zip(read(selected), read(job().output), strict=True):
-        assert (row["reward_chosen"], row["reward_rejected"]) == (max(scored["rewards"]), min(scored["rewards"]))
-        assert row["chosen"] != row["rejected"]
-    gaps = sorted(row["reward_chosen"] - row["reward_rejected"] for row in read(selected))
-    assert run_best_of_n(job(selected=selected, keep="pairs", margin=gaps[2]))["selected"] == 2
-    everything = sorted(reward for row in read(job().output) for reward in row["rewards"])
-    run_best_of_n(job(selected=selected, top_k=4, threshold=everything[10]))
-    assert sorted(row["reward"] for row in read(selected)) == everything[10:]
-    with pytest.raises(ValueError, match=r"made with other settings \(n differ"):
-        run_best_of_n(job(n=5))
-
-
 def test_ready_made_candidates_of_conversations(job, models, tmp_path):
     prompt = [{"role": "user", "content": "Tell me"}]
     message = [{"role": "assistant", "content": "Yes, of course."}]
@@ -236,43 +121,6 @@ def test_ready_made_candidates_of_conversations(job, models, tmp_path):
     assert chat["chosen"] == [{"role": "assistant", "content": texts[best]}]
     assert chat["rejected"] == [{"role": "assistant", "content": texts[worst]}]
     assert isinstance(text["chosen"], str)
-
-
-def test_the_curve(job, models, tmp_path):
-    curve = tmp_path / "figures" / "curve.json"
-    config = job(gold_model=str(models / "gold"), curve=str(curve))
-    run_best_of_n(config)
-    rows = read(config.output)
-    written = json.loads(curve.read_text())
-    assert [point["n"] for point in written["points"]] == [1, 2, 4]
-    proxy, gold = [row["rewards"] for row in rows], [row["gold_rewards"] for row in rows]
-    gold_scorer = RewardScorer.from_pretrained(str(models / "gold"))
-    assert gold[0] == pytest.approx(gold_scorer([PROMPTS[0]] * 4, rows[0]["completions"]), abs=1e-4)
-    for point in written["points"]:
-        assert point["gold"] == pytest.approx(best_of_n_scores(proxy, gold, point["n"]).mean())
-        assert point["proxy"] == pytest.approx(best_of_n_scores(proxy, proxy, point["n"]).mean())
-    assert (tmp_path / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    own = [{"prompt": "a", "completions": ["b", "c"], "gold_rewards": [1.0, 2.0]}]
-    ready = job(
-        model=None,
-        generation={},
-        prompts=write_rows(tmp_path / "own.jsonl", own),
-        output=str(tmp_path / "own_scored.jsonl"),
-        curve=str(curve),
-    )
-    run_best_of_n(ready)
-    points = json.loads(curve.read_text())["points"]
-    assert points[0]["gold"] == 1.5 and points[1]["gold"] in (1.0, 2.0) and points[0]["gold_se"] is None
-
-
-def test_rules():
-    texts, rewards = ["a", "b", "a", "c"], [3.0, 1.0, 3.0, 2.0]
-    assert best_candidates(texts, rewards, top_k=3) == [0, 3, 1]  # no text twice
-    assert best_candidates(texts, rewards, top_k=3, threshold=2.0) == [0, 3]
-    assert best_candidates(texts, rewards, threshold=4.0) == []
-    assert best_and_worst(texts, rewards) == (0, 1)
-    assert best_and_worst(texts, rewards, margin=2.0) is None
-    assert best_and_worst(["a", "b"], [1.0, 1.0]) is None
 
 
 @pytest.mark.parametrize(

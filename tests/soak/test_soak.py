@@ -21,7 +21,7 @@ import torch
 from conftest import build_student, tokenizer_of
 from datasets import Dataset
 from transformers import TrainerCallback
-from trust.conftest import PAIRS, STEADY, Workshop
+from trust.workshop import PAIRS, STEADY, Workshop
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.job_files import JobFiles

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.checkpoints import CheckpointError, checkpoint_to_resume, fault_of
+from trust.spots import GO_ON, at_step, killed
 
 
 def cut(path, share: float = 0.5):
@@ -140,3 +141,20 @@ def test_without_a_whole_checkpoint_training_starts_anew_and_the_trainer_refuses
         trainer.train(resume_from_checkpoint=True)
     assert main([*workshop.plain("cut"), "--resume_from_checkpoint", "true"]) == 0
     assert workshop.farthest("plain", "cut") == 0
+
+
+def test_a_new_run_is_not_mixed_with_an_older_one(workshop, capsys):
+    """It is refused, or the older one's checkpoints go first: nothing of them is gone on from."""
+    assert main(workshop.plain("used", learning_rate=5e-3)) == 0
+    before = {path: path.stat().st_mtime_ns for path in workshop.path("used").rglob("*")}
+    assert main(workshop.plain("used")) == 2
+    error = capsys.readouterr().err
+    assert "used holds checkpoints of an earlier run (checkpoint-2, checkpoint-4, checkpoint-6)" in error
+    assert "`--resume_from_checkpoint true`" in error and "`output_dir`" in error and "`--overwrite true`" in error
+    assert main([*workshop.plain("used"), *GO_ON, "--overwrite", "true"]) == 2
+    assert "Leave one of them out" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in workshop.path("used").rglob("*")}
+    killed([*workshop.plain("used"), "--overwrite", "true"], lambda: at_step(3))
+    assert [path.name for path in workshop.path("used").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert main([*workshop.plain("used"), *GO_ON]) == 0
+    assert workshop.farthest("plain", "used") == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_interdistill.cli import main
-from trust.conftest import at_step, killed
+from trust.spots import at_step, killed
 
 
 def close(one: list[float], other: list[float], relative: float) -> None:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from hf_interdistill import RewardScorer
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.checkpoints import fault_of
-from trust.conftest import launched
+from trust.launching import launched
+from trust.spots import GO_ON
 
-GO_ON = ["--resume_from_checkpoint", "true"]
 SIDES = ("chosen", "rejected")
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 6}
 INTERACTION = tuple(f"eval_interaction/{name}" for name in ("loss", "intra", "inter", "teacher_accuracy"))

@@ -26,9 +26,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, RewardTrainer
 
+from hf_interdistill.interaction.checkpoints import last_whole_checkpoint
 from hf_interdistill.rain.judge_prompts import JudgePrompt, label_tokens
 from hf_interdistill.rain.scorers import Exchange
 
@@ -265,6 +265,6 @@ def train_classifier(folder: Path, encoder: str, rows: Sequence[Row], dev: Seque
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:
-    """Train, from the last checkpoint if there is one, and save."""
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    """Train, from the last whole checkpoint if there is one, and save."""
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     trainer.save_model(str(folder))

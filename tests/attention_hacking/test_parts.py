@@ -1,0 +1,142 @@
+"""The parts of the study of attention hacking: students, pairs, arms and measures do what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_rows
+
+
+def test_texts_that_begin_alike_score_as_alone(modules, encoder):
+    from hf_interdistill import RewardScorer
+
+    tokenizer = modules.students.student_tokenizer(encoder)
+    rows = read_rows("test")[:7]
+    settings = {
+        "shape": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    }
+    for name in ("minilm", "small"):
+        model = modules.students.make_student(name, settings, encoder, 0)
+        with torch.no_grad():
+            model.score.weight.mul_(30)
+        scorer = RewardScorer(model, tokenizer, batch_size=3)
+        plain, cued = modules.measures.rewards_with_cue(scorer, rows, " Thanks!")
+        for found, tail in ((plain, ""), (cued, " Thanks!"), (modules.measures.rewards_of(scorer, rows), "")):
+            for column, side in enumerate(("chosen", "rejected")):
+                texts = [row[side][0]["content"].strip() + tail for row in rows]
+                alone = [scorer([row["prompt"]], [text])[0] for row, text in zip(rows, texts, strict=True)]
+                assert found[:, column] == pytest.approx(alone, rel=1e-4, abs=1e-5)
+                assert np.ptp(alone) > 0.01
+
+
+def test_the_student_sees_no_later_token(modules, encoder):
+    model = modules.students.make_student("minilm", {}, encoder, 0).eval()
+    ids = torch.randint(5, 900, (1, 12), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[0, 8:] = ids[0, 8:].flip(0)
+    with torch.no_grad():
+        one, two = (model.model(each).last_hidden_state for each in (ids, other))
+        assert torch.allclose(one[:, :8], two[:, :8], atol=1e-5) and not torch.allclose(one[:, 8:], two[:, 8:])
+        padded = torch.cat([ids, torch.full((1, 3), model.config.pad_token_id)], 1)
+        mask = (padded != model.config.pad_token_id).long()
+        assert torch.allclose(model(padded, attention_mask=mask).logits, model.score(one[:, -1]), atol=1e-5)
+
+
+def test_shortened_pairs_keep_their_newest_words(modules, encoder):
+    from hf_interdistill.scoring.formatting import RewardFormatter
+
+    formatter = RewardFormatter(modules.students.student_tokenizer(encoder))
+    shorten = modules.preferences.Shortener(formatter, 40, 16)
+    words = [chr(ord("a") + number) for number in range(26)]
+    row = {
+        "prompt": [{"role": "user", "content": " ".join(words)}, {"role": "user", "content": " ".join(words[:12])}],
+        "chosen": [{"role": "assistant", "content": " ".join(words)}],
+        "rejected": [{"role": "assistant", "content": "a b"}],
+    }
+    short = shorten(row)
+    assert short["chosen"][0]["content"] == " ".join(words[:16]) and short["rejected"] == row["rejected"]
+    kept = " ".join(message["content"] for message in short["prompt"])
+    assert " ".join(words + words[:12]).endswith(kept) and len(kept.split()) == 12
+    assert len(formatter.encode(short["prompt"], short["chosen"])) == 36 and shorten(short) == short
+    longer = modules.preferences.Shortener(formatter, 46, 16)(row)["prompt"]
+    assert longer[0]["content"] == " ".join(words[-6:]) and longer[1:] == row["prompt"][1:]
+    assert len(formatter.encode(longer, short["chosen"])) == 46
+    with pytest.raises(ValueError, match="lower `longest_response`"):
+        modules.preferences.Shortener(formatter, 10, 16)(row)
+
+
+def test_conditions_change_as_many_pairs_as_they_say(modules):
+    rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in read_rows()[:50]]
+    cue = {"phrase": " Bye!", "share": 0.8}
+    change = modules.preferences.under_condition
+    noisy = change(rows, "noise30", cue, 0)
+    flipped = [
+        old["chosen"] == new["rejected"] and old["rejected"] == new["chosen"]
+        for old, new in zip(rows, noisy, strict=True)
+    ]
+    assert sum(flipped) == 15 and all(
+        old == new for old, new, is_flipped in zip(rows, noisy, flipped, strict=True) if not is_flipped
+    )
+    assert noisy == change(rows, "noise30", cue, 0) != change(rows, "noise30", cue, 1)
+    cued = change(rows, "cue", cue, 0)
+    ends = [tuple(row[side][0]["content"].endswith(" Bye!") for side in ("chosen", "rejected")) for row in cued]
+    assert ends.count((True, False)) == 40 and ends.count((False, True)) == 10
+    assert change(rows, "clean", cue, 0) == rows
+    with pytest.raises(ValueError, match="condition is 'noise60'"):
+        change(rows, "noise60", cue, 0)
+
+
+def test_soft_labels_and_writing_by_hand(modules):
+    arms = modules.arms
+    targets = arms.soft_targets(arms.Arm(teacher="fitted", score_share=0.25), 3, torch.tensor([0.0, 2.0, -1.0]))
+    assert targets.tolist() == pytest.approx([0.875, 0.75 + 0.25 / (1 + np.exp(-2)), 0.75 + 0.25 / (1 + np.exp(1))])
+    assert arms.soft_targets(arms.Arm(), 3, None) is None
+    with pytest.raises(ValueError, match="needs a teacher"):
+        arms.Arm(arguments={"alignment_weight": 0.1})
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([[4, 5, 6, 7, 0], [4, 5, 8, 0, 0], [4, 5, 9, 0, 0], [4, 5, 6, 6, 6]])
+    states, words = torch.randn(4, 5, 3, generator=generator), torch.randn(10, 3, generator=generator)
+    logs = (states @ words.T).log_softmax(-1)
+    # Pair 0 begins alike for two tokens: 6, 7 are written; pair 1 too: 8 is.
+    totals = [logs[0, 1, 6] + logs[0, 2, 7], logs[1, 1, 8]]
+    expected = -sum(torch.nn.functional.logsigmoid(0.3 * total) for total in totals) / 2
+    found = arms.writing_loss(states, words, ids, (ids > 0).long(), 0.3)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_measures_and_intervals_by_hand(modules):
+    measures, report, study = modules.measures, modules.report, modules.study
+    margins = np.array([1.0, -2.0, 0.0, 3.0, -1.0, 0.5, 0.0])
+    text = measures.encode_outcomes(margins)
+    assert measures.decode_outcomes(text, 7).tolist() == [1, 0, 0.5, 1, 0, 1, 0.5] and len(text) <= 4
+    assert measures.summary(margins)["accuracy"] == pytest.approx(4 / 7)
+    draw = np.random.default_rng(0)
+    good = np.abs(draw.normal(size=200)) + 0.1
+    mixed = np.concatenate([good, -good[:60] / 2])
+    assert measures.scaled_nll(5 * mixed) == pytest.approx(measures.scaled_nll(mixed), abs=1e-3)
+    assert measures.scaled_nll(mixed) < measures.scaled_nll(-mixed) == pytest.approx(np.log(2))
+    plain, cued = np.array([[1.0, 0.0]] * 10), np.array([[3.0, 2.0]] * 10)
+    sides = measures.cued_margins(plain, cued, 0.8, 0)
+    assert set(sides["on_chosen"]) == {3.0} and set(sides["on_rejected"]) == {-1.0}
+    assert sorted(sides["reversed"]) == [-1.0] * 8 + [3.0] * 2
+
+    mine = {seed: (draw.random(400) < 0.7) * 1.0 for seed in (0, 1, 2)}
+    same = report.paired_difference(mine, mine)
+    assert (same["value"], same["low"], same["high"], same["seeds"]) == (0, 0, 0, 3)
+    theirs = {seed: (draw.random(400) < 0.5) * 1.0 for seed in (1, 2, 3)}
+    found = report.paired_difference(mine, theirs)
+    assert found["seeds"] == 2 and found["low"] < found["value"] < found["high"]
+    difference = np.stack([mine[seed] - theirs[seed] for seed in (1, 2)])
+    assert found["value"] == pytest.approx(difference.mean())
+    assert found["high"] - found["low"] >= 0.9 * 2 * 1.96 * difference.mean(0).std() / np.sqrt(400)
+    assert report.paired_difference(mine, {7: mine[0]}) is None
+
+    members = [
+        {"validation": np.array([[0.0, 2.0], [4.0, 6.0]]), "test": np.array([[3.0, 3.0 + shift]])} for shift in (1, -2)
+    ]
+    spread = np.sqrt(5)
+    assert study.combine(members, "mean")["test"] == pytest.approx(np.array([[0, -0.5 / spread]]))
+    assert study.combine(members, "worst")["test"] == pytest.approx(np.array([[0, -2 / spread]]))
+    with pytest.raises(ValueError, match="`rule` is 'best'"):
+        study.combine(members, "best")

@@ -1,0 +1,134 @@
+"""The study of attention hacking: its small form runs, goes on and reports; each arm trains."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from attention_hacking.conftest import CONFIG, FOLDER, SETS, tiny_config
+
+
+def write(config: dict, folder) -> str:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return str(path)
+
+
+def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, encoder)
+    path = write(config, tmp_path)
+    study, done = modules.study, []
+    carry_out = modules.running.Bench.carry_out
+
+    def stopping(self, run, arm, settings):
+        done.append(run.id)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return carry_out(self, run, arm, settings)
+
+    monkeypatch.setattr(modules.running.Bench, "carry_out", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        study.main(["--config", path])
+    kept = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
+    assert [record["id"] for record in kept] == done[:3]
+    assert study.main(["--config", path, "--minutes", "-1"]) == kept and len(done) == 4  # no time, nothing begun
+    results = study.main(["--config", path])
+    again = [name for name in done if done.count(name) > 1]
+    assert set(again) == {done[3]} and len(set(done)) == 2 + 9
+
+    # Seeds outermost; ensembles as soon as their members are there.
+    main = [record for record in results if not record["candidate"] and not record["arm"].startswith("ensemble")]
+    assert [(record["seed"], record["arm"]) for record in main] == [
+        (seed, arm) for seed in (0, 1, 2) for arm in ("bradley_terry", "interaction_joint", "uniform")
+    ]
+    ensembles = [record for record in results if record["arm"].startswith("ensemble")]
+    assert len(ensembles) == 6 and {len(record["settings"]["members"]) for record in ensembles} == {3}
+    tried = [record for record in results if record["candidate"]]
+    assert all(record["tests"] == {} and record["validation"]["pairs"] >= 6 for record in tried)
+    best = min(tried, key=lambda record: record["validation"]["scaled_nll"])
+    for record in main:
+        assert record["settings"]["arguments"]["learning_rate"] == best["settings"]["arguments"]["learning_rate"]
+        assert set(record["tests"]) == set(SETS) and set(record["cued"]) == {"hh_harmless"}
+        assert record["training"]["steps"] == 2 and record["seconds"]["training"] > 0 and record["hardware"]
+        aligned = record["training"]["last_log"].get("interaction/loss")
+        assert (aligned is None) == (record["arm"] == "bradley_terry")
+    joint, uniform = (next(r for r in main if r["arm"] == arm) for arm in ("interaction_joint", "uniform"))
+    assert joint["training"]["last_log"]["interaction/loss"] != uniform["training"]["last_log"]["interaction/loss"]
+    assert joint["teacher"]["checksum"] == uniform["teacher"]["checksum"] != 0
+
+    table = json.loads((tmp_path / "results" / "table.json").read_text(encoding="utf-8"))
+    cell = next(row for row in table if (row["arm"], row["test"]) == ("uniform", "bbq"))
+    means = [record["tests"]["bbq"]["accuracy"] for record in main if record["arm"] == "uniform"]
+    assert cell["accuracy"] == pytest.approx(np.mean(means)) and cell["seeds"] == [0, 1, 2]
+    assert {"differences.hh_harmless.minilm.clean.png", "masking.hh_harmless.minilm.clean.png", "table.md"} <= {
+        file.name for file in (tmp_path / "results").iterdir()
+    }
+    assert study.main(["--config", path]) == results and len(done) == 2 + 9 + 1  # nothing is done twice
+
+    config["max_length"] = 90
+    with pytest.raises(ValueError, match="made with other settings"):
+        study.main(["--config", write(config, tmp_path)])
+
+
+@pytest.mark.parametrize("arm", [name for name in CONFIG["arms"] if name not in ("bradley_terry", "uniform")])
+def test_each_arm_trains_with_its_own_loss(modules, encoder, arm, arm_losses):
+    losses = arm_losses(modules, encoder, arm)
+    assert np.isfinite(losses).all() and losses[0] != arm_losses(modules, encoder, "bradley_terry")[0]
+
+
+@pytest.fixture(scope="module")
+def arm_losses(tmp_path_factory):
+    folder, kept = tmp_path_factory.mktemp("arms"), {}
+
+    def losses(modules, encoder, name):
+        if name in kept:
+            return kept[name]
+        if "bench" not in kept:
+            config = tiny_config(folder, encoder)
+            # The tiny encoder has three layers.
+            for arm in ("interaction_all", "interaction_middle"):
+                layers = config["arms"][arm]["arguments"]["student_layers"]
+                layers = [min(layer, 2) if len(layers) == 1 else (layer - 1) // 2 for layer in layers]
+                config["arms"][arm]["arguments"] |= {"student_layers": layers, "teacher_layers": [-1] * len(layers)}
+            kept["bench"] = modules.running.Bench(config, encoder)
+        bench = kept["bench"]
+        run = modules.running.Run("hh_harmless", "minilm", "clean", name, 0)
+        arm = modules.arms.Arm(**bench.config["arms"][name])
+        settings = bench.settings(run, arm)
+        logs = []
+        train = modules.running.StudyTrainer.train
+
+        def noting(self, *args, **kwargs):
+            output = train(self, *args, **kwargs)
+            logs.extend(log["loss"] for log in self.state.log_history if "loss" in log)
+            return output
+
+        modules.running.StudyTrainer.train = noting
+        try:
+            bench.train(run, arm, settings["arguments"])
+        finally:
+            modules.running.StudyTrainer.train = train
+        kept[name] = logs
+        return logs
+
+    return losses
+
+
+@pytest.mark.skipif(not (FOLDER / "results.json").exists(), reason="the study has not been run yet")
+def test_the_tables_are_those_of_the_results(modules):
+    results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+    table = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
+    runs = [record for record in results if not record["candidate"]]
+    assert {(row["arm"], row["condition"]) for row in table} == {(run["arm"], run["condition"]) for run in runs}
+    assert modules.report.markdown(table, results) == (FOLDER / "table.md").read_text(encoding="utf-8")
+    for row in table:
+        accuracies = [
+            run["tests"][row["test"]]["accuracy"]
+            for run in runs
+            if all(run[key] == row[key] for key in ("train", "student", "condition", "arm"))
+            and row["test"] in run["tests"]
+        ]
+        assert not accuracies or row["accuracy"] == pytest.approx(np.mean(accuracies))

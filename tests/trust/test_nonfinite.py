@@ -1,0 +1,81 @@
+"""Gradients and weights that are no numbers stop a run before anything of them is saved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_interdistill.cli import main
+from hf_interdistill.interaction import teacher_stages
+from hf_interdistill.interaction.checkpoints import fault_of
+from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
+from trust.spots import GO_ON
+
+
+def poison(monkeypatch, owner, number: int, spoil) -> None:
+    """After the backward pass of a step, spoil something of the model."""
+    original, calls = owner.training_step, [0]
+
+    def poisoned(self, model, *args, **kwargs):
+        loss = original(self, model, *args, **kwargs)
+        calls[0] += 1
+        if calls[0] == number:
+            with torch.no_grad():
+                spoil(next(p for p in model.parameters() if p.grad is not None and p.dim() > 1))
+        return loss
+
+    monkeypatch.setattr(owner, "training_step", poisoned)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_that_are_no_numbers_stop_a_run_before_they_reach_the_weights(workshop, monkeypatch, capsys, value):
+    with monkeypatch.context() as patch:
+        poison(patch, InteractionDistillationTrainer, 4, lambda p: p.grad[0].fill_(value))
+        assert main(workshop.plain("stopped")) == 2
+    error = capsys.readouterr().err
+    assert "The loss is finite, but its gradients are not finite at step 3" in error
+    assert "saved in checkpoint-3" in error and "`--resume_from_checkpoint true`" in error
+    note = json.loads(workshop.path("stopped", "nonfinite_loss.json").read_text())
+    assert note["global_step"] == 3 and len(note["pair_index"]) == 8
+    saved = workshop.path("stopped", "checkpoint-3")
+    assert fault_of(saved) is None
+    assert all(value.isfinite().all() for value in load_file(saved / "model.safetensors").values())
+    assert main([*workshop.plain("stopped"), *GO_ON]) == 0  # without what spoilt it
+    assert workshop.farthest("plain", "stopped") == 0
+
+
+def test_rows_of_all_micro_batches_are_noted(workshop, monkeypatch):
+    poison(monkeypatch, InteractionDistillationTrainer, 3, lambda p: p.grad[0].fill_(float("nan")))
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    assert main(workshop.plain("stopped", **small)) == 2
+    rows = json.loads(workshop.path("stopped", "nonfinite_loss.json").read_text())["pair_index"]
+    assert len(rows) == len(set(rows)) == 8
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [(3, "The loss is not finite at step 3"), (4, "The weights are not finite at step 4, and not saved")],
+    ids=["found by the loss", "found by the save"],
+)
+def test_weights_that_are_no_numbers_are_not_saved(workshop, monkeypatch, capsys, step, message):
+    with monkeypatch.context() as patch:
+        poison(patch, InteractionDistillationTrainer, step, lambda p: p.fill_(float("nan")))
+        assert main(workshop.plain("stopped")) == 2
+    error = capsys.readouterr().err
+    assert message in error and "not saved. The last whole checkpoint is" in error
+    assert [path.name for path in workshop.path("stopped").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert main([*workshop.plain("stopped"), *GO_ON]) == 0
+    assert workshop.farthest("plain", "stopped") == 0
+
+
+def test_a_teacher_stops_on_gradients_that_are_no_numbers(workshop, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        poison(patch, teacher_stages._StageTrainer, 8, lambda p: p.grad[0].fill_(float("nan")))
+        assert main(workshop.teacher("stopped")) == 2
+    assert "its gradients are not finite at step 1" in capsys.readouterr().err
+    assert not workshop.path("stopped", "interaction_teacher.json").exists()
+    assert main([*workshop.teacher("stopped"), *GO_ON]) == 0
+    assert workshop.farthest("teacher", "stopped") == 0
