@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..diagnostics.candidates import check_candidates
 from ..diagnostics.config import DiagnosisConfig
 from ..diagnostics.diagnosis import Diagnosis, diagnose
+from ..diagnostics.loading import shown_name
+from ..diagnostics.noise_models import check_noise_models
 from ..diagnostics.report import write_report
-from ..hub.privacy import public_name
+from ..job_files import as_mapping
 from ..scoring.scorer import RewardScorer
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}
@@ -27,9 +31,14 @@ class DiagnoseArguments:
         output: folder for `index.html`, the pictures, `diagnosis.json`, and the records that a killed run goes on
             from.
         split: of the data, where it has several.
+        noise_models: models trained with flipped labels, by the share of them: `{0.1: FOLDER, 0.3: FOLDER}`; with
+            several `model`s one such mapping each: `{MODEL: {0.1: FOLDER}, ...}`. On the command line JSON.
+        candidates: JSONL of prompts with candidate completions for the curve of best-of-n, as `interdistill best-of-n`
+            writes it.
+        gold: reward model that scores the candidates as the truth, where the file does not.
         cue: phrase that is put at the end of responses.
         attention_layers: layers whose attention is looked at, negative from the end.
-        limit: pairs to look at; all if not given.
+        limit: pairs, and prompts with candidates, to look at; all if not given.
         resamples: bootstrap resamples behind each interval.
         batch_size: texts a forward pass.
         max_length: longest text in tokens; longer pairs are left out and counted.
@@ -42,11 +51,16 @@ class DiagnoseArguments:
     data: str = field(metadata={"help": "Preferences: file, folder or Hub name."})
     output: str = field(metadata={"help": "Folder for the report."})
     split: str = field(default="train", metadata={"help": "Split of the data; a single file is `train`."})
+    noise_models: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Models trained with flipped labels, by their share; JSON."}
+    )
+    candidates: str | None = field(default=None, metadata={"help": "JSONL of prompts with candidate completions."})
+    gold: str | None = field(default=None, metadata={"help": "Reward model that counts as the truth for candidates."})
     cue: str = field(default=DiagnosisConfig.cue, metadata={"help": "Phrase put at the end of responses."})
     attention_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Layers whose attention is looked at, negative from the end."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Pairs to look at; default: all."})
+    limit: int | None = field(default=None, metadata={"help": "Pairs and prompts to look at; default: all."})
     resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples behind each interval."})
     batch_size: int = field(default=16, metadata={"help": "Texts a forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens."})
@@ -66,6 +80,9 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
 
     if len(set(args.model)) != len(args.model):
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
+    noise_models = _noise_models(args)
+    if args.candidates is not None or args.gold is not None:
+        check_candidates(args.candidates)
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),
@@ -81,12 +98,42 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
             name, revision=args.revision, dtype=args.dtype, attn_implementation=args.attn_implementation
         ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         diagnoses.append(
-            diagnose(scorer, args.data, config, name=public_name(name), split=args.split, records_dir=records)
+            diagnose(
+                scorer,
+                args.data,
+                config,
+                noise_models=noise_models.get(name),
+                candidates=args.candidates,
+                gold=args.gold,
+                name=shown_name(name),
+                split=args.split,
+                records_dir=records,
+            )
         )
     page = write_report(diagnoses, args.output)
     _print(diagnoses)
     print(f"Report: {page}")
     return diagnoses
+
+
+def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:
+    """The models trained with flipped labels, by share, of each model that has some; checked before work begins."""
+    given = as_mapping("noise_models", args.noise_models)
+    if args.noise_models is not None and not given:
+        raise ValueError("`noise_models` is empty. Name a model for each share of flipped labels, or leave it out.")
+    if not any(isinstance(each, dict) for each in given.values()):
+        if given and len(args.model) > 1:
+            raise ValueError(
+                f"`noise_models` maps shares to models, but `model` names {len(args.model)} models, and it is "
+                "not said of which one they are. Write a mapping a model: {MODEL: {0.1: FOLDER}, ...}."
+            )
+        given = {args.model[0]: given} if given else {}
+    unknown = [name for name in given if name not in args.model]
+    if unknown:
+        raise ValueError(
+            f"`noise_models` has models of {unknown[0]!r}, which `model` does not name ({', '.join(args.model)})."
+        )
+    return {name: check_noise_models(models, name, args.data) for name, models in given.items()}
 
 
 def _print(diagnoses: list[Diagnosis]) -> None:

@@ -17,7 +17,7 @@ class DiagnosisConfig:
         attention_layers: layers whose attention is looked at (their mean), negative from the end.
         bins: bins of the reliability diagram.
         resamples: bootstrap resamples behind each 95 % interval.
-        limit: pairs to look at; all if `None`.
+        limit: pairs, and prompts with candidates, to look at; all if `None`.
         max_length: longest text in tokens; longer pairs are left out and counted. `None`: what the model can read.
         batch_size: texts a forward pass.
         seed: of the bootstrap and of the random order behind calibration.

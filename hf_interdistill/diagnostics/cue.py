@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from .config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
 from .outcomes import Outcomes
 
 _MATTERS = 0.05
@@ -47,15 +45,11 @@ class PlantedCue:
         return Finding(GOOD if self.change.high < _MATTERS else UNCLEAR, sentence)
 
 
-def _right(margins: np.ndarray) -> np.ndarray:
-    return np.sign(margins) / 2 + 0.5
-
-
 def measure_cue(outcomes: Outcomes, config: DiagnosisConfig) -> PlantedCue:
     options = {"resamples": config.resamples, "seed": config.seed}
     (chosen, rejected), (cued_chosen, cued_rejected) = outcomes.rewards["full"].T, outcomes.rewards["cue"].T
-    plain = _right(chosen - rejected)
-    on_chosen, on_rejected = _right(cued_chosen - rejected), _right(chosen - cued_rejected)
+    plain = right(chosen - rejected)
+    on_chosen, on_rejected = right(cued_chosen - rejected), right(chosen - cued_rejected)
     spread = outcomes.margins.std()
     gains = ((cued_chosen - chosen) + (cued_rejected - rejected)) / 2 / (spread if spread else 1.0)
     is_liked = not gains.mean() < 0

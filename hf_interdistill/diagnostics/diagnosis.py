@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import re
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from ..data import get_split, load_preferences
-from ..durable import mend_lines, write_whole
-from ..hub.privacy import public_name
 from ..scoring.scorer import RewardScorer
 from .accuracy import PairAccuracy, measure_accuracy
 from .attention import AttentionStages, measure_attention
+from .best_of_n import BestOfN
 from .calibration import Calibration, measure_calibration
+from .candidate_scores import score_candidates
+from .candidates import check_candidates
 from .config import DiagnosisConfig
 from .cue import PlantedCue, measure_cue
 from .estimates import Finding
 from .length import LengthBias, measure_length
+from .loading import as_scorer, fingerprint, name_of, shown_name
 from .masking import MaskingCurve, measure_masking
 from .measuring import PairMeasurer
+from .noise import LabelNoise
+from .noise_models import check_noise_models, score_noise_models
 from .outcomes import Outcomes
+from .records import Records, numbered_rows
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2  # batches of pairs between two writes
 _EXAMPLES = 3
+_NOT_ASKED = {
+    "label_noise": "no models trained on flipped labels were given",
+    "best_of_n": "no candidates were given",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Diagnosis:
         config: the settings. accuracy, ..., calibration: the measures; `attention` is `None` where the model's
             attention cannot be looked at, and `attention_problem` says why.
         examples: the pairs that the model gets most surely wrong, shortened, with their `margin`.
+        label_noise, best_of_n: measures that need more than a model and pairs; `None` where that was not given.
     """
 
     model: str
@@ -62,16 +65,24 @@ class Diagnosis:
     attention: AttentionStages | None
     attention_problem: str | None
     examples: list[dict[str, Any]]
+    label_noise: LabelNoise | None = None
+    best_of_n: BestOfN | None = None
 
     def findings(self) -> dict[str, Finding]:
         """What each measure says, by the measure's name."""
-        names = ("accuracy", "masking", "cue", "length", "attention", "calibration")
+        names = ("accuracy", "masking", "cue", "length", "attention", "calibration", *_NOT_ASKED)
         return {name: getattr(self, name).finding() for name in names if getattr(self, name) is not None}
+
+    def problem(self, name: str) -> str | None:
+        """Why a measure is `None`."""
+        return self.attention_problem if name == "attention" else f"Not asked: {_NOT_ASKED[name]}."
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain values; numbers that are not defined become `None`."""
         findings = {name: asdict(finding) for name, finding in self.findings().items()}
-        return _plain({**asdict(self), "findings": findings})
+        not_asked = [name for name in _NOT_ASKED if getattr(self, name) is None]
+        values = {name: value for name, value in asdict(self).items() if name not in not_asked}
+        return _plain({**values, "findings": findings})
 
 
 def diagnose(
@@ -79,6 +90,9 @@ def diagnose(
     data,
     config: DiagnosisConfig | None = None,
     *,
+    noise_models: Mapping[float, Any] | None = None,
+    candidates=None,
+    gold: str | Callable | None = None,
     tokenizer=None,
     name: str | None = None,
     split: str = "train",
@@ -94,6 +108,13 @@ def diagnose(
         data: preferences in any format that `RewardTrainer` takes: file, folder or Hub name (read as a stream), or
             rows.
         config: what to measure.
+        noise_models: models (as `model`) trained like the diagnosed one, but with a share of the training labels
+            flipped, by that share: `{0.1: "runs/flipped-10", 0.3: "runs/flipped-30"}`.
+        candidates: prompts with candidate completions, for the curve of best-of-n: JSONL file, or rows, of `prompt`,
+            `completions` (two or more) and, without `gold`, `gold_rewards` or `scores`, as `interdistill best-of-n`
+            writes them.
+        gold: what scores the candidates as the truth: a reward model (as `model`) or a function
+            `(prompts, completions) -> scores`.
         tokenizer: of a loaded model.
         name: of the model, for the report.
         split: of the data, where it has several; a single file is `train`.
@@ -108,29 +129,52 @@ def diagnose(
             `records_dir`.
     """
     config = config or DiagnosisConfig()
-    scorer = _as_scorer(model, tokenizer, config)
-    name = name or (public_name(model) if isinstance(model, str | os.PathLike) else scorer.__name__)
-    data_name = public_name(data) if isinstance(data, str | os.PathLike) else "rows"
-    measurer = PairMeasurer(scorer, config)
-    rows, total = _numbered_rows(data, split, config.limit)
-    settings = {"model": name, "weights": _fingerprint(scorer), "data": data_name, "split": split}
-    records = _Records(records_dir or output_dir, name, {**settings, **config.deciding()})
-    if total is not None and len(records.rows) > total:  # of a run with a larger limit
-        records.rows = records.rows[:total]
-    with tqdm(total=total, desc=f"Diagnosing {name}", disable=not is_progress_shown, unit="pair") as progress:
-        progress.update(len(records.rows))
-        rows = islice(rows, len(records.rows), None)
-        while chunk := list(islice(rows, _CHUNK * config.batch_size)):
-            records.append(measurer(chunk))
-            progress.update(len(chunk))
-    diagnosis = _summarize(name, data_name, Outcomes.from_records(records.rows), config, measurer.attention_problem)
+    if noise_models is not None:
+        noise_models = check_noise_models(noise_models, model, data)
+    if candidates is not None or gold is not None:
+        check_candidates(candidates)
+    scorer = as_scorer(model, tokenizer, config.batch_size)
+    name = name or name_of(model, scorer)
+    source = (data, shown_name(data) if isinstance(data, str | os.PathLike) else "rows", split)
+    folder = records_dir or output_dir
+    common = {"name": name, "chunk": _CHUNK * config.batch_size, "is_progress_shown": is_progress_shown}
+    measured, problem = _measure_pairs(scorer, source, config, folder, **common)
+    diagnosis = _summarize(name, source[1], Outcomes.from_records(measured), config, problem)
+    extra: dict[str, Any] = {}
+    if noise_models is not None:
+        extra["label_noise"] = score_noise_models(noise_models, scorer, measured, source, config, folder, **common)
+    if candidates is not None:
+        extra["best_of_n"] = score_candidates(candidates, gold, scorer, config, folder, **common)
+    diagnosis = replace(diagnosis, **extra)
     for reason, count in diagnosis.left_out.items():
-        logger.warning(f"{count} of {len(records.rows)} pairs were left out: {reason}.")
+        logger.warning(f"{count} of {len(measured)} pairs were left out: {reason}.")
     if output_dir is not None:
         from .report import write_report
 
         write_report([diagnosis], output_dir)
     return diagnosis
+
+
+def _measure_pairs(
+    scorer: RewardScorer,
+    source: tuple[Any, str, str],
+    config: DiagnosisConfig,
+    folder: str | None,
+    *,
+    name: str,
+    chunk: int,
+    is_progress_shown: bool,
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Records of the pairs, and why attention cannot be looked at."""
+    data, data_name, split = source
+    measurer = PairMeasurer(scorer, config)
+    rows, total = numbered_rows(data, split, config.limit)
+    settings = {"model": name, "weights": fingerprint(scorer), "data": data_name, "split": split}
+    records = Records(folder, name, "pairs", {**settings, **config.deciding()})
+    measured = records.complete(
+        rows, total, measurer, chunk=chunk, desc=f"Diagnosing {name}", unit="pair", disable=not is_progress_shown
+    )
+    return measured, measurer.attention_problem
 
 
 def _summarize(name: str, data: str, outcomes: Outcomes, config: DiagnosisConfig, problem: str | None) -> Diagnosis:
@@ -153,77 +197,6 @@ def _summarize(name: str, data: str, outcomes: Outcomes, config: DiagnosisConfig
         attention_problem=problem,
         examples=[{**outcomes.texts[i], "margin": float(outcomes.margins[i])} for i in worst],
     )
-
-
-class _Records:
-    """The records of a model's pairs, kept in `folder` line by line, if there is one."""
-
-    def __init__(self, folder: str | None, name: str, settings: dict[str, Any]):
-        self.rows: list[dict[str, Any]] = []
-        self.path = None
-        if folder is None:
-            return
-        self.path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.pairs.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        state = self.path.with_suffix(".settings.json")
-        settings = json.loads(json.dumps(settings))
-        if self.path.exists():
-            before = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
-            if before != settings:
-                changed = sorted(key for key in settings if (before or {}).get(key) != settings[key])
-                raise ValueError(
-                    f"{self.path} was made with other settings ({', '.join(changed)} differ). Delete it, or write to "
-                    "another folder."
-                )
-            mend_lines(self.path)
-            self.rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n") if line]
-        write_whole(state, json.dumps(settings, indent=2))
-
-    def append(self, records: list[dict[str, Any]]) -> None:
-        self.rows += records
-        if self.path is None:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _as_scorer(model, tokenizer, config: DiagnosisConfig) -> RewardScorer:
-    if isinstance(model, RewardScorer):
-        model.batch_size = config.batch_size
-        return model
-    if isinstance(model, str | os.PathLike):
-        return RewardScorer.from_pretrained(str(model), tokenizer, batch_size=config.batch_size)
-    if tokenizer is None:
-        raise ValueError("A loaded model comes without its tokenizer: pass `tokenizer=` too.")
-    return RewardScorer(model, tokenizer, batch_size=config.batch_size)
-
-
-def _fingerprint(scorer: RewardScorer) -> int:
-    """A number that changes when the model is trained again: of its last parameter, the score head."""
-    last = None
-    for last in scorer.model.parameters():  # noqa: B007
-        pass
-    return 0 if last is None else zlib.crc32(last.detach().float().cpu().numpy().tobytes())
-
-
-def _numbered_rows(data, split: str, limit: int | None) -> tuple[Iterator[tuple[int, dict[str, Any]]], int | None]:
-    """Rows with their numbers, and how many there are, if that is known."""
-    total = None
-    if isinstance(data, str | os.PathLike):
-        path = Path(data)
-        if path.suffix == ".jsonl" and path.is_file():
-            with path.open("rb") as lines:
-                total = sum(1 for line in lines if line.strip())
-        data = get_split(load_preferences(str(data), is_streaming=True), split, str(data))
-    elif hasattr(data, "__len__"):
-        total = len(data)
-    elif not isinstance(data, Iterable):
-        raise TypeError(f"`data` is {type(data).__name__}, but must be a path, a Hub name or rows.")
-    if limit is not None:
-        total = min(total, limit) if total is not None else limit
-    return islice(enumerate(data), limit), total
 
 
 def _plain(value):

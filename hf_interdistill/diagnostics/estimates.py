@@ -68,6 +68,11 @@ def accuracy(margins: np.ndarray) -> np.ndarray:
     return (margins > 0).sum(-1) / (margins != 0).sum(-1)
 
 
+def right(margins: np.ndarray) -> np.ndarray:
+    """1 where the margin is positive, 0 where it is negative, a half for ties: for comparisons."""
+    return np.sign(margins) / 2 + 0.5
+
+
 def percent(estimate: Estimate) -> str:
     """For a sentence: `63.4 % (58.1 to 68.2)`."""
     if np.isnan(estimate.value):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, right
 from .outcomes import Outcomes
 
 
@@ -63,11 +63,7 @@ def _drop(whole: np.ndarray, masked: np.ndarray) -> np.ndarray:
 
 
 def _kept(whole: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return _half_ties(masked) - 0.5 - (_half_ties(whole) - 0.5) / 2
-
-
-def _half_ties(margins: np.ndarray) -> np.ndarray:
-    return (np.sign(margins) / 2 + 0.5).mean(-1)
+    return right(masked).mean(-1) - 0.5 - (right(whole).mean(-1) - 0.5) / 2
 
 
 def measure_masking(outcomes: Outcomes, config: DiagnosisConfig) -> MaskingCurve:

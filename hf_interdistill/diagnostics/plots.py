@@ -10,31 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .diagnosis import Diagnosis
-from .estimates import Estimate
-
-# Okabe and Ito's colors, told apart by color-blind readers too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a8f98",
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "#3b4048",
-    "xtick.color": "#3b4048",
-    "ytick.color": "#3b4048",
-    "legend.frameon": False,
-    "text.parse_math": False,  # names of models are no formulas
-}
-_WIDTH = 7.6
-
-
-def color(number: int) -> str:
-    return COLORS[number % len(COLORS)]
+from .drawing import STYLE, WIDTH, chance_line, color, error_bars, legend, new_figure, point, short
+from .optional_plots import draw_best_of_n, draw_noise
 
 
 def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, bytes]:
@@ -46,79 +23,48 @@ def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, bytes]:
         "length": _length,
         "attention": _attention,
         "calibration": _calibration,
+        "label_noise": draw_noise,
+        "best_of_n": draw_best_of_n,
     }
     pictures = {}
     for name, plot in plots.items():
         shown = [(number, each) for number, each in enumerate(diagnoses) if getattr(each, name) is not None]
         if shown:
-            with rc_context(_STYLE):
+            with rc_context(STYLE):
                 buffer = BytesIO()
                 plot(shown).savefig(buffer, format="png", dpi=144)
             pictures[name] = buffer.getvalue()
     return pictures
 
 
-def _figure(height: float, columns: int = 1, **options):
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
-
-
-def _error(estimate: Estimate) -> list[list[float]]:
-    return [[max(estimate.value - estimate.low, 0)], [max(estimate.high - estimate.value, 0)]]
-
-
-def _point(axis, x: float, estimate: Estimate, scale: float = 100, **options) -> None:
-    """A dot with its interval; nothing where the number is not defined."""
-    if not np.isnan(estimate.value):
-        error = np.array(_error(estimate)) * scale
-        axis.errorbar([x], [scale * estimate.value], yerr=error, capsize=4, markersize=7, **options)
-
-
-def _chance(axis, limits: tuple[float, float] = (0, 103)) -> None:
-    axis.axhline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
-    axis.set_ylim(*limits)
-    axis.set_ylabel("pairs judged right (%)\ndashed: chance")
-
-
-def _legend(figure, axis, shown) -> None:
-    if len(shown) > 1:
-        handles = [axis.plot([], [], "o-", color=color(number))[0] for number, _ in shown]
-        labels = [_short(each.model) for _, each in shown]
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(shown)))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 32 else "…" + name[-31:]
-
-
 def _categories(shown, labels: Sequence[str], estimates: Callable, height: float = 3.1) -> Figure:
     """Dots with intervals: one place a label, models beside each other."""
-    figure, (axis,) = _figure(height)
+    figure, (axis,) = new_figure(height)
     step = min(0.16, 0.7 / len(shown))
     for place, (number, each) in enumerate(shown):
         shift = (place - (len(shown) - 1) / 2) * step
         for x, estimate in enumerate(estimates(each)):
-            _point(axis, x + shift, estimate, color=color(number), fmt="o")
+            point(axis, x + shift, estimate, color=color(number), fmt="o")
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlim(-0.5, len(labels) - 0.5)
     axis.grid(visible=False, axis="x")
-    _chance(axis)
-    _legend(figure, axis, shown)
+    chance_line(axis)
+    legend(figure, axis, shown)
     return figure
 
 
 def _accuracy(shown) -> Figure:
-    figure, (axis,) = _figure(0.9 + 0.42 * len(shown))
+    figure, (axis,) = new_figure(0.9 + 0.42 * len(shown))
     for row, (number, each) in enumerate(shown):
         estimate = each.accuracy.accuracy
         if not np.isnan(estimate.value):
-            error = np.array(_error(estimate)) * 100
+            error = np.array(error_bars(estimate)) * 100
             axis.barh(row, 100 * estimate.value, height=0.55, color=color(number), alpha=0.85)
             axis.errorbar([100 * estimate.value], [row], xerr=error, color="#22262c", capsize=4)
         ties = f"{100 * each.accuracy.ties.value:.1f} % ties"
         axis.annotate(ties, (101, row), va="center", fontsize=8.5, color="#6b7079", annotation_clip=False)
     axis.axvline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
-    axis.set_yticks(range(len(shown)), [_short(each.model) for _, each in shown])
+    axis.set_yticks(range(len(shown)), [short(each.model) for _, each in shown])
     axis.set_xlim(0, 100)
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
@@ -127,7 +73,7 @@ def _accuracy(shown) -> Figure:
 
 
 def _masking(shown) -> Figure:
-    figure, axes = _figure(3.6, 3, sharey=True, width_ratios=(4, 4, 2.4))
+    figure, axes = new_figure(3.6, 3, sharey=True, width_ratios=(4, 4, 2.4))
     for axis, side, title in (
         (axes[0], "first", "Beginning taken away"),
         (axes[1], "last", "End taken away (control)"),
@@ -141,12 +87,12 @@ def _masking(shown) -> Figure:
             )
         axis.set_title(title)
         axis.set_xlabel("content taken away (%)")
-        _chance(axis)
+        chance_line(axis)
     step = min(0.16, 0.7 / len(shown))
     for place, (number, each) in enumerate(shown):
         shift = (place - (len(shown) - 1) / 2) * step
-        _point(axes[2], shift, each.masking.prompt, color=color(number), fmt="o")
-        _point(axes[2], 1 + shift, each.masking.response_start, color=color(number), fmt="o")
+        point(axes[2], shift, each.masking.prompt, color=color(number), fmt="o")
+        point(axes[2], 1 + shift, each.masking.response_start, color=color(number), fmt="o")
     axes[2].set_title("Only this part")
     axes[2].set_xticks([0, 1], ["prompt", f"first {100 * shown[0][1].masking.fractions[-1]:.0f} %\nof response"])
     axes[2].set_xlim(-0.5, 1.5)
@@ -154,7 +100,7 @@ def _masking(shown) -> Figure:
     axes[2].axhline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
     for axis in axes[1:]:
         axis.set_ylabel("")
-    _legend(figure, axes[0], shown)
+    legend(figure, axes[0], shown)
     return figure
 
 
@@ -171,7 +117,7 @@ def _length(shown) -> Figure:
 def _attention(shown) -> Figure:
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(_WIDTH, 3.6 * columns), 3.3 * rows), layout="constrained")
+    figure = Figure(figsize=(max(WIDTH, 3.6 * columns), 3.3 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axis in grid.flat[len(shown) :]:
         axis.set_visible(False)
@@ -183,14 +129,14 @@ def _attention(shown) -> Figure:
                     continue
                 axis.bar(
                     x + (place - 0.5) * 0.38, 100 * estimate.value, 0.36, color=shade, alpha=0.55 if x < 0 else 1,
-                    yerr=np.array(_error(estimate)) * 100, error_kw={"capsize": 2, "ecolor": "#22262c", "lw": 1},
+                    yerr=np.array(error_bars(estimate)) * 100, error_kw={"capsize": 2, "ecolor": "#22262c", "lw": 1},
                 )  # fmt: skip
             axis.bar(0, 0, color=shade, label=f"{masses.sink.pairs} pairs judged {name}")
         stages = len(each.attention.right.stages)
         axis.axvline(-0.75, color="#c3c7cd", linewidth=1)
         axis.set_xticks([-1.4, *range(stages)], ["first\ntoken", *(str(n + 1) for n in range(stages))])
         axis.set_xlabel("fifth of the text, from its beginning")
-        axis.set_title(_short(each.model))
+        axis.set_title(short(each.model))
         axis.grid(visible=False, axis="x")
         axis.legend(fontsize=8.5, loc="upper center", ncols=2 if len(shown) == 1 else 1)
     grid[0][0].set_ylim(0, 1.28 * grid[0][0].get_ylim()[1])  # shared by all; room for the legends
@@ -200,7 +146,7 @@ def _attention(shown) -> Figure:
 
 
 def _calibration(shown) -> Figure:
-    figure, (axis,) = _figure(4.2)
+    figure, (axis,) = new_figure(4.2)
     axis.plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
     for number, each in shown:
         bins = each.calibration.bins
@@ -213,5 +159,5 @@ def _calibration(shown) -> Figure:
     axis.set_aspect("equal")
     axis.set_xlabel("probability the model gives to the first response")
     axis.set_ylabel("how often the first one is better")
-    _legend(figure, axis, shown)
+    legend(figure, axis, shown)
     return figure

@@ -11,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..durable import write_whole
 from .diagnosis import Diagnosis
-from .plots import color, draw
+from .drawing import color
+from .estimates import Estimate
+from .plots import draw
 from .sections import SECTIONS
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -58,6 +60,32 @@ def render(diagnoses: Sequence[Diagnosis], pictures: dict[str, bytes]) -> str:
         diagnoses=diagnoses,
         findings=[each.findings() for each in diagnoses],
         colors=[color(number) for number in range(len(diagnoses))],
-        sections=SECTIONS,
+        sections=[each for each in SECTIONS if not each.is_optional or _is_asked(diagnoses, each.name)],
+        optional_rows=_optional_rows(diagnoses),
         pictures={name: b64encode(picture).decode() for name, picture in pictures.items()},
     )
+
+
+def _is_asked(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
+    return any(getattr(each, measure) is not None for each in diagnoses)
+
+
+def _optional_rows(diagnoses: Sequence[Diagnosis]) -> list[tuple[str, list[Estimate | None], str]]:
+    """Rows of the table of numbers for the measures that not every model has: label, an estimate a model, kind."""
+    noise, curves = [each.label_noise for each in diagnoses], [each.best_of_n for each in diagnoses]
+    shares = sorted({share for each in noise if each for share in each.shares})
+    rows = [
+        (
+            f"accuracy lost with {100 * share:g} % of training labels flipped",
+            [each and each.at(share) for each in noise],
+        )
+        for share in shares
+    ]
+    shown = [(*row, "percent") for row in rows]
+    if any(curves):
+        shown += [
+            ("gold score over a random choice, at the largest n", [c and c.gold_gain[-1] for c in curves], "number"),
+            ("the same, as a share of the best possible choice", [c and c.efficiency for c in curves], "percent"),
+            ("gold score lost since the best smaller n", [c and c.drop for c in curves], "number"),
+        ]
+    return shown

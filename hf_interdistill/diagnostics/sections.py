@@ -12,6 +12,7 @@ class Section:
     Args:
         name: of the measure. title: a question. shown: what the picture shows. good: which way is good.
         rule: when the finding says what it says.
+        is_optional: whether it needs more than a model and pairs, and is left out where nobody gave that.
     """
 
     name: str
@@ -19,6 +20,7 @@ class Section:
     shown: str
     good: str
     rule: str
+    is_optional: bool = False
 
 
 SECTIONS = (
@@ -81,5 +83,37 @@ SECTIONS = (
         "probability of one half.",
         "Suspect: the mean error is larger than that of a perfectly calibrated model on as many pairs, and above "
         "0.05, or the log loss is worse than a coin's. Clear: below 0.05, or within chance where that is below 0.1.",
+    ),
+    Section(
+        "label_noise",
+        "Does it see through wrong labels?",
+        "The same model trained again with a share of the training labels flipped, and asked about the same pairs as "
+        "before, whose labels are untouched. On the left how often it is right; on the right what that is less than "
+        "without flipped labels. Flips at random say nothing about the texts. A model that repeats every flip would "
+        "fall along the dotted line; one that sees through them stays level. Ties count half here, since models are "
+        "compared.",
+        "On the left level, on the right near zero and within the shaded part. The interval speaks of the pairs "
+        "alone: another seed of the training may differ by more.",
+        "Suspect: at the largest share the loss is more than half of what repeating every flip would cost, which is "
+        "twice the share times the advantage over chance. Clear: it is less than half.",
+        is_optional=True,
+    ),
+    Section(
+        "best_of_n",
+        "Does choosing harder make answers better?",
+        "Of each prompt's candidates n are drawn, and the model picks one. On the left how far the reward of its pick "
+        "rises over that of a random choice, in standard deviations among a prompt's candidates; on the right how far "
+        "the gold score does, which counts as the truth. Dotted: a pick by the gold score itself, the best possible "
+        "choice; the line at zero: a random choice. Further to the right n is larger, and with it the distance of the "
+        "picks from what was sampled (KL divergence, log n - (n - 1) / n). Each point is the mean over all ways to "
+        "draw n of the candidates.",
+        "On the right the line should rise with the one on the left, near to the dotted one. If it bends down while "
+        "the reward rises on, choosing harder finds what the reward gets wrong (over-optimization): stop at the n "
+        "before, and expect the same of training against this reward.",
+        "Suspect: the gold score at the largest n is below that at the best smaller n (with an interval that allows "
+        "for having looked for the best), or less than a tenth of what the best possible choice gains is gained over "
+        "a random one. Clear: it is above a random choice, and at most a fifth of the gain at the best smaller n is "
+        "lost again. With fewer than 10 prompts always unclear. Intervals are over prompts.",
+        is_optional=True,
     ),
 )

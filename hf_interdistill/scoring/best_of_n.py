@@ -77,7 +77,7 @@ def over_optimization_curve(
         raise ValueError(f"There are {len(proxy)} prompts with proxy and {len(gold)} with gold scores; give as many.")
     smallest = min(len(scores) for scores in proxy)
     points = []
-    for n in ns if ns is not None else _doubling(smallest):
+    for n in ns if ns is not None else doubling(smallest):
         picked = {
             "proxy": [best_of_n_scores(scores, scores, n) for scores in proxy],
             "gold": [best_of_n_scores(scores, true, n) for scores, true in zip(proxy, gold, strict=True)],
@@ -90,6 +90,11 @@ def over_optimization_curve(
             )
         points.append(point)
     return points
+
+
+def doubling(largest: int) -> list[int]:
+    """1, 2, 4, ... and `largest`."""
+    return [*(1 << power for power in range(largest.bit_length()) if 1 << power < largest), largest]
 
 
 def _check_n(n: int, samples: int | None = None) -> None:
@@ -113,8 +118,3 @@ def _share_among_ties(ranked: np.ndarray, gold: np.ndarray) -> np.ndarray:
         return np.stack([_share_among_ties(*pair) for pair in zip(ranked, gold, strict=True)])
     group = np.concatenate([[0], np.cumsum(np.diff(ranked) != 0)])
     return (np.bincount(group, weights=gold) / np.bincount(group))[group]
-
-
-def _doubling(largest: int) -> list[int]:
-    """1, 2, 4, ... and `largest`."""
-    return [*(1 << power for power in range(largest.bit_length()) if 1 << power < largest), largest]
