@@ -144,7 +144,10 @@ def _resolve_gold(gold, scorer: RewardScorer, source: str) -> tuple[RewardScorer
         judge = scorer_beside(gold, scorer)
         return judge, name_of(gold, judge), fingerprint(judge)
     shown, code = getattr(gold, "__name__", type(gold).__name__), getattr(gold, "__code__", None)
-    if code is None:
-        return gold, shown, 0
-    constants = [each for each in code.co_consts if not hasattr(each, "co_code")]
-    return gold, shown, zlib.crc32(repr((code.co_code, code.co_names, constants)).encode())
+    return gold, shown, 0 if code is None else zlib.crc32(repr(_code_parts(code)).encode())
+
+
+def _code_parts(code) -> tuple:
+    """What a function does, nested ones with it, but not where it stands."""
+    constants = [_code_parts(each) if hasattr(each, "co_code") else each for each in code.co_consts]
+    return code.co_code, code.co_names, constants

@@ -4,7 +4,8 @@ Source: training on flipped labels and testing on clean ones is common practice;
 
 *What is to be expected.* A model that repeats what it was taught, flips included, at a share s of flipped labels keeps
 `1 - 2 s` of its advantage over chance: where it was right in a of the pairs, it is then right in
-`a (1 - s) + (1 - a) s`. Flips at random say nothing about the texts, so a learner with enough data to see through them loses nothing.
+`a (1 - s) + (1 - a) s`. Flips at random say nothing about the texts, so a learner with enough data to see through
+them loses nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class LabelNoise:
     Args:
         shares: of flipped labels, rising; the diagnosed model, with none, is not among them. models: their names.
         clean: accuracy of the diagnosed model. accuracy: of the others. loss: the first minus each other (paired).
+        lost_advantage: the loss as a share of the advantage over chance (paired); `nan` where there is none.
         excess: at the largest share, the loss minus half of what `expected_loss` says (paired).
         left_out: pairs that one of the models cannot read.
     """
@@ -37,6 +39,7 @@ class LabelNoise:
     clean: Estimate
     accuracy: list[Estimate]
     loss: list[Estimate]
+    lost_advantage: list[Estimate]
     excess: Estimate
     left_out: int
 
@@ -56,7 +59,7 @@ class LabelNoise:
             f"would lose {100 * expected_loss(self.clean.value, largest):.1f}."
         )
         if self.left_out:
-            sentence += f" {self.left_out} pairs are too long for one of the models."
+            sentence += f" Pairs that are too long for one of the models: {self.left_out}."
         if self.excess.low > 0:
             return Finding(SUSPECT, f"{sentence} It learns the flips rather than seeing through them.")
         if self.excess.high < 0:
@@ -87,12 +90,17 @@ def measure_noise(
     def excess(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
         return (clean - other).mean(-1) - _PASSED_ON * expected_loss(clean.mean(-1), shares[-1])
 
+    def lost_advantage(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
+        advantage = clean.mean(-1) - 0.5
+        return np.where(advantage > 0, (clean - other).mean(-1) / advantage, np.nan)
+
     return LabelNoise(
         shares=shares,
         models=tuple(noisy[share][0] for share in shares),
         clean=bootstrap(mean, clean, **options),
         accuracy=[bootstrap(mean, other, **options) for other in others],
         loss=[bootstrap(mean, clean - other, **options) for other in others],
+        lost_advantage=[bootstrap(lost_advantage, clean, other, **options) for other in others],
         excess=bootstrap(excess, clean, others[-1], **options),
         left_out=left_out,
     )

@@ -7,32 +7,40 @@ from matplotlib.figure import Figure
 
 from .drawing import chance_line, color, legend, new_figure
 from .estimates import Estimate
-from .noise import expected_loss
 
 _GRAY = "#8a8f98"
 _DOTTED = (0, (1, 2))
 
 
 def draw_noise(shown) -> Figure:
-    """Accuracy, and what is lost, over the share of flipped labels."""
+    """Accuracy, and the share of the advantage over chance that is lost, by the share of flipped labels."""
     figure, axes = new_figure(3.7, 2)
-    for number, each in shown:
+    shares = sorted({0.0, *(share for _, each in shown for share in each.label_noise.shares)})
+    lowest = 50.0
+    for place, (number, each) in enumerate(shown):
         noise, shade = each.label_noise, color(number)
-        x = [0.0, *(100 * share for share in noise.shares)]
-        _curve(axes[0], x, [noise.clean, *noise.accuracy], shade)
-        _curve(axes[1], x[1:], noise.loss, shade)
-        lost = 100 * expected_loss(noise.clean.value, np.array(x) / 100)
-        axes[0].plot(x, 100 * noise.clean.value - lost, color=shade, linewidth=1.3, linestyle=_DOTTED)
-        axes[1].plot(x, lost, color=shade, linewidth=1.3, linestyle=_DOTTED)
-        axes[1].fill_between(x, lost / 2, 0, color=shade, alpha=0.08, linewidth=0)
-    chance_line(axes[0])
-    axes[0].set_title("Accuracy")
-    axes[1].set_title("Lost")
+        shift = (place - (len(shown) - 1) / 2) * 0.8
+        accuracies = [noise.clean, *noise.accuracy]
+        lowest = min(lowest, *(100 * estimate.low for estimate in accuracies))
+        _curve(axes[0], shift + 100 * np.array((0.0, *noise.shares)), accuracies, shade)
+        if noise.clean.low > 0.5:  # of an advantage that may be none, no share can be told
+            _curve(axes[1], shift + 100 * np.array(noise.shares), noise.lost_advantage, shade, has_band=False)
+    chance_line(axes[0], (min(40, lowest - 3), 103))
+    repeated = np.array([0.0, 100 * max(shares) + 3])
+    axes[1].plot(repeated, 2 * repeated, color="#22262c", linewidth=1.3, linestyle=_DOTTED)
+    axes[1].annotate(
+        "every flip repeated", (100 * max(shares), 200 * max(shares)), textcoords="offset points", xytext=(-6, 2),
+        ha="right", fontsize=8.5, color="#3b4048",
+    )  # fmt: skip
+    axes[1].fill_between(repeated, repeated, 0, color="#1a7f4e", alpha=0.1, linewidth=0)
     axes[1].axhline(0, color=_GRAY, linewidth=1)
-    axes[1].set_ylabel("points of accuracy lost\ndotted: every flip is repeated")
+    axes[0].set_title("Accuracy")
+    axes[1].set_title("Lost by flipped labels")
+    axes[1].set_ylabel("advantage over chance lost (%)\nshaded: less than half of the flips")
     for axis in axes:
         axis.set_xlabel("training labels flipped (%)")
-        axis.set_xticks(sorted({0.0, *(100 * share for _, each in shown for share in each.label_noise.shares)}))
+        axis.set_xticks([100 * share for share in shares])
+        axis.set_xlim(-3, 100 * max(shares) + 3)
     legend(figure, axes[0], shown)
     return figure
 
@@ -73,10 +81,11 @@ def draw_best_of_n(shown) -> Figure:
     return figure
 
 
-def _curve(axis, x, estimates: list[Estimate], shade: str, scale: float = 100) -> None:
-    """A line with its intervals as a band."""
+def _curve(axis, x, estimates: list[Estimate], shade: str, scale: float = 100, has_band: bool = True) -> None:
+    """A line with its intervals."""
     value, low, high = (scale * np.array([getattr(e, part) for e in estimates]) for part in ("value", "low", "high"))
-    axis.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
+    if has_band:
+        axis.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
     axis.errorbar(
         x, value, yerr=np.maximum([value - low, high - value], 0), fmt="o-", color=shade, markersize=5, capsize=3
     )

@@ -88,11 +88,11 @@ SECTIONS = (
         "label_noise",
         "Does it see through wrong labels?",
         "The same model trained again with a share of the training labels flipped, and asked about the same pairs as "
-        "before, whose labels are untouched. On the left how often it is right; on the right what that is less than "
-        "without flipped labels. Flips at random say nothing about the texts. A model that repeats every flip would "
-        "fall along the dotted line; one that sees through them stays level. Ties count half here, since models are "
-        "compared.",
-        "On the left level, on the right near zero and within the shaded part. The interval speaks of the pairs "
+        "before, whose labels are untouched. On the left how often it is right; on the right the share of its "
+        "advantage over chance that this costs. Flips at random say nothing about the texts: a model that repeats "
+        "every flip loses along the dotted line, twice the share of flips; one that sees through them loses nothing. "
+        "Ties count half here, since models are compared.",
+        "On the left level; on the right near zero, within the shaded part. The interval speaks of the pairs "
         "alone: another seed of the training may differ by more.",
         "Suspect: at the largest share the loss is more than half of what repeating every flip would cost, which is "
         "twice the share times the advantage over chance. Clear: it is less than half.",

@@ -266,6 +266,6 @@ def test_command_line_with_a_gold_model_messages_and_long_candidates(tmp_path, c
     assert curve["gold"][0]["value"] == pytest.approx(np.mean(scores), abs=1e-4)
     assert curve["oracle"][2]["value"] == pytest.approx(np.mean(np.max(scores, 1)), abs=1e-4)
     assert (tmp_path / "out" / "best_of_n.png").exists()
-    assert "1 prompts left out" in (tmp_path / "out" / "index.html").read_text()
+    assert "prompts left out: 1 (a candidate longer" in (tmp_path / "out" / "index.html").read_text()
     assert main(["diagnose", *arguments]) == 2
     assert "no `candidates` to score" in capsys.readouterr().err

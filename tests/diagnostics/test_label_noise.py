@@ -29,9 +29,13 @@ def test_numbers_by_hand():
     assert found.shares == (0.1, 0.3) and found.models == ("a", "b") and found.left_out == 2
     assert found.clean.value == 0.9 and [each.value for each in found.accuracy] == [0.7, 0.6]  # two halves of a tie
     assert [each.value for each in found.loss] == pytest.approx([0.2, 0.3])
+    assert [each.value for each in found.lost_advantage] == pytest.approx([0.5, 0.75])
     assert found.excess.value == pytest.approx(0.3 - 0.5 * 0.6 * 0.4)  # half of 2 s (a - 1/2)
     assert found.at(0.1) is found.loss[0] and found.at(0.2) is None
-    assert "would lose 24.0." in found.finding().sentence and "2 pairs are too long" in found.finding().sentence
+    assert (
+        "would lose 24.0." in found.finding().sentence
+        and "too long for one of the models: 2." in found.finding().sentence
+    )
 
 
 def test_intervals_of_the_loss_are_paired():

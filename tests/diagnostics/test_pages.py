@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rain.test_views import node
 
+from hf_interdistill.diagnostics.best_of_n import measure_best_of_n
+from hf_interdistill.diagnostics.config import DiagnosisConfig
+from hf_interdistill.diagnostics.noise import measure_noise
 from hf_interdistill.diagnostics.report import write_report
 from hf_interdistill.rain.records import TreeRecord
 
@@ -38,6 +43,21 @@ def pages(folder, diagnoses):
     tree = folder / "tree.html"
     tree.write_text(TreeRecord(node("", kept, node(EVIL)), EVIL, EVIL).to_html(title=EVIL, stats={EVIL: 1}), "utf-8")
     return report, tree
+
+
+def test_optional_sections_stand_where_they_were_asked_and_nowhere_else(tmp_path, diagnoses):
+    plain, options = diagnoses["perfect"], DiagnosisConfig(resamples=20)
+    noise = measure_noise(np.ones(9), {0.25: (EVIL, np.zeros(9))}, left_out=1, config=options)
+    curve = measure_best_of_n([[1.0, 2.0]] * 3, [[0.0, 1.0]] * 3, options, gold_name=EVIL, left_out={EVIL: 1})
+    without = write_report([plain], str(tmp_path / "a")).read_text(encoding="utf-8")
+    assert "label_noise" not in without and "best_of_n" not in without and "not asked" not in without
+    page = write_report([plain, replace(plain, model="b", label_noise=noise, best_of_n=curve)], str(tmp_path / "b"))
+    html = page.read_text(encoding="utf-8")
+    for name in ("label_noise", "best_of_n"):
+        assert f'id="{name}"' in html and (page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert html.count("Not asked: ") == 2 and "accuracy lost with 25 % of training labels flipped" in html
+    assert "<script" not in html and "<iframe" not in html
+    assert "nan" not in re.sub(r'src="data:[^"]*"', "", html)
 
 
 def test_names_with_dollars_are_no_formulas(tmp_path, diagnoses):
