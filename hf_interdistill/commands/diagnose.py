@@ -12,9 +12,9 @@ from rich.table import Table
 from ..diagnostics.candidates import check_candidates
 from ..diagnostics.config import DiagnosisConfig
 from ..diagnostics.diagnosis import Diagnosis, diagnose
-from ..diagnostics.loading import shown_name
 from ..diagnostics.noise_models import check_noise_models
 from ..diagnostics.report import write_report
+from ..hub.privacy import public_name
 from ..job_files import as_mapping
 from ..scoring.scorer import RewardScorer
 
@@ -105,7 +105,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
                 noise_models=noise_models.get(name),
                 candidates=args.candidates,
                 gold=args.gold,
-                name=shown_name(name),
+                name=public_name(name),
                 split=args.split,
                 records_dir=records,
             )

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from ..hub.privacy import public_name
 from ..interaction.reader import longest_input
 from ..scoring.formatting import is_messages, template_kwargs
 from ..scoring.scorer import RewardScorer
 from .best_of_n import BestOfN, measure_best_of_n
 from .candidates import candidate_rows, count_candidates
 from .config import DiagnosisConfig
-from .loading import fingerprint, name_of, scorer_beside, shown_name
+from .loading import fingerprint, name_of, scorer_beside
 from .records import NumberedRow, Records, capped
 
 
@@ -42,7 +43,7 @@ def score_candidates(
     Raises:
         ValueError: a row that cannot be used; scores that are not finite; no prompt that can be read.
     """
-    source = shown_name(candidates) if isinstance(candidates, str | os.PathLike) else "rows"
+    source = public_name(candidates) if isinstance(candidates, str | os.PathLike) else "rows"
     total = capped(count_candidates(candidates), config.limit)
     gold, gold_name, gold_print = _resolve_gold(gold, scorer, source)
     settings = {"data": source, "max_length": config.max_length}

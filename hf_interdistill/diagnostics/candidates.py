@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..hub.privacy import public_name
 from ..scoring.formatting import is_messages
-from .loading import shown_name
 from .records import NumberedRow, count_lines
 
 _GOLD = ("gold_rewards", "scores")
@@ -47,7 +47,7 @@ def candidate_rows(candidates, is_scored: bool) -> Iterator[NumberedRow]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"Row {number} of {shown_name(candidates)} is no JSON: {error}.") from None
+                raise ValueError(f"Row {number} of {public_name(candidates)} is no JSON: {error}.") from None
             yield number, _checked(row, number, is_scored)
 
 

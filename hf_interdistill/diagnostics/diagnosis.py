@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..hub.privacy import public_name
 from ..scoring.scorer import RewardScorer
 from .accuracy import PairAccuracy, measure_accuracy
 from .attention import AttentionStages, measure_attention
@@ -22,7 +23,7 @@ from .config import DiagnosisConfig
 from .cue import PlantedCue, measure_cue
 from .estimates import Finding
 from .length import LengthBias, measure_length
-from .loading import as_scorer, fingerprint, name_of, shown_name
+from .loading import as_scorer, fingerprint, name_of
 from .masking import MaskingCurve, measure_masking
 from .measuring import PairMeasurer
 from .noise import LabelNoise
@@ -135,7 +136,7 @@ def diagnose(
         check_candidates(candidates)
     scorer = as_scorer(model, tokenizer, config.batch_size)
     name = name or name_of(model, scorer)
-    source = (data, shown_name(data) if isinstance(data, str | os.PathLike) else "rows", split)
+    source = (data, public_name(data) if isinstance(data, str | os.PathLike) else "rows", split)
     folder = records_dir or output_dir
     common = {"name": name, "chunk": _CHUNK * config.batch_size, "is_progress_shown": is_progress_shown}
     measured, problem = _measure_pairs(scorer, source, config, folder, **common)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from pathlib import Path
 
 import torch
 
+from ..hub.privacy import public_name
 from ..scoring.scorer import RewardScorer
 
 
@@ -46,10 +46,4 @@ def fingerprint(scorer: RewardScorer) -> int:
 
 def name_of(model, scorer: RewardScorer) -> str:
     """The name of a model for reports."""
-    return shown_name(model) if isinstance(model, str | os.PathLike) else scorer.__name__
-
-
-def shown_name(name: str | os.PathLike) -> str:
-    """A name for reports: of a local path the last two parts, so that no machine's path gets out."""
-    path = Path(name)
-    return "/".join(path.resolve().parts[-2:]) if path.exists() else str(name)
+    return public_name(model) if isinstance(model, str | os.PathLike) else scorer.__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -63,6 +64,11 @@ def test_a_report_names_no_owner_of_a_folder(tmp_path, monkeypatch):
     (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferences(2)))
     found = diagnose(model, home / "pairs.jsonl", FAST, split="train")
     assert (found.model, found.data) == ("rm", "pairs.jsonl")
+    (home / "drawn.jsonl").write_text(json.dumps({"prompt": "a", "completions": ["b", "c"], "scores": [0, 1]}))
+    extra = {"noise_models": {0.2: home / "flipped"}, "candidates": home / "drawn.jsonl"}
+    shutil.copytree(model, home / "flipped")
+    found = diagnose(model, home / "pairs.jsonl", FAST, is_progress_shown=False, **extra)
+    assert (found.label_noise.models, found.best_of_n.gold_name) == (("flipped",), "drawn.jsonl")
 
 
 def test_text_preferences_with_an_implicit_prompt():
