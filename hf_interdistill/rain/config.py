@@ -65,7 +65,9 @@ class RainConfig:
         sample_top_k: likeliest tokens that sampled token sets draw from.
         expansion_temperature: temperature of candidates (not of rollouts).
         max_children: widening stops here.
-        exploration: `c` of eq. 1.
+        exploration: `c` of eq. 1. An unvisited child counts as worst, so one of prior `p` is first visited after about
+            `(0.5 / (c p))^2` visits of its parent (`(0.9 / (c p))^2` beside a good one): too small for the budget, and
+            only the likeliest token sets are ever judged. `judge_calls` far below `iterations` is the sign of it.
         root_uniform: share of the uniform distribution in the root's priors.
         min_visits: a commit before the budget is spent needs more true visits than this ...
         value_threshold: ... and a value above this.
