@@ -21,9 +21,9 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from hardware import describe_hardware, keep, peak_resident_mib
+from figures import columns, keep, row
+from hardware import describe_hardware, peak_resident_mib
 from rich.console import Console
-from rich.table import Table
 
 from hf_interdistill.interaction.losses import alignment_loss
 from hf_interdistill.interaction.maps import AttentionMap, UnitTokens
@@ -171,22 +171,19 @@ def rows_of(measured: dict[str, list[dict]], tokens: list[int], step: dict | Non
     """For `results.json`: kernels over torch, kernels over a step, and memory as it grows."""
     rows = []
 
-    def row(name: str, setting: str, ours: float, rival: float, unit: str) -> None:
-        figures = {"ours": ours, "rival": rival, "unit": unit, "ratio": ours / rival, "hardware": describe_hardware()}
-        rows.append({"name": name, "setting": setting, **figures})
-
     for place, count in enumerate(tokens):
         by_torch = measured["torch"][place]
         if place:
             earlier, growth = measured["torch"][place - 1], f"torch, {count} tokens / {tokens[place - 1]} tokens"
-            row("alignment_memory_growth", growth, by_torch["peak_mib"], earlier["peak_mib"], "MiB")
+            rows.append(row("alignment_memory_growth", growth, by_torch["peak_mib"], earlier["peak_mib"], "MiB"))
         if "triton" in measured:
             own, setting = measured["triton"][place], f"{count} tokens, Triton / torch"
-            row("alignment_kernel_time", setting, own["seconds"], by_torch["seconds"], "s")
-            row("alignment_kernel_memory", setting, own["peak_mib"], by_torch["peak_mib"], "MiB")
+            rows.append(row("alignment_kernel_time", setting, own["seconds"], by_torch["seconds"], "s"))
+            rows.append(row("alignment_kernel_memory", setting, own["peak_mib"], by_torch["peak_mib"], "MiB"))
         if step is not None:
             setting = f"{count} tokens, Triton / step of a 0.5B decoder on 2 x {STEP_LENGTH} tokens"
-            row("alignment_kernel_share", setting, measured["triton"][place]["seconds"], step["seconds"], "s")
+            own = measured["triton"][place]["seconds"]
+            rows.append(row("alignment_kernel_share", setting, own, step["seconds"], "s"))
     return rows
 
 
@@ -209,9 +206,8 @@ def main() -> None:
         for kernel in (("triton", "torch") if IS_GPU else ("torch",))
     }
     step = measure("step", 0, arguments.repeats) if IS_GPU else None
-    table = Table(title=f"Alignment of one pair ({describe_hardware()})", title_justify="left")
-    for column in ("tokens", "path", "seconds", "peak MiB", "FLOPs of the kernels / step"):
-        table.add_column(column, justify="right")
+    names = ("tokens", "path", "seconds", "peak MiB", "FLOPs of the kernels / step")
+    table = columns("Alignment of one pair", names)
     for kernel, figures in measured.items():
         for count, values in zip(tokens, figures, strict=True):
             seconds, peak = f"{values['seconds']:.4g}", f"{values['peak_mib']:.0f}"
@@ -220,8 +216,8 @@ def main() -> None:
     if not IS_GPU:
         console.print("Triton kernels, and their share of a 0.5B decoder's step: not measured, there is no GPU.")
     rows = rows_of(measured, tokens, step)
-    for row in rows:
-        console.print(f"{row['name']}, {row['setting']}: {row['ratio']:.3f}")
+    for each in rows:
+        console.print(f"{each['name']}, {each['setting']}: {each['ratio']:.3f}")
     keep(rows, arguments.output)
     draw(measured, tokens, arguments.plot)
     console.print(f"Kept in {arguments.output} and {arguments.plot}.")

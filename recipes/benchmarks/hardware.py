@@ -1,9 +1,7 @@
-"""What the figures were measured on, the memory of a process, and where figures are kept."""
+"""What the figures were measured on, and the memory of a process."""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import resource
 from pathlib import Path
@@ -34,14 +32,3 @@ def peak_resident_mib() -> float:
         line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def keep(results: list[dict], path: Path) -> None:
-    """Merge results into a JSON list: a figure measured again replaces the earlier one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    fresh = {(result["name"], result["setting"]) for result in results}
-    kept = [result for result in earlier if (result["name"], result["setting"]) not in fresh]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(kept + results, indent=2), encoding="utf-8")
-    os.replace(scratch, path)

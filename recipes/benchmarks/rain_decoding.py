@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from hardware import describe_hardware, keep
+from figures import keep, row
+from hardware import describe_hardware
 from rain_costs import Clock, Costs, Meter, TimedEncoder
 from rain_memory import Sample, draw, grow
 from rain_released import ReleasedRain
-from rain_report import LOCK_STEPS, compare, memory_rows, memory_table, results_table, row, shares
+from rain_report import LOCK_STEPS, compare, memory_rows, memory_table, results_table, shares
 from rain_setup import build_model, build_tokenizer, load_encoder, own_context, questions, released_texts
 from rich.console import Console
 from rich.progress import track
@@ -62,9 +63,9 @@ class Bench:
         new = limit or LONGEST - len(ids)
         return Prompt(ids, shown, StopRules(new, frozenset([self.model.config.eos_token_id])))
 
-    def engine(self, prompts: list[Prompt], scorer=None) -> RainEngine:
-        """A search with the published constants."""
-        config = RainConfig.preset("harmless", seed=0, prompts_in_flight=len(prompts))
+    def engine(self, prompts: list[Prompt], scorer=None, **changes) -> RainEngine:
+        """A search with the published constants, but for `changes`."""
+        config = RainConfig.preset("harmless", seed=0, prompts_in_flight=len(prompts), **changes)
         if scorer is None:
             scorer = SelfEvaluationScorer(self.released.judge_prompt() if self.released else "harmlessness")
         engine = RainDecoder(self.tokenizer, config, scorer, embedder=self.encoder).build_engine(self.model)

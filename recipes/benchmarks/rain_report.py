@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from hardware import describe_hardware
+from figures import columns, row, table_of
 from rain_costs import Costs
 from rain_memory import Sample
 from rich.table import Table
@@ -17,20 +17,6 @@ AGAINST_RELEASED = {
     "rain_forwards_per_iteration": ("passes", "passes"),
     "rain_tokens_per_iteration": ("tokens", "tokens"),
 }
-
-
-def row(name: str, setting: str, ours: float, rival: float, unit: str) -> dict:
-    """One figure, as kept in `results.json`."""
-    hardware = describe_hardware()
-    return {
-        "name": name,
-        "setting": setting,
-        "ours": ours,
-        "rival": rival,
-        "unit": unit,
-        "ratio": ours / rival,
-        "hardware": hardware,
-    }
 
 
 def compare(setting: str, runs: list[dict[str | int, Costs]]) -> list[dict]:
@@ -47,9 +33,8 @@ def compare(setting: str, runs: list[dict[str | int, Costs]]) -> list[dict]:
 
 def shares(runs: list[dict[str | int, Costs]]) -> Table:
     """Where the processor time of an iteration goes."""
-    table = Table(title="Processor seconds of an iteration", title_justify="left")
-    for column in ("side", "all", "language model", "encoder", "the rest", "passes", "tokens"):
-        table.add_column(column, justify="left" if column == "side" else "right")
+    names = ("side", "all", "language model", "encoder", "the rest", "passes", "tokens")
+    table = columns("Processor seconds of an iteration", names, ("side",))
     for side in runs[0]:
         costs = [run[side] for run in runs if run[side].passes]
         if not costs:
@@ -75,18 +60,9 @@ def memory_rows(setting: str, samples: list[Sample]) -> list[dict]:
 
 def memory_table(samples: list[Sample]) -> Table:
     """Some of the samples."""
-    table = Table(title="Memory against the tree", title_justify="left")
-    for column in (
-        "iterations",
-        "token sets",
-        "tokens",
-        "held",
-        "held, MiB",
-        "tensors, MiB",
-        "peak added, MiB",
-        "bytes a tree token",
-    ):
-        table.add_column(column, justify="right")
+    counted = ("iterations", "token sets", "tokens", "held")
+    sizes = ("held, MiB", "tensors, MiB", "peak added, MiB", "bytes a tree token")
+    table = columns("Memory against the tree", (*counted, *sizes))
     for each in samples[:: max(1, len(samples) // 6)]:
         figures = (each.held_mib, each.pool_mib, each.peak_mib, each.held_mib * 2**20 / each.tokens)
         counts = (each.iterations, each.nodes, each.tokens, each.held)
@@ -96,16 +72,10 @@ def memory_table(samples: list[Sample]) -> Table:
 
 def results_table(setting: str, results: list[dict], is_released: bool, is_cpu: bool) -> Table:
     """All rows, and what was not measured."""
-    table = Table(title=f"RAIN: {setting} ({describe_hardware()})", title_justify="left")
-    for column in ("figure", "setting", "ours", "rival", "ours / rival"):
-        table.add_column(column, justify="left" if column in ("figure", "setting") else "right")
+    table = table_of(f"RAIN: {setting}", results, f"{setting}, ")
     if not is_released:
         for name in AGAINST_RELEASED:
             table.add_row(name, "against the released code", "", NOT_MEASURED, "")
-    for each in results:
-        ours, rival = (f"{each[side]:.3g} {each['unit']}" for side in ("ours", "rival"))
-        shown = each["setting"].removeprefix(f"{setting}, ")
-        table.add_row(each["name"], shown, ours, rival, f"{each['ratio']:.4g}")
     if is_cpu:
         table.add_row("all of these on a GPU", "--device cuda --dtype bfloat16 --size 1b", "", "not measured", "")
     return table

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 from datasets import disable_progress_bars
-from hardware import describe_hardware, keep, peak_resident_mib
+from figures import keep, row, table_of
+from hardware import peak_resident_mib
 from reward_models import Case, make_data, make_student, make_teacher, make_tokenizer
 from rich.console import Console
-from rich.table import Table
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
@@ -183,11 +183,6 @@ def run_case(case: Case, repeats: int) -> list[dict]:
         times = measure_times(case, repeats, folder)
     memory = {method: memory_in_own_process(method, case) for method in METHODS}
 
-    def row(name: str, ours: float, rival: float, unit: str, what: str) -> dict:
-        setting, hardware = f"{case.setting}, {what}", describe_hardware()
-        figures = {"ours": ours, "rival": rival, "unit": unit, "ratio": ours / rival}
-        return {"name": name, "setting": setting, **figures, "hardware": hardware}
-
     naive = "two passes against output_attentions=True, eager"
     compared = (
         ("reward_step_time", times, "ours", "parent", "s", f"two passes against {RIVAL}"),
@@ -199,7 +194,10 @@ def run_case(case: Case, repeats: int) -> list[dict]:
         ("reward_step_memory", memory, "ours", "naive", "MiB", naive),
         ("reward_step_memory", memory, "shared", "parent", "MiB", f"`auto` against {RIVAL}"),
     )
-    return [row(name, values[ours], values[rival], unit, what) for name, values, ours, rival, unit, what in compared]
+    return [
+        row(name, f"{case.setting}, {what}", values[ours], values[rival], unit)
+        for name, values, ours, rival, unit, what in compared
+    ]
 
 
 def cases(is_full: bool, data: str | None) -> list[Case]:
@@ -232,13 +230,7 @@ def main() -> None:
         console.print(f"measuring {case.setting} ...")
         results += run_case(case, repeats=7 if arguments.full else 3)
         keep(results, arguments.output)  # case by case: a run that is stopped keeps what it has measured
-    table = Table(title=f"Reward step ({describe_hardware()})", title_justify="left")
-    for column in ("figure", "setting", "ours", "rival", "ours / rival"):
-        table.add_column(column, justify="left" if column in ("figure", "setting") else "right")
-    for row in results:
-        ours, rival = (f"{row[side]:.3g} {row['unit']}" for side in ("ours", "rival"))
-        table.add_row(row["name"], row["setting"], ours, rival, f"{row['ratio']:.3f}")
-    console.print(table)
+    console.print(table_of("Reward step", results))
     console.print(f"Kept in {arguments.output}.")
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import torch
 from datasets import disable_progress_bars
-from hardware import describe_hardware, keep
+from figures import columns, keep, row
 from reward_models import Case, make_data, make_student, make_tokenizer
 from rich.console import Console
-from rich.table import Table
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
 
@@ -136,17 +135,16 @@ def main() -> None:
     arguments = parser.parse_args()
     disable_progress_bars()
     teacher = InteractionTeacher.from_pretrained(arguments.teacher or default_teacher())
-    console, hardware = Console(), describe_hardware()
+    console = Console()
     with tempfile.TemporaryDirectory() as folder:
         case = Case(0, arguments.pairs, arguments.data, hidden=128, layers=2)
         online, formats = measure_formats(case, teacher, folder)
         step_case = Case(0, arguments.batch, arguments.data)
         steps = measure_steps(step_case, teacher, folder, arguments.repeats)
     results, mean = [], statistics.mean(online)
-    title = f"Teacher maps of {arguments.pairs} pairs ({hardware}); alignment loss on line {mean:.4f} nats"
-    table = Table(title=title, title_justify="left")
-    for column in ("format", "KiB a map", "of the mean loss", "largest of a pair, of its loss"):
-        table.add_column(column, justify="left" if column == "format" else "right")
+    title = f"Teacher maps of {arguments.pairs} pairs, alignment loss on line {mean:.4f} nats"
+    names = ("format", "KiB a map", "of the mean loss", "largest of a pair, of its loss")
+    table = columns(title, names, ("format",))
     for name, measured in formats.items():
         change = abs(statistics.mean(measured.losses) - mean) / mean
         largest = max(abs(ours - theirs) / theirs for ours, theirs in zip(measured.losses, online, strict=True))
@@ -154,15 +152,15 @@ def main() -> None:
         setting = f"{case.setting.split(', student')[0]}, {name}"
         loss, size = statistics.mean(measured.losses), formats["exact"].size
         results += [
-            {"name": "teacher_map_loss", "setting": setting, "ours": loss, "rival": mean, "unit": "nats"},
-            {"name": "teacher_map_bytes", "setting": setting, "ours": measured.size, "rival": size, "unit": "B"},
+            row("teacher_map_loss", setting, loss, mean, "nats"),
+            row("teacher_map_bytes", setting, measured.size, size, "B"),
         ]
     console.print(table)
     setting = f"{step_case.setting.split(', teacher')[0]}, cached against on line"
     ours, rival = steps["cached"], steps["online"]
-    results.append({"name": "cached_step_time", "setting": setting, "ours": ours, "rival": rival, "unit": "s"})
+    results.append(row("cached_step_time", setting, ours, rival, "s"))
     console.print(f"A step: {rival:.2f} s on line, {ours:.2f} s with maps from the disk ({ours / rival:.3f}).")
-    keep([{**row, "ratio": row["ours"] / row["rival"], "hardware": hardware} for row in results], arguments.output)
+    keep(results, arguments.output)
     console.print(f"Kept in {arguments.output}.")
 
 

@@ -1,0 +1,50 @@
+"""Figures of the benchmarks: how one is written down, where all are kept, how they are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hardware import describe_hardware
+from rich.table import Table
+
+
+def row(name: str, setting: str, ours: float, rival: float, unit: str) -> dict:
+    """One figure, as kept in `results.json`."""
+    figures = {"ours": ours, "rival": rival, "unit": unit, "ratio": ours / rival}
+    return {"name": name, "setting": setting, **figures, "hardware": describe_hardware()}
+
+
+def keep(results: list[dict], path: Path) -> None:
+    """Merge results into a JSON list: a figure measured again replaces the earlier one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    fresh = {(result["name"], result["setting"]) for result in results}
+    kept = [result for result in earlier if (result["name"], result["setting"]) not in fresh]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(kept + results, indent=2), encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def columns(title: str, names: Sequence[str], texts: Sequence[str] = ()) -> Table:
+    """An empty table; the columns in `texts` hold words, the others numbers."""
+    table = Table(title=f"{title} ({describe_hardware()})", title_justify="left")
+    for name in names:
+        table.add_column(name, justify="left" if name in texts else "right")
+    return table
+
+
+def table_of(title: str, results: Sequence[dict], common: str = "") -> Table:
+    """The figures side by side with their rivals'.
+
+    Args:
+        common: what all settings begin with, left out.
+    """
+    words = ("figure", "setting")
+    table = columns(title, (*words, "ours", "rival", "ours / rival"), words)
+    for each in results:
+        ours, rival = (f"{each[side]:.3g} {each['unit']}" for side in ("ours", "rival"))
+        table.add_row(each["name"], each["setting"].removeprefix(common), ours, rival, f"{each['ratio']:.4g}")
+    return table
