@@ -1,4 +1,5 @@
-# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | soak | bench | lint;
+# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | soak | bench | growth |
+# lint;
 # each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +21,7 @@ LOWEST_TORCH ?= torch==2.6
 NEWEST_TORCH ?= torch
 FLOOR_TESTS := tests/test_upstream_contract.py tests/test_package.py tests/test_versions.py tests/rain/test_tree.py tests/interaction
 
-.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest audit soak bench lint clean
+.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest audit soak bench growth lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +94,11 @@ bench: $(INSTALLED)
 	$(BIN)/python recipes/benchmarks/reward_step.py $(addprefix --data ,$(BENCH_DATA))
 	$(BIN)/python recipes/benchmarks/alignment_kernel.py
 	$(BIN)/python recipes/benchmarks/rain_decoding.py $(if $(RAIN_REPO),--rain-repo $(RAIN_REPO))
+
+# How steps and searches grow, as plots in runs/bench: length and batch; prompts and candidates. Wants a quiet machine.
+growth: $(INSTALLED)
+	$(BIN)/python recipes/benchmarks/reward_growth.py
+	$(BIN)/python recipes/benchmarks/rain_growth.py $(if $(RAIN_REPO),--rain-repo $(RAIN_REPO))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

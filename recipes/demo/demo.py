@@ -110,14 +110,16 @@ def compare(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, Re
     margins = {"teacher": teacher.judge(rows).mean(1).numpy()}
     margins |= {name: margins_of(scorer, rows) for name, scorer in scorers.items()}
     table = Table(title=f"Accuracy on {len(rows)} held-out pairs (chance 0.5)", title_justify="left")
-    for column in ("model", "accuracy", "95 % interval", "mean margin", "ties"):
+    for column in ("model", "accuracy", "95 % interval", "log loss, nats", "mean margin", "ties"):
         table.add_column(column, justify="left" if column == "model" else "right")
     results = {}
     for name, values in margins.items():
         accuracy, low, high = accuracy_with_interval(values)
-        results[name] = {"accuracy": accuracy, "ci95": [low, high], "pairs": len(rows)}
+        loss = float(np.logaddexp(0, -values.astype(np.float64)).mean())
+        results[name] = {"accuracy": accuracy, "ci95": [low, high], "log_loss": loss, "pairs": len(rows)}
         ties = str(int((values == 0).sum()))
-        table.add_row(name, f"{accuracy:.3f}", f"{low:.3f} to {high:.3f}", f"{values.mean():.3f}", ties)
+        interval = f"{low:.3f} to {high:.3f}"
+        table.add_row(name, f"{accuracy:.3f}", interval, f"{loss:.3f}", f"{values.mean():.3f}", ties)
     console.print(table)
     difference = np.sign(margins["interaction"]) / 2 - np.sign(margins["baseline"]) / 2
     draws = np.random.default_rng(0).choice(difference, (2000, len(rows))).mean(1)
