@@ -1,6 +1,5 @@
-# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | soak | bench | growth |
-# lint;
-# each makes its virtual environment first.
+# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | soak | bench |
+# growth | lint; each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..data import get_split
-from ..interaction.checkpoints import checkpoint_to_resume, is_resuming, require_no_older_run
+from ..interaction.checkpoints import checkpoint_to_resume
 from ..interaction.config import InteractionDistillationConfig
 from ..interaction.trainer import InteractionDistillationTrainer
 from ..metrics.training import pair_rewards, reward_metrics
 from .data_arguments import DataArguments
+from .older_runs import OlderRunArguments, settle_older_run
 from .tables import print_metrics
 
-
-@dataclass
-class RewardArguments:
-    """What becomes of an older run.
-
-    Args:
-        overwrite: remove the checkpoints of an earlier run in `output_dir` and start anew; otherwise a new run there
-            is refused.
-    """
-
-    overwrite: bool = field(
-        default=False, metadata={"help": "Remove the checkpoints of an earlier run in `output_dir` and start anew."}
-    )
+ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig, OlderRunArguments)
 
 
-ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig, RewardArguments)
-
-
-def run(data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, own: RewardArguments) -> dict:
+def run(
+    data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, older: OlderRunArguments
+) -> dict:
     """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
-    _start(own, args)
+    settle_older_run(older, args)
     splits = data.load()
     train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
     trainer = InteractionDistillationTrainer(
@@ -61,16 +48,6 @@ def run(data: DataArguments, args: InteractionDistillationConfig, model: ModelCo
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=public_name)
     return metrics
-
-
-def _start(own: RewardArguments, args: InteractionDistillationConfig) -> None:
-    if not is_resuming(args.resume_from_checkpoint):
-        require_no_older_run(args.output_dir, own.overwrite, args.should_save)
-    elif own.overwrite:
-        raise ValueError(
-            f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, which goes on with an earlier run, and "
-            "`overwrite` starts anew. Leave one of them out."
-        )
 
 
 def _with_model_options(args: InteractionDistillationConfig, model: ModelConfig) -> InteractionDistillationConfig:

@@ -93,10 +93,14 @@ def test_a_killed_run_goes_on(folder):
     half = folder / "out" / "checkpoint-2"  # as a kill in mid-save leaves it
     shutil.copytree(folder / "out" / "checkpoint-1", half)
     (half / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run \(checkpoint-1, checkpoint-2\)"):
+        script.main(command(folder, "grpo"))
     again = command(folder, "grpo", save_steps=1, max_steps=3, logging_steps=1, resume_from_checkpoint=True)
     trainer = script.main(again)
     assert trainer.state.global_step == 3
     assert [row["step"] for row in trainer.state.log_history if "reward" in row] == [1, 2, 3]  # the first one's kept
+    script.main(command(folder, "grpo", save_strategy="no", overwrite=True))
+    assert not list((folder / "out").glob("checkpoint-*"))
 
 
 def test_what_is_wrong_is_named(folder):
