@@ -111,6 +111,21 @@ def test_reading_ahead_changes_the_cost_and_not_the_tree(family, visit, tokenize
         assert passes[2] == passes[1] == passes[0]
 
 
+@pytest.mark.slow
+def test_a_compiled_model_grows_the_same_tree(tokenizer):
+    """Traced as for any device, with sizes that change and no graph break; no code for a device is made of it."""
+    model = build_causal()
+    plain = search(model, tokenizer)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.forward = torch.compile(model.forward, dynamic=True, backend="eager")
+    compiled = search(model, tokenizer)
+    assert [shape(record.tree) for record in compiled.rain] == [shape(record.tree) for record in plain.rain]
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["calls_captured"] > 0 and not counters["graph_break"]
+    assert not counters["recompile_limit"] and counters["stats"]["unique_graphs"] <= 12
+
+
 def test_rows_that_are_used_again_give_the_same(model, tokenizer):
     whole = search(model, tokenizer)
     rationed = search(model, tokenizer, config=quick_config(prompts_in_flight=1))
