@@ -41,10 +41,11 @@ def draw(grown: dict[str, dict[int, Costs]], title: str, path: Path) -> None:
     figure, panels = plt.subplots(len(grown), len(FIGURES), figsize=(12, 3.4 * len(grown)), layout="constrained")
     for line, (what, costs) in zip(panels, grown.items(), strict=True):
         for axes, (name, label) in zip(line, FIGURES.items(), strict=True):
-            axes.plot(list(costs), [each.per_iteration(name) for each in costs.values()], "o-", color="#0b6e4f")
+            heights = [each.per_iteration(name) for each in costs.values()]
+            axes.plot(list(costs), heights, "o-", color="#0b6e4f")
             axes.set_xscale("log", base=2)
             axes.set_xticks(list(costs), [str(count) for count in costs])
-            axes.set(xlabel=what, ylabel=f"{label} an iteration and prompt", ylim=0)
+            axes.set(xlabel=what, ylabel=f"{label} an iteration and prompt", ylim=(0, 1.08 * max(heights)))
             axes.grid(alpha=0.25)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=130)
