@@ -73,6 +73,41 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
         study.main(["--config", write(config, tmp_path)])
 
 
+def test_several_processes_share_the_runs(modules, encoder, tmp_path, monkeypatch):
+    """What another process is at is left to it, and what it writes meanwhile is kept."""
+    config = tiny_config(tmp_path, encoder)
+    config["selection"] = []
+    path, study, done = write(config, tmp_path), modules.study, []
+    results = tmp_path / "results" / "results.json"
+    theirs = modules.running.Run("hh_harmless", "minilm", "clean", "uniform", 0)
+    carry_out = modules.running.Bench.carry_out
+
+    def noting(self, run, arm, settings):
+        outcome = carry_out(self, run, arm, settings)
+        done.append(run)
+        if len(done) == 4:  # the other process comes to the end of its run
+            settings = self.settings(theirs, modules.arms.Arm(**config["arms"]["uniform"]))
+            mark = modules.running.checksum(settings)
+            kept = json.loads(results.read_text(encoding="utf-8"))
+            record = {**kept[0], "id": theirs.id, "arm": "uniform", "checksum": mark, "settings": settings}
+            results.write_text(json.dumps([*kept, record]), encoding="utf-8")
+        return outcome
+
+    monkeypatch.setattr(modules.running.Bench, "carry_out", noting)
+    lock = tmp_path / "runs" / "locks" / f"{theirs.id}.lock"
+    with modules.claims.claim(lock, is_waiting=False) as is_ours:
+        assert is_ours
+        first = study.main(["--config", path])
+    assert theirs not in done and len(done) == 8 and len({record["id"] for record in first}) == 9 + 6
+    assert study.main(["--config", path]) == first and len(done) == 8
+    assert json.loads(results.read_text(encoding="utf-8")) == first
+
+    results.unlink()
+    done.clear()
+    study.main(["--config", path])  # the lock was let go
+    assert theirs in done
+
+
 @pytest.mark.parametrize("arm", [name for name in CONFIG["arms"] if name not in ("bradley_terry", "uniform")])
 def test_each_arm_trains_with_its_own_loss(modules, encoder, arm, arm_losses):
     losses = arm_losses(modules, encoder, arm)

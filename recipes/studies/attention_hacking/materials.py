@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from claims import claim
 from preferences import Row, Shortener, test_rows, training_and_validation, under_condition
 from students import student_tokenizer
 
@@ -34,6 +35,10 @@ class Materials:
         self.shortener = Shortener(formatter, config["max_length"] - cue, config["longest_response"])
         self._rows: dict[str, Any] = {}
         self._teachers: dict[str, InteractionTeacher] = {}
+
+    def lock_path(self, name: str) -> Path:
+        """The lock that a process holds while it makes what is called so."""
+        return self.folder / "locks" / f"{name}.lock"
 
     # Rows
 
@@ -71,17 +76,22 @@ class Materials:
         return self._teachers[name]
 
     def _load_teacher(self, name: str, train: str, condition: str) -> InteractionTeacher:
-        settings = self.config["teacher"]
-        length = settings["teacher_max_length"]
+        length = self.config["teacher"]["teacher_max_length"]
         if name == "untrained":
             return InteractionTeacher.from_pretrained(self.encoder, max_length=length).freeze()
         given = self.config["teachers"].get(name)
         folder = Path(given or self.folder / "teachers" / name)
-        if not given and not (folder / "interaction_teacher.json").exists():
-            teacher = InteractionTeacher.from_pretrained(self.encoder, max_length=length)
-            args = InteractionTeacherConfig(output_dir=str(folder), **settings)
-            teacher.fit(self.training_rows(train, condition), str(folder), args=args, resume_from_checkpoint=True)
+        if not given:
+            with claim(self.lock_path(f"teacher.{train}.{condition}"), is_waiting=True):
+                if not (folder / "interaction_teacher.json").exists():
+                    self._fit_teacher(folder, train, condition)
         return InteractionTeacher.from_pretrained(str(folder), max_length=length).freeze()
+
+    def _fit_teacher(self, folder: Path, train: str, condition: str) -> None:
+        settings = self.config["teacher"]
+        teacher = InteractionTeacher.from_pretrained(self.encoder, max_length=settings["teacher_max_length"])
+        args = InteractionTeacherConfig(output_dir=str(folder), **settings)
+        teacher.fit(self.training_rows(train, condition), str(folder), args=args, resume_from_checkpoint=True)
 
     def teacher_mark(self, kind: str, train: str, condition: str) -> dict[str, Any] | None:
         """What tells one teacher from another: a checksum of its score head and last weights, and its accuracy."""
@@ -100,9 +110,11 @@ class Materials:
     def teacher_margins(self, kind: str, train: str, condition: str) -> torch.Tensor:
         """The teacher's margins on its training rows, both reading orders averaged, `(rows,)`; worked out once."""
         mark = self.teacher_mark(kind, train, condition)
-        path = self.folder / "teacher_margins" / f"{train}.{condition}.{kind}.{mark['checksum']}.npy"
-        if not path.exists():
-            teacher = self.teacher(kind, train, condition).to("cuda" if torch.cuda.is_available() else "cpu")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, teacher.judge(self.training_rows(train, condition)).mean(1).numpy())
+        name = f"{train}.{condition}.{kind}.{mark['checksum']}.npy"
+        path = self.folder / "teacher_margins" / name
+        with claim(self.lock_path(name), is_waiting=True):
+            if not path.exists():
+                teacher = self.teacher(kind, train, condition).to("cuda" if torch.cuda.is_available() else "cpu")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, teacher.judge(self.training_rows(train, condition)).mean(1).numpy())
         return torch.from_numpy(np.load(path))

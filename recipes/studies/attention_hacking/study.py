@@ -2,7 +2,7 @@
 
 `python recipes/studies/attention_hacking/study.py [--config study.yaml] [--minutes N] [--report]` from the project's
 root: hyper-parameters on validation rows, then the runs of each grid, then tables and plots. Every run that is done is
-in `results.json`; a study that was stopped goes on after the last one.
+in `results.json`; a study that was stopped goes on after the last one. Several processes may run the same command.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from arms import Arm
+from claims import claim
 from report import write_report
 from rich.console import Console
 from running import Bench, Run, checksum, with_changes
@@ -49,17 +50,19 @@ class Study:
         self.arms = {name: Arm(**settings) for name, settings in config["arms"].items()}
         self.path = Path(config["results_dir"]) / "results.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.results = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        self.results: list[dict[str, Any]] = []
+        self._reload()
         self.choices: dict[tuple[str, str], dict[str, Any]] = {}
 
     def run(self) -> list[dict[str, Any]]:
-        """Everything that is not done yet; returns all records."""
+        """Everything that is not done yet and that no other process is at; returns all records."""
         if self._select():
             for grid in self.config["grids"]:
                 for run in _runs(grid):
                     if not self._once(run, self._arm(run)):
                         return self.results
                     self._ensembles(grid, run)
+        self._reload()
         return self.results
 
     # Hyper-parameters
@@ -67,17 +70,13 @@ class Study:
     def _select(self) -> bool:
         """Try the candidates of each choice on validation rows; `False` if time ran out."""
         for choice in self.config["selection"]:
-            losses = []
-            for candidate in choice["candidates"]:
-                name = ",".join(f"{key}={value}" for key, value in candidate.items())
-                runs = [
-                    Run(choice["train"], choice["student"], "clean", choice["arm"], seed, name)
-                    for seed in choice["seeds"]
-                ]
-                for run in runs:
-                    if not self._once(run, with_changes(self._arm(run), candidate)):
-                        return False
-                losses.append(np.mean([self._record(run)["validation"]["scaled_nll"] for run in runs]))
+            tried = [_candidate_runs(choice, candidate) for candidate in choice["candidates"]]
+            for is_waiting in (False, True):  # first those that no other process is at
+                for runs, candidate in zip(tried, choice["candidates"], strict=True):
+                    for run in runs:
+                        if not self._once(run, with_changes(self._arm(run), candidate), is_waiting):
+                            return False
+            losses = [np.mean([self._record(run)["validation"]["scaled_nll"] for run in runs]) for runs in tried]
             best = choice["candidates"][int(np.argmin(losses))]
             for arm in choice["for"] if choice["for"] != "all" else self.arms:
                 chosen = self.choices.setdefault((choice["student"], arm), {})
@@ -91,29 +90,43 @@ class Study:
 
     # Runs
 
-    def _once(self, run: Run, arm: Arm) -> bool:
-        """Carry a run out unless it is done; `False` if there is no time for it."""
-        record = self._record(run)
-        if record is None and time.monotonic() > self.deadline:
-            console.print(f"Out of time before {run.id}; the same command goes on from there.")
-            return False
+    def _once(self, run: Run, arm: Arm, is_waiting: bool = False) -> bool:
+        """Carry a run out unless it is done or another process is at it; `False` if there is no time for it.
+
+        Args:
+            is_waiting: for the other process, so that the run is done afterwards.
+        """
         settings = self.bench.settings(run, arm)
-        mark = checksum(settings)
-        if record is not None:
-            if record["checksum"] != mark:
-                raise ValueError(
-                    f"{run.id} is in {self.path.name}, but was made with other settings. Remove it from there, or "
-                    f"choose other folders (`results_dir`, `output_dir`). Settings now: {json.dumps(settings)}; "
-                    f"then: {json.dumps(record['settings'])}"
-                )
-            return True
+        if self._record(run) is None:
+            if time.monotonic() > self.deadline:
+                console.print(f"Out of time before {run.id}; the same command goes on from there.")
+                return False
+            with claim(self.bench.lock_path(run.id), is_waiting=is_waiting) as is_ours:
+                if not is_ours:
+                    return True
+                self._reload()
+                if self._record(run) is None:
+                    self._carry_out(run, arm, settings)
+        self._require_settings(run, settings)
+        return True
+
+    def _carry_out(self, run: Run, arm: Arm, settings: dict[str, Any]) -> None:
         console.rule(run.id)
         teacher = self.bench.teacher_mark(arm.teacher, run.train, run.condition)
         self._require_one_teacher(run, teacher)
         outcome = self.bench.carry_out(run, arm, settings)
-        self._add({"id": run.id, **asdict(run), "checksum": mark, "settings": settings, "teacher": teacher, **outcome})
+        own = {"checksum": checksum(settings), "settings": settings, "teacher": teacher}
+        self._add({"id": run.id, **asdict(run), **own, **outcome})
         gc.collect()
-        return True
+
+    def _require_settings(self, run: Run, settings: dict[str, Any]) -> None:
+        record = self._record(run)
+        if record["checksum"] != checksum(settings):
+            raise ValueError(
+                f"{run.id} is in {self.path.name}, but was made with other settings. Remove it from there, or "
+                f"choose other folders (`results_dir`, `output_dir`). Settings now: {json.dumps(settings)}; "
+                f"then: {json.dumps(record['settings'])}"
+            )
 
     def _require_one_teacher(self, run: Run, teacher: dict[str, Any] | None) -> None:
         """Arms can only be compared if they had the same teacher."""
@@ -131,9 +144,17 @@ class Study:
     def _record(self, run: Run) -> dict[str, Any] | None:
         return next((record for record in self.results if record["id"] == run.id), None)
 
+    def _reload(self) -> None:
+        """Find what other processes have added since."""
+        self.results = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+
     def _add(self, record: dict[str, Any]) -> None:
-        self.results.append(record)
-        write_whole(self.path, json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
+        with claim(self.bench.lock_path(self.path.name), is_waiting=True):
+            self._reload()
+            if self._record(Run(**{field.name: record[field.name] for field in fields(Run)})):
+                return
+            self.results.append(record)
+            write_whole(self.path, json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
         tests = "  ".join(f"{name} {test['accuracy']:.3f}" for name, test in record["tests"].items())
         seconds = record.get("seconds", {})
         console.print(f"{record['id']}: validation {record['validation']['accuracy']:.3f}  {tests}  {seconds}")
@@ -180,6 +201,12 @@ def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np
         name: np.stack([(m[name] - m["validation"].mean()) / m["validation"].std() for m in members]) for name in names
     }
     return {name: values.mean(0) if rule == "mean" else values.min(0) for name, values in scaled.items()}
+
+
+def _candidate_runs(choice: dict[str, Any], candidate: dict[str, Any]) -> list[Run]:
+    """The runs that try one candidate of a choice, one a seed."""
+    name = ",".join(f"{key}={value}" for key, value in candidate.items())
+    return [Run(choice["train"], choice["student"], "clean", choice["arm"], seed, name) for seed in choice["seeds"]]
 
 
 def _runs(grid: dict[str, Any]) -> Iterator[Run]:
