@@ -32,8 +32,8 @@ _TRAINING_SETTINGS = (
     *("bf16", "fp16", "seed"),
 )
 _METHOD_SETTINGS = (
-    *("alignment_weight", "alignment_schedule", "alignment_loss", "alignment_scope", "alignment_control"),
-    *("student_layers", "teacher_layers", "share_prompt", "teacher_cache_top_k"),
+    *("alignment_weight", "alignment_schedule", "alignment_loss", "alignment_scope", "alignment_queries"),
+    *("alignment_control", "student_layers", "teacher_layers", "share_prompt", "teacher_cache_top_k"),
 )
 
 

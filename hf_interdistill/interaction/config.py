@@ -9,7 +9,7 @@ from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
 from .kernel_choice import ALIGNMENT_KERNELS
-from .losses import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
+from .losses import ALIGNMENT_LOSSES, ALIGNMENT_QUERIES, ALIGNMENT_SCOPES
 from .map_codec import MAP_PRECISIONS
 from .schedules import ALIGNMENT_SCHEDULES
 from .sharing import SHARE_PROMPT_CHOICES
@@ -32,6 +32,7 @@ class InteractionDistillationConfig(RewardConfig):
             first tenth).
         alignment_loss: `kl` (nats) or `mse`.
         alignment_scope: `joint` (whole rows), `intra` (the unit's own sequence), `inter` (the other response).
+        alignment_queries: units whose rows are aligned: `all`; `response` (no prompt); `last` (each response's last).
         alignment_control: `none`; `uniform` or `shuffled` replace the teacher's map in a controlled experiment.
         student_layers: student layers to align, negative from the end; paired in order with `teacher_layers`.
         teacher_layers: the teacher's layers.
@@ -66,6 +67,10 @@ class InteractionDistillationConfig(RewardConfig):
     )
     alignment_scope: str = field(
         default="joint", metadata={"help": "Part of each row that is aligned.", "choices": list(ALIGNMENT_SCOPES)}
+    )
+    alignment_queries: str = field(
+        default="all",
+        metadata={"help": "Units whose rows are aligned.", "choices": list(ALIGNMENT_QUERIES)},
     )
     alignment_control: str = field(
         default="none",
@@ -105,6 +110,7 @@ class InteractionDistillationConfig(RewardConfig):
             "alignment_schedule": tuple(ALIGNMENT_SCHEDULES),
             "alignment_loss": ALIGNMENT_LOSSES,
             "alignment_scope": ALIGNMENT_SCOPES,
+            "alignment_queries": ALIGNMENT_QUERIES,
             "alignment_control": ALIGNMENT_CONTROLS,
             "share_prompt": SHARE_PROMPT_CHOICES,
             "teacher_cache_precision": MAP_PRECISIONS,

@@ -17,6 +17,7 @@ from .rows import Rows
 
 ALIGNMENT_LOSSES = ("kl", "mse")
 ALIGNMENT_SCOPES = ("joint", "intra", "inter")
+ALIGNMENT_QUERIES = ("all", "response", "last")
 
 
 def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> torch.Tensor:
@@ -37,6 +38,30 @@ def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> tor
     if scope == "joint":
         return exists
     return exists & ~is_other if scope == "intra" else is_other
+
+
+def query_mask(shared: torch.Tensor, segments: torch.Tensor, queries: str) -> torch.Tensor:
+    """Which rows count.
+
+    `all`: every unit's. `response`: those of both responses. `last`: that of each response's last unit, which stands
+    nearest to where a causal model's reward is read.
+
+    Args:
+        shared: `(batch, units)` bool, units that both models have read.
+        segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding; each in the order of its text.
+
+    Returns:
+        `(batch, units)` bool.
+    """
+    if queries == "all":
+        return shared
+    if queries == "response":
+        return shared & (segments >= 1)
+    result = torch.zeros_like(shared)
+    for segment in (1, 2):
+        own = shared & (segments == segment)
+        result |= own & (own.flip(1).cumsum(1).flip(1) == 1)
+    return result
 
 
 def row_divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, loss: str) -> torch.Tensor:
@@ -70,7 +95,7 @@ class AlignmentResult:
     Args:
         loss: of the scope asked for; the only one with a gradient.
         by_scope: each scope's loss, detached.
-        aligned_pairs: `(batch,)` bool, pairs with a unit that both models read.
+        aligned_pairs: `(batch,)` bool, pairs with a row that counts, of a unit that both models read.
     """
 
     loss: torch.Tensor
@@ -87,12 +112,13 @@ class _RowWeights:
     weights: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, shared: torch.Tensor, segments: torch.Tensor, dtype: torch.dtype) -> _RowWeights:
+    def of(cls, shared: torch.Tensor, segments: torch.Tensor, dtype: torch.dtype, queries: str) -> _RowWeights:
+        counted = query_mask(shared, segments, queries)
         has = {segment: (shared & (segments == segment)).any(1, keepdim=True) for segment in (1, 2)}
         rows = {
-            "joint": shared,
-            "intra": shared,
-            "inter": shared & (((segments == 1) & has[2]) | ((segments == 2) & has[1])),
+            "joint": counted,
+            "intra": counted,
+            "inter": counted & (((segments == 1) & has[2]) | ((segments == 2) & has[1])),
         }
         weights = {
             scope: row.to(dtype) / row.sum(1, keepdim=True).clamp(min=1) / row.shape[0] for scope, row in rows.items()
@@ -163,6 +189,7 @@ def alignment_loss(
     *,
     loss: str = "kl",
     scope: str = "joint",
+    queries: str = "all",
     kernel: str = "auto",
 ) -> AlignmentResult:
     """How far the student's simulated map is from the teacher's map.
@@ -176,6 +203,7 @@ def alignment_loss(
         segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
         loss: `kl` (nats) or `mse`.
         scope: `joint`, `intra` or `inter`, see `scope_mask`.
+        queries: `all`, `response` or `last`, see `query_mask`.
         kernel: `auto` (Triton kernels on a GPU where they can run), `torch` or `triton`, see `kernel_choice.is_fused`
             and `kernel_check`.
 
@@ -185,7 +213,7 @@ def alignment_loss(
     Relations: `maps.student_map` makes the student's map, `InteractionTeacher.read` the teacher's rows.
     """
     shared = student.present & teacher.present.to(student.present.device) & (segments >= 0)
-    rows = _RowWeights.of(shared, segments, torch.promote_types(student.states[0].dtype, torch.float32))
+    rows = _RowWeights.of(shared, segments, torch.promote_types(student.states[0].dtype, torch.float32), queries)
     sweep = _torch_sweep
     if is_fused(kernel, student, "student"):
         sweep = checked_sweep(kernel, _torch_sweep)
@@ -194,7 +222,7 @@ def alignment_loss(
     return AlignmentResult(
         loss=value,
         by_scope=dict(zip(ALIGNMENT_SCOPES, by_scope.unbind(), strict=True)),
-        aligned_pairs=shared.any(1),
+        aligned_pairs=(rows.weights["joint"] > 0).any(1),
     )
 
 

@@ -231,6 +231,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
                 segments,
                 loss=self.args.alignment_loss,
                 scope=self.args.alignment_scope,
+                queries=self.args.alignment_queries,
                 kernel=self.args.alignment_kernel,
             )
             for record, source in zip(records, sources, strict=True)

@@ -97,6 +97,17 @@ def test_loss_and_gradients_equal_loops_and_torch(shape, dtype, loss, scope, sof
         assert_near(own, exact, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("queries", ["response", "last"])
+def test_rows_that_count(queries):
+    query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
+    rows, options = DenseRows(teacher.to(DEVICE)), {"queries": queries, "scope": "inter"}
+    result, gradients = align((query, key), token_units, segments, rows, kernel="triton", **options)
+    in_torch, others = align((query, key), token_units, segments, rows, kernel="torch", **options)
+    assert_near(result.loss, in_torch.loss, 1e-5)
+    for own, other in zip(gradients, others, strict=True):
+        assert_near(own, other, TOLERANCE[torch.float32])
+
+
 def test_padding_and_pairs_with_nothing_to_align():
     query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
     token_units[1] = -1

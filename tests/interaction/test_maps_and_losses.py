@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_interdistill.interaction import maps
-from hf_interdistill.interaction.losses import alignment_loss, scope_mask
+from hf_interdistill.interaction.losses import ALIGNMENT_QUERIES, alignment_loss, query_mask, scope_mask
 from hf_interdistill.interaction.maps import AttentionMap, UnitTokens, end_to_end, pool_attention, student_map
 from hf_interdistill.interaction.recording import RecordedAttention
 from hf_interdistill.interaction.rows import DenseRows, RecordedRows, UniformRows, dense, shuffled_rows
@@ -60,13 +60,16 @@ def oracle_map(query, key, token_units, count, scaling, softcap=None):
     return torch.stack(rows)
 
 
-def oracle_loss(student, teacher, segments, shared, loss, scope):
+def oracle_loss(student, teacher, segments, shared, loss, scope, queries="all"):
     total = student.new_zeros(())
     for b in range(len(student)):
         values = []
         for u in range(student.shape[1]):
             row_segment = int(segments[b, u])
-            if not shared[b, u]:
+            if not shared[b, u] or (queries != "all" and row_segment == 0):
+                continue
+            later = [v for v in range(u + 1, len(shared[b])) if shared[b, v] and segments[b, v] == row_segment]
+            if queries == "last" and later:
                 continue
             columns = []
             for v in range(student.shape[1]):
@@ -248,6 +251,40 @@ def test_controls():
     assert torch.equal(shuffled[0], teacher[1][[0, 0, 1, 2, 2]][:, [0, 0, 1, 2, 2]])
     alone = shuffled_rows(DenseRows(teacher[:1]), segments[:1]).values
     assert torch.equal(alone[0], teacher[0][[1, 0, 2, 4, 3]][:, [1, 0, 2, 4, 3]])
+
+
+@pytest.mark.parametrize("scope", ["joint", "intra", "inter"])
+@pytest.mark.parametrize("queries", ALIGNMENT_QUERIES)
+def test_rows_that_count_equal_loops(queries, scope, block_size):
+    query, key, token_units, segments, teacher = make_case(SHAPES[1])
+    present = segments >= 0
+    present[0, 4] = False  # the teacher has not read the last unit: the one before it is the last of its response
+    leaves = [query.clone().requires_grad_(), key.clone().requires_grad_()]
+    attention = AttentionMap(*leaves, tokens_of(token_units, 5), 0.6, None)
+    rows = DenseRows(teacher, present)
+    result = alignment_loss(attention, rows, segments, scope=scope, queries=queries)
+    result.loss.backward()
+    plain = [query.clone().requires_grad_(), key.clone().requires_grad_()]
+    student = oracle_map(*plain, token_units, 5, 0.6)
+    expected = oracle_loss(student, teacher, segments, present, "kl", scope, queries)
+    torch.testing.assert_close(result.loss, expected)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(expected, plain), strict=True):
+        torch.testing.assert_close(leaf.grad, gradient)
+    for other, value in result.by_scope.items():
+        torch.testing.assert_close(
+            value, oracle_loss(student, teacher, segments, present, "kl", other, queries).detach()
+        )
+
+
+def test_rows_that_count_by_hand():
+    segments = torch.tensor([[0, 0, 1, 1, 2, 2, -1], [0, 1, -1, -1, -1, -1, -1]])
+    shared = (segments >= 0) & torch.tensor([[1, 0, 1, 1, 1, 0, 1], [1] * 7]).bool()
+    found = {queries: query_mask(shared, segments, queries).int().tolist() for queries in ALIGNMENT_QUERIES}
+    assert found == {
+        "all": [[1, 0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 0]],
+        "response": [[0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 0]],
+        "last": [[0, 0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 0]],
+    }
 
 
 def test_scopes_by_hand():
