@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_interdistill import InteractionDistillationTrainer
 
-TEACHERS = ("none", "fitted", "untrained")
+TEACHERS = ("none", "fitted", "clean", "untrained")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Arm:
 
     Args:
         arguments: settings of `InteractionDistillationConfig` (`alignment_weight` is 0 unless given here).
-        teacher: `fitted` on the rows the student is trained on; `untrained`, the encoder as it comes; `none`.
+        teacher: `fitted` on the rows the student is trained on; `clean`, fitted on the same rows without cues and
+            flipped labels; `untrained`, the encoder as it comes; `none`.
         margin: by how much the reward of the chosen response must be ahead (TRL's `margin` column).
         smoothing: probability given to the label being wrong.
         score_share: part of each pair's target that is the teacher's own judgement, `sigmoid` of its margin.

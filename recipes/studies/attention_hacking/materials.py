@@ -70,6 +70,7 @@ class Materials:
 
     def teacher(self, kind: str, train: str, condition: str) -> InteractionTeacher:
         """The fitted teacher of these training rows (given, kept from before, or fitted now), or the raw encoder."""
+        condition = "clean" if kind == "clean" else condition
         name = "untrained" if kind == "untrained" else f"{train}/{condition}"
         if name not in self._teachers:
             self._teachers = {name: self._load_teacher(name, train, condition)}  # one at a time in memory
@@ -98,7 +99,7 @@ class Materials:
         if kind == "none":
             return None
         teacher = self.teacher(kind, train, condition)
-        last = list(teacher.reader.encoder.parameters())[-5:] if kind == "fitted" else []
+        last = list(teacher.reader.encoder.parameters())[-5:] if kind != "untrained" else []
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in last)
         metrics = teacher.metrics or {}
         return {

@@ -1,9 +1,10 @@
-"""Tables and plots of the runs: each arm against Bradley-Terry and against the uniform control, pair by pair."""
+"""Tables and plots of the runs: each arm against Bradley-Terry, the controls and label smoothing, pair by pair."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _DRAWS = 10_000
+_REFERENCES = ("bradley_terry", "uniform", "shuffled", "label_smoothing")
+MEAN = "mean of the sets"
 Group = tuple[str, str, str]  # train, student, condition
 
 
@@ -47,6 +50,16 @@ def _of(runs: Sequence[dict], group: Group) -> list[dict]:
     return [record for record in runs if _group(record) == group]
 
 
+def losses(runs: Sequence[dict], arm: str) -> dict[str, dict[int, float]]:
+    """For each test and seed of an arm the Bradley-Terry loss in nats."""
+    found: dict[str, dict[int, float]] = {}
+    for record in runs:
+        if record["arm"] == arm:
+            for name, test in _tests(record):
+                found.setdefault(name, {})[record["seed"]] = test["nll"]
+    return found
+
+
 def outcomes(runs: Sequence[dict], arm: str) -> dict[str, dict[int, np.ndarray]]:
     """For each test (with the cue: `SET, cue SIDE`) and seed of an arm which pairs were right, `(pairs,)`."""
     found: dict[str, dict[int, np.ndarray]] = {}
@@ -64,94 +77,181 @@ def _tests(record: dict) -> Iterator[tuple[str, dict]]:
 
 
 def table_of(runs: Sequence[dict], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """One row an arm and test, with the paired differences to the two arms that all are held against."""
-    found = {arm: outcomes(runs, arm) for arm in arms}
-    rows = []
-    for arm in (arm for arm in arms if found[arm]):
-        mine = [record for record in runs if record["arm"] == arm]
-        for test, seeds in found[arm].items():
-            means = [float(right.mean()) for right in seeds.values()]
-            rows.append(
-                {
-                    **dict(zip(("train", "student", "condition"), _group(mine[0]), strict=True)),
-                    "arm": arm,
-                    "test": test,
-                    "pairs": len(next(iter(seeds.values()))),
-                    "seeds": sorted(seeds),
-                    "accuracy": float(np.mean(means)),
-                    "spread_of_seeds": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-                    "against": {
-                        other: paired_difference(seeds, found.get(other, {}).get(test, {}))
-                        for other in ("bradley_terry", "uniform")
-                        if other != arm
-                    },
-                    "hardware": sorted({record["hardware"] for record in mine}),
-                }
-            )
-    return rows
+    """One row an arm and test, with the paired differences to the arms that all are held against."""
+    found, loss = ({arm: measure(runs, arm) for arm in arms} for measure in (outcomes, losses))
+    return [
+        {
+            **dict(zip(("train", "student", "condition"), _group(runs[0]), strict=True)),
+            **_row(arm, test, parts, found, loss),
+            "hardware": sorted({record["hardware"] for record in runs if record["arm"] == arm}),
+        }
+        for arm in arms
+        if found[arm]
+        for test, parts in _parts(found[arm]).items()
+    ]
+
+
+def _parts(tests: Iterable[str]) -> dict[str, list[str]]:
+    """For each test what it is the mean of: itself, and one more test that is the mean of those without a cue."""
+    sets, cued = ([test for test in tests if (", cue" in test) is is_cued] for is_cued in (False, True))
+    return {**{test: [test] for test in sets}, MEAN: sets, **{test: [test] for test in cued}}
+
+
+def _row(arm: str, test: str, parts: list[str], found: dict[str, Any], loss: dict[str, Any]) -> dict[str, Any]:
+    def of(values: dict[str, Any], other: str) -> list[dict]:
+        return [values.get(other, {}).get(part, {}) for part in parts]
+
+    seeds = sorted(set.intersection(*(set(part) for part in of(found, arm))))
+    means = [np.mean([part[seed].mean() for part in of(found, arm)]) for seed in seeds]
+    others = [other for other in _REFERENCES if other != arm]
+    return {
+        "arm": arm,
+        "test": test,
+        "pairs": sum(len(part[seeds[0]]) for part in of(found, arm)),
+        "seeds": seeds,
+        "accuracy": float(np.mean(means)),
+        "spread_of_seeds": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "against": {other: paired_difference(of(found, arm), of(found, other)) for other in others},
+        "loss": float(np.mean([part[seed] for part in of(loss, arm) for seed in seeds])),
+        "loss_against": {other: loss_difference(of(loss, arm), of(loss, other)) for other in others},
+    }
 
 
 def paired_difference(
-    mine: dict[int, np.ndarray], theirs: dict[int, np.ndarray], draws: int = _DRAWS
+    mine: Sequence[dict[int, np.ndarray]], theirs: Sequence[dict[int, np.ndarray]], draws: int = _DRAWS
 ) -> dict[str, Any] | None:
     """Accuracy of one arm minus another's over the seeds that both have, with a 95 % bootstrap interval.
 
     Pairs and seeds are drawn anew, independently of each other, the same for both arms. `None` without a common seed.
+
+    Args:
+        mine, theirs: for each test which pairs were right, by seed, `(pairs,)`; of several tests the mean is taken, for
+            which the same seeds are drawn.
     """
-    common = sorted(mine.keys() & theirs.keys())
+    common = _common(mine, theirs)
     if not common:
         return None
-    differences = np.stack([mine[seed] - theirs[seed] for seed in common])  # (seeds, pairs)
-    seeds, pairs = differences.shape
-    draw = np.random.default_rng(0)
-    seed_weights = draw.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    pair_weights = draw.multinomial(pairs, np.full(pairs, 1 / pairs), draws) / pairs
-    values = ((seed_weights @ differences) * pair_weights).sum(1)
-    low, high = np.quantile(values, (0.025, 0.975))
-    return {"value": float(differences.mean()), "low": float(low), "high": float(high), "seeds": len(common)}
+    values, drawn = [], np.zeros(draws)
+    for number, (own, other) in enumerate(zip(mine, theirs, strict=True)):
+        differences = np.stack([own[seed] - other[seed] for seed in common])  # (seeds, pairs)
+        of_seeds, of_pairs = _weights(len(common), 0, draws), _weights(differences.shape[1], 1 + number, draws)
+        drawn += ((of_seeds @ differences) * of_pairs).sum(1) / len(mine)
+        values.append(differences.mean())
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "seeds": len(common)}
+
+
+def _common(mine: Sequence[dict[int, Any]], theirs: Sequence[dict[int, Any]]) -> list[int]:
+    """The seeds that all tests of both arms have."""
+    return sorted(set.intersection(*(set(test) for test in (*mine, *theirs))))
+
+
+@lru_cache(maxsize=16)
+def _weights(count: int, stream: int, draws: int) -> np.ndarray:
+    """How often each of `count` things is drawn, as parts of the whole: `(draws, count)`."""
+    return np.random.default_rng(stream).multinomial(count, np.full(count, 1 / count), draws) / count
+
+
+def loss_difference(mine: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> dict[str, Any] | None:
+    """One arm's loss minus another's in nats, over the common seeds, and in how many of them it is the lower.
+
+    Args:
+        mine, theirs: for each test the loss by seed; the mean over several tests is taken.
+    """
+    common = _common(mine, theirs)
+    if not common:
+        return None
+    differences = [
+        np.mean([own[seed] - other[seed] for own, other in zip(mine, theirs, strict=True)]) for seed in common
+    ]
+    lower = sum(bool(difference < 0) for difference in differences)
+    return {"value": float(np.mean(differences)), "lower": lower, "seeds": len(common)}
 
 
 def markdown(table: Sequence[dict], results: Sequence[dict]) -> str:
     """The tables for a reader, and what was chosen on the validation rows."""
     lines = [
-        "Accuracy in %, mean over seeds; in brackets the difference to Bradley-Terry, then to the uniform control, in",
-        "points, with 95 % bootstrap intervals over pairs and seeds, not corrected for their number. `*`: the",
-        "interval leaves out 0. One seed gives an interval over pairs alone.",
+        "Accuracy in %, mean over seeds; in brackets the difference in points, with 95 % bootstrap intervals over",
+        "pairs and seeds, not corrected for their number. `*`: the interval leaves out 0. One seed gives an interval",
+        "over pairs alone. Loss: Bradley-Terry's in nats; in brackets the mean difference to `bradley_terry`, and the",
+        f"seeds in which it is lower. `{MEAN}`: of those without a cue, each weighed alike.",
         "",
     ]
     for group in dict.fromkeys(_group(row) for row in table):
         rows = [row for row in table if _group(row) == group]
-        tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test", "arm"))
-        cells = {(row["arm"], row["test"]): row for row in rows}
-        lines += [f"### Trained on {group[0]}, student {group[1]}, condition {group[2]}", ""]
-        lines += ["| arm | seeds | " + " | ".join(tests) + " | ran on |", "| --- " * (len(tests) + 3) + "|"]
-        for arm in arms:
-            first = next(row for row in rows if row["arm"] == arm)
-            shown = [_cell(cells.get((arm, test))) for test in tests]
-            ran = "; ".join(first["hardware"])
-            lines.append(f"| {arm} | {len(first['seeds'])} | " + " | ".join(shown) + f" | {ran} |")
-        lines.append("")
-    return "\n".join([*lines, *_selection(results)]) + "\n"
+        lines += [f"## Trained on {group[0]}, student {group[1]}, condition {group[2]}", ""]
+        lines += _lines_of("Accuracy, and against `bradley_terry`", rows, lambda row: _cell(row, "bradley_terry"))
+        for other in _REFERENCES[1:]:
+            others = [row for row in rows if other in row["against"]]
+            lines += _lines_of(f"Against `{other}`", others, lambda row, other=other: _cell(row, other))
+        lines += _lines_of("Loss, and against `bradley_terry`", rows, _loss_cell)
+        lines += _diagnosis(_of(results, group))
+        lines += ["Ran on: " + "; ".join(sorted({name for row in rows for name in row["hardware"]})) + ".", ""]
+    return "\n".join([*lines, *_selection(results)]).rstrip() + "\n"
 
 
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return ""
-    return " ".join([f"{100 * row['accuracy']:.1f}", *map(_difference, row["against"].values())])
+def _lines_of(title: str, rows: Sequence[dict], show: Callable[[dict], str]) -> list[str]:
+    """A table with an arm a line and a test a column."""
+    tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test", "arm"))
+    cells = {(row["arm"], row["test"]): row for row in rows}
+    lines = [f"### {title}", "", "| arm | seeds | " + " | ".join(tests) + " |", "| --- " * (len(tests) + 2) + "|"]
+    for arm in arms:
+        seeds = len(next(row for row in rows if row["arm"] == arm)["seeds"])
+        shown = [show(cells[arm, test]) if (arm, test) in cells else "" for test in tests]
+        lines.append(f"| {arm} | {seeds} | " + " | ".join(shown) + " |")
+    return [*lines, ""]
 
 
-def _difference(found: dict | None) -> str:
+def _cell(row: dict, other: str) -> str:
+    accuracy = f"{100 * row['accuracy']:.1f}"
+    if other == row["arm"]:
+        return accuracy
+    found = row["against"][other]
     if found is None:
-        return "(-)"
+        return f"{accuracy} (-)"
     star = "*" if found["low"] > 0 or found["high"] < 0 else ""
-    return f"({100 * found['value']:+.1f}{star}: {100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    interval = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+    return f"{accuracy} ({100 * found['value']:+.1f}{star}: {interval})"
+
+
+def _loss_cell(row: dict) -> str:
+    found = row["loss_against"].get("bradley_terry")
+    against = f" ({found['value']:+.3f}: {found['lower']} of {found['seeds']})" if found else ""
+    return f"{row['loss']:.3f}{against}"
+
+
+_MEASURES = {  # heading: what a record's diagnosis says, in the unit of the heading
+    "accuracy, %": lambda found: 100 * found["whole"],
+    "with the last fifth alone, %": lambda found: 100 * found["masked_first"][-1],
+    "attention to the first fifth, %": lambda found: 100 * (found["stages_right"][0] + found["stages_wrong"][0]) / 2,
+    "attention to the last fifth, %": lambda found: 100 * (found["stages_right"][-1] + found["stages_wrong"][-1]) / 2,
+    "the longer one is the worse, %": lambda found: 100 * found["longer_is_worse"],
+    "gain by the cue, standard deviations": lambda found: found["cue_gain"],
+}
+
+
+def _diagnosis(runs: Sequence[dict]) -> list[str]:
+    """What `diagnose` says of the reward models of each arm, mean over seeds."""
+    found: dict[str, list[dict]] = {}
+    for record in runs:
+        if record["diagnosis"] and "stages_right" in record["diagnosis"]:
+            found.setdefault(record["arm"], []).append(record["diagnosis"])
+    if not found:
+        return []
+    pairs = sorted({each["pairs"] for arm in found.values() for each in arm})
+    lines = [f"### What `diagnose` says, {' or '.join(map(str, pairs))} pairs a seed", ""]
+    lines += ["| arm | seeds | " + " | ".join(_MEASURES) + " |", "| --- " * (len(_MEASURES) + 2) + "|"]
+    for arm, each in found.items():
+        means = [np.nanmean([measure(one) for one in each]) for measure in _MEASURES.values()]
+        lines.append(f"| {arm} | {len(each)} | " + " | ".join(f"{mean:.3g}" for mean in means) + " |")
+    return [*lines, ""]
 
 
 def _selection(results: Sequence[dict]) -> list[str]:
     tried = [record for record in results if record["candidate"]]
     if not tried:
         return []
-    lines = ["### Hyper-parameters, on validation rows", ""]
+    lines = ["## Hyper-parameters, on validation rows", ""]
     lines += ["| student | arm | settings | seed | loss at the best scale | accuracy |", "| --- " * 6 + "|"]
     for record in tried:
         validation = record["validation"]
@@ -168,19 +268,25 @@ def _forest(rows: Sequence[dict], name: str, path: Path) -> None:
     if not rows:
         return
     tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test", "arm"))
-    figure, axes = plt.subplots(1, len(tests), figsize=(2.4 * len(tests) + 1.5, 0.35 * len(arms) + 1.4), sharey=True)
-    for axis, test in zip(np.atleast_1d(axes), tests, strict=True):
+    across = min(4, len(tests))
+    down = -(-len(tests) // across)
+    size = (2.6 * across + 1.5, (0.24 * len(arms) + 0.8) * down + 0.4)
+    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
+    for axis in axes.flat[len(tests) :]:
+        axis.set_axis_off()
+    for axis, test in zip(axes.flat, tests, strict=False):
         for row in (row for row in rows if row["test"] == test):
             found, place = row["against"]["bradley_terry"], arms.index(row["arm"])
-            axis.plot([100 * found["low"], 100 * found["high"]], [place, place], color="tab:blue")
-            axis.plot([100 * found["value"]], [place], "o", color="tab:blue", markersize=4)
-        axis.axvline(0, color="gray", linewidth=0.8)
-        axis.set_title(test.replace(", ", "\n"), fontsize=8)
+            is_sure = found["low"] > 0 or found["high"] < 0
+            color = "tab:blue" if is_sure else "tab:gray"
+            axis.plot([100 * found["low"], 100 * found["high"]], [place, place], color=color)
+            axis.plot([100 * found["value"]], [place], "o", color=color, markersize=4)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(test, fontsize=8)
         axis.tick_params(labelsize=7)
-    first = np.atleast_1d(axes)[0]
-    first.set_yticks(range(len(arms)), arms)
-    first.invert_yaxis()
-    figure.suptitle(f"{name}: accuracy minus Bradley-Terry's, points", fontsize=9)
+    axes[0, 0].set_yticks(range(len(arms)), arms)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(f"{name}: accuracy minus Bradley-Terry's, points (blue: the interval leaves out 0)", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
