@@ -10,8 +10,6 @@ from torch import nn
 
 from hf_interdistill import InteractionDistillationTrainer
 
-TEACHERS = ("none", "fitted", "clean", "untrained")
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -20,7 +18,7 @@ class Arm:
     Args:
         arguments: settings of `InteractionDistillationConfig` (`alignment_weight` is 0 unless given here).
         teacher: `fitted` on the rows the student is trained on; `clean`, fitted on the same rows without cues and
-            flipped labels; `untrained`, the encoder as it comes; `none`.
+            flipped labels; `untrained`, the encoder as it comes; `none`; or a name of the config's `teacher_variants`.
         margin: by how much the reward of the chosen response must be ahead (TRL's `margin` column).
         smoothing: probability given to the label being wrong.
         score_share: part of each pair's target that is the teacher's own judgement, `sigmoid` of its margin.
@@ -37,8 +35,6 @@ class Arm:
     sft_beta: float = 0.1
 
     def __post_init__(self):
-        if self.teacher not in TEACHERS:
-            raise ValueError(f"`teacher` is {self.teacher!r}, but must be one of {', '.join(TEACHERS)}.")
         if self.teacher == "none" and (self.score_share or self.arguments.get("alignment_weight")):
             raise ValueError(
                 "An arm with `alignment_weight` or `score_share` needs a teacher: 'fitted' or 'untrained'."

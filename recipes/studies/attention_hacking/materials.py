@@ -69,30 +69,45 @@ class Materials:
     # Teachers
 
     def teacher(self, kind: str, train: str, condition: str) -> InteractionTeacher:
-        """The fitted teacher of these training rows (given, kept from before, or fitted now), or the raw encoder."""
-        condition = "clean" if kind == "clean" else condition
-        name = "untrained" if kind == "untrained" else f"{train}/{condition}"
+        """The fitted teacher of these training rows (given, kept from before, or fitted now), or the raw encoder.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        settings = self.teacher_settings(kind)
+        is_variant = kind in self.config["teacher_variants"]
+        name = "untrained" if kind == "untrained" else f"{train}/{'clean' if kind == 'clean' else condition}"
+        name = f"{name}.{kind}" if is_variant else name
         if name not in self._teachers:
-            self._teachers = {name: self._load_teacher(name, train, condition)}  # one at a time in memory
+            self._teachers = {name: self._load_teacher(name, settings)}  # one at a time in memory
         return self._teachers[name]
 
-    def _load_teacher(self, name: str, train: str, condition: str) -> InteractionTeacher:
-        length = self.config["teacher"]["teacher_max_length"]
+    def teacher_settings(self, kind: str) -> dict[str, Any]:
+        """What a kind of teacher is fitted with."""
+        variants = self.config["teacher_variants"]
+        kinds = ("fitted", "clean", "untrained", *variants)
+        if kind not in kinds:
+            raise ValueError(f"An arm's `teacher` is {kind!r}, but must be one of none, {', '.join(kinds)}.")
+        return {**self.config["teacher"], **variants.get(kind, {})}
+
+    def _load_teacher(self, name: str, settings: dict[str, Any]) -> InteractionTeacher:
+        length = settings["teacher_max_length"]
         if name == "untrained":
             return InteractionTeacher.from_pretrained(self.encoder, max_length=length).freeze()
         given = self.config["teachers"].get(name)
         folder = Path(given or self.folder / "teachers" / name)
         if not given:
-            with claim(self.lock_path(f"teacher.{train}.{condition}"), is_waiting=True):
+            with claim(self.lock_path(f"teacher.{name.replace('/', '.')}"), is_waiting=True):
                 if not (folder / "interaction_teacher.json").exists():
-                    self._fit_teacher(folder, train, condition)
+                    self._fit_teacher(folder, name, settings)
         return InteractionTeacher.from_pretrained(str(folder), max_length=length).freeze()
 
-    def _fit_teacher(self, folder: Path, train: str, condition: str) -> None:
-        settings = self.config["teacher"]
+    def _fit_teacher(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
+        train, condition = name.split("/")
+        rows = self.training_rows(train, condition.split(".")[0])
         teacher = InteractionTeacher.from_pretrained(self.encoder, max_length=settings["teacher_max_length"])
         args = InteractionTeacherConfig(output_dir=str(folder), **settings)
-        teacher.fit(self.training_rows(train, condition), str(folder), args=args, resume_from_checkpoint=True)
+        teacher.fit(rows, str(folder), args=args, resume_from_checkpoint=True)
 
     def teacher_mark(self, kind: str, train: str, condition: str) -> dict[str, Any] | None:
         """What tells one teacher from another: a checksum of its score head and last weights, and its accuracy."""

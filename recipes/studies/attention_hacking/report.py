@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,8 @@ def paired_difference(
     Pairs and seeds are drawn anew, independently of each other, the same for both arms. `None` without a common seed.
 
     Args:
-        mine, theirs: for each test which pairs were right, by seed, `(pairs,)`; of several tests the mean is taken, for
-            which the same seeds are drawn.
+        mine, theirs: for each test which pairs were right, by seed, `(pairs,)`; of several tests the mean is taken,
+            for which the same seeds are drawn.
     """
     common = _common(mine, theirs)
     if not common:
@@ -220,13 +221,13 @@ def _loss_cell(row: dict) -> str:
     return f"{row['loss']:.3f}{against}"
 
 
-_MEASURES = {  # heading: what a record's diagnosis says, in the unit of the heading
-    "accuracy, %": lambda found: 100 * found["whole"],
-    "with the last fifth alone, %": lambda found: 100 * found["masked_first"][-1],
-    "attention to the first fifth, %": lambda found: 100 * (found["stages_right"][0] + found["stages_wrong"][0]) / 2,
-    "attention to the last fifth, %": lambda found: 100 * (found["stages_right"][-1] + found["stages_wrong"][-1]) / 2,
-    "the longer one is the worse, %": lambda found: 100 * found["longer_is_worse"],
-    "gain by the cue, standard deviations": lambda found: found["cue_gain"],
+_MEASURES = {  # heading: where a record's diagnosis has it, several of which the mean is taken; factor
+    "accuracy, %": ([("whole",)], 100),
+    "with the last fifth alone, %": ([("masked_first", -1)], 100),
+    "attention to the first fifth, %": ([("stages_right", 0), ("stages_wrong", 0)], 100),
+    "attention to the last fifth, %": ([("stages_right", -1), ("stages_wrong", -1)], 100),
+    "the longer one is the worse, %": ([("longer_is_worse",)], 100),
+    "gain by the cue, standard deviations": ([("cue_gain",)], 1),
 }
 
 
@@ -242,9 +243,15 @@ def _diagnosis(runs: Sequence[dict]) -> list[str]:
     lines = [f"### What `diagnose` says, {' or '.join(map(str, pairs))} pairs a seed", ""]
     lines += ["| arm | seeds | " + " | ".join(_MEASURES) + " |", "| --- " * (len(_MEASURES) + 2) + "|"]
     for arm, each in found.items():
-        means = [np.nanmean([measure(one) for one in each]) for measure in _MEASURES.values()]
+        means = [factor * _mean_at(each, places) for places, factor in _MEASURES.values()]
         lines.append(f"| {arm} | {len(each)} | " + " | ".join(f"{mean:.3g}" for mean in means) + " |")
     return [*lines, ""]
+
+
+def _mean_at(records: Sequence[dict], places: Sequence[tuple]) -> float:
+    """Mean of what is at these places; there is nothing where all pairs were right, or all wrong."""
+    values = [reduce(getitem, place, record) for record in records for place in places]
+    return float(np.mean([value for value in values if value is not None] or [np.nan]))
 
 
 def _selection(results: Sequence[dict]) -> list[str]:

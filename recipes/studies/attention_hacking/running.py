@@ -63,7 +63,7 @@ class Bench(Materials):
             "student": {name: value for name, value in student.items() if name != "arguments"},
             "arguments": {**self.config["training"], **student["arguments"], **arm.arguments},
             "arm": {name: getattr(arm, name) for name in sorted(_ARM_FIELDS)},
-            "teacher": None if arm.teacher == "none" else {"kind": arm.teacher, **self.config["teacher"]},
+            "teacher": None if arm.teacher == "none" else {"kind": arm.teacher, **self.teacher_settings(arm.teacher)},
         }
 
     def train(self, run: Run, arm: Arm, arguments: dict[str, Any]) -> tuple[RewardScorer, dict[str, Any]]:
