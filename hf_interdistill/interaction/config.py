@@ -56,7 +56,7 @@ class InteractionDistillationConfig(RewardConfig):
         default=None, metadata={"help": "Tokens of a row of the teacher; unset: all it can read."}
     )
     alignment_weight: float = field(
-        default=0.1, metadata={"help": "Weight of the alignment loss; 0 trains exactly as RewardTrainer."}
+        default=0.3, metadata={"help": "Weight of the alignment loss; 0 trains exactly as RewardTrainer."}
     )
     alignment_schedule: str = field(
         default="constant",

@@ -78,7 +78,7 @@ def test_the_final_model_is_pushed_alone(hub, tmp_path, dataset, fitted_teacher)
         "devlin2018bert",
         "vonwerra2020trl",
         "(maps.png)",
-        "| `alignment_weight` | 0.1 |",
+        "| `alignment_weight` | 0.3 |",
     ):
         assert part in card.text, part
     assert "24 pairs for training, 24 pairs for evaluation, as messages" in card.text

@@ -68,7 +68,7 @@ def test_margin_and_centering_stay_in_the_loss(dataset, tmp_path, tokenizer, fit
     )
     theirs.train()
     ours, _ = first_step(tmp_path, dataset, tokenizer, fitted_teacher, **extra)
-    assert float(ours["loss"]) == pytest.approx(losses(theirs)[0] + 0.1 * ours["interaction/loss"], rel=1e-5)
+    assert float(ours["loss"]) == pytest.approx(losses(theirs)[0] + 0.3 * ours["interaction/loss"], rel=1e-5)
 
 
 def test_several_evaluation_sets_metrics_and_custom_collator(dataset, tmp_path, tokenizer, fitted_teacher):
