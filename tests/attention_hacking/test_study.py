@@ -65,6 +65,9 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
     cell = next(row for row in table if (row["arm"], row["test"]) == ("uniform", "bbq"))
     means = [record["tests"]["bbq"]["accuracy"] for record in main if record["arm"] == "uniform"]
     assert cell["accuracy"] == pytest.approx(np.mean(means)) and cell["seeds"] == [0, 1, 2]
+    cell = next(row for row in table if (row["arm"], row["test"]) == ("uniform", "mean of five"))
+    means = [record["tests"][name]["accuracy"] for record in main if record["arm"] == "uniform" for name in SETS]
+    assert cell["accuracy"] == pytest.approx(np.mean(means)) and cell["pairs"] == 8 * len(SETS)
     assert {"differences.hh_harmless.minilm.clean.png", "masking.hh_harmless.minilm.clean.png", "table.md"} <= {
         file.name for file in (tmp_path / "results").iterdir()
     }

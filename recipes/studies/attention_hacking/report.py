@@ -20,7 +20,6 @@ from matplotlib import pyplot as plt
 
 _DRAWS = 10_000
 _REFERENCES = ("bradley_terry", "uniform", "shuffled", "label_smoothing")
-MEAN = "mean of the sets"
 Group = tuple[str, str, str]  # train, student, condition
 
 
@@ -28,7 +27,7 @@ def write_report(results: Sequence[dict], config: dict[str, Any], folder: Path) 
     """Write `table.json`, `table.md` and the plots; returns the rows of the table."""
     runs = [record for record in results if not record["candidate"]]
     arms = [*config["arms"], *config["ensembles"]]
-    table = [row for group in _groups(runs) for row in table_of(_of(runs, group), arms)]
+    table = [row for group in _groups(runs) for row in table_of(_of(runs, group), arms, config["means"])]
     write_whole(folder / "table.json", json.dumps(table, indent=1) + "\n")
     write_whole(folder / "table.md", markdown(table, results))
     for group in _groups(runs):
@@ -77,8 +76,12 @@ def _tests(record: dict) -> Iterator[tuple[str, dict]]:
         yield from ((f"{name}, cue {side.replace('_', ' ')}", test) for side, test in sides.items())
 
 
-def table_of(runs: Sequence[dict], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """One row an arm and test, with the paired differences to the arms that all are held against."""
+def table_of(runs: Sequence[dict], arms: Sequence[str], means: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """One row an arm and test, with the paired differences to the arms that all are held against.
+
+    Args:
+        means: names for the means of some of the tests.
+    """
     found, loss = ({arm: measure(runs, arm) for arm in arms} for measure in (outcomes, losses))
     return [
         {
@@ -88,14 +91,13 @@ def table_of(runs: Sequence[dict], arms: Sequence[str]) -> list[dict[str, Any]]:
         }
         for arm in arms
         if found[arm]
-        for test, parts in _parts(found[arm]).items()
+        for test, parts in _parts(found[arm], means).items()
     ]
 
 
-def _parts(tests: Iterable[str]) -> dict[str, list[str]]:
-    """For each test what it is the mean of: itself, and one more test that is the mean of those without a cue."""
-    sets, cued = ([test for test in tests if (", cue" in test) is is_cued] for is_cued in (False, True))
-    return {**{test: [test] for test in sets}, MEAN: sets, **{test: [test] for test in cued}}
+def _parts(tests: Iterable[str], means: dict[str, list[str]]) -> dict[str, list[str]]:
+    """For each test what it is the mean of: itself, or those that are named."""
+    return {**means, **{test: [test] for test in tests}}
 
 
 def _row(arm: str, test: str, parts: list[str], found: dict[str, Any], loss: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def markdown(table: Sequence[dict], results: Sequence[dict]) -> str:
         "Accuracy in %, mean over seeds; in brackets the difference in points, with 95 % bootstrap intervals over",
         "pairs and seeds, not corrected for their number. `*`: the interval leaves out 0. One seed gives an interval",
         "over pairs alone. Loss: Bradley-Terry's in nats; in brackets the mean difference to `bradley_terry`, and the",
-        f"seeds in which it is lower. `{MEAN}`: of those without a cue, each weighed alike.",
+        "seeds in which it is lower. Means weigh each set alike.",
         "",
     ]
     for group in dict.fromkeys(_group(row) for row in table):
@@ -270,7 +272,7 @@ def _selection(results: Sequence[dict]) -> list[str]:
 
 
 def _forest(rows: Sequence[dict], name: str, path: Path) -> None:
-    """Differences to Bradley-Terry, a panel a test."""
+    """Differences to Bradley-Terry, a panel a test; in brackets the seeds."""
     rows = [row for row in rows if row["against"].get("bradley_terry")]
     if not rows:
         return
@@ -278,7 +280,7 @@ def _forest(rows: Sequence[dict], name: str, path: Path) -> None:
     across = min(4, len(tests))
     down = -(-len(tests) // across)
     size = (2.6 * across + 1.5, (0.24 * len(arms) + 0.8) * down + 0.4)
-    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis in axes.flat[len(tests) :]:
         axis.set_axis_off()
     for axis, test in zip(axes.flat, tests, strict=False):
@@ -291,10 +293,10 @@ def _forest(rows: Sequence[dict], name: str, path: Path) -> None:
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title(test, fontsize=8)
         axis.tick_params(labelsize=7)
-    axes[0, 0].set_yticks(range(len(arms)), arms)
+    seeds = {row["arm"]: row["against"]["bradley_terry"]["seeds"] for row in rows}
+    axes[0, 0].set_yticks(range(len(arms)), [f"{arm} ({seeds[arm]})" for arm in arms])
     axes[0, 0].invert_yaxis()
     figure.suptitle(f"{name}: accuracy minus Bradley-Terry's, points (blue: the interval leaves out 0)", fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
