@@ -1,8 +1,9 @@
 """Keys and values of a search: each token of a tree is held once.
 
-`TreeCache` keeps one row a prompt. A row is a pool of slots; a token's keys and values lie in one slot, a 4-D mask
-says which slots a new token sees (its ancestors and itself) and position ids count its depth. Branching copies
-nothing, pruning frees slots. That needs full attention in every layer; `copying.py` serves all other models.
+`TreeCache` is one pool of slots for all prompts. A token's keys and values lie in one slot; a forward pass fetches the
+slots that its texts see, a 4-D mask says which of them each token sees (its ancestors and itself), and position ids
+count its depth. Branching copies nothing, pruning frees slots. That needs full attention in every layer; `copying.py`
+serves all other models.
 
 Source: ours; the packing of branches under a mask is that of tree attention in speculative decoding.
 """
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-_WIDE = 32  # tokens; rows up to here are always read together
-_MUCH_WIDER = 4  # wider rows are read apart from rows this much narrower
-_GROWTH = 64  # slots; rows grow by doubling, in multiples of this
+from .lines import choose_lines, families, split_passes
+
+_GROWTH = 64  # slots; the pool grows by doubling, in multiples of this
 
 
 @dataclass(eq=False)
 class Handle:
-    """A place in a row: the text up to here. `slots` in `TreeCache`, `cache` in `CopyingCache`."""
+    """A place in a row (a prompt): the text up to here. `slots` in `TreeCache`, `cache` in `CopyingCache`."""
 
     row: int
     length: int
@@ -51,7 +52,7 @@ class Read:
 
 
 class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, `(rows, heads, slots, head_dim)`; `plan` says where the next ones go."""
+    """One layer's keys and values, `(slots, heads, head_dim)`; `plan` says where new ones go and which are seen."""
 
     is_sliding = False
 
@@ -60,29 +61,38 @@ class _SlotLayer(CacheLayerMixin):
         self.plan: _Plan | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        rows, capacity = self.plan.shape
-        self.keys = key_states.new_zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
-        self.values = value_states.new_zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
+        self.keys, self.values = (
+            states.new_zeros(self.plan.capacity, states.shape[1], states.shape[3])
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        plan = self.plan
-        if self.keys.shape[2] < plan.shape[1]:
-            self.keys, self.values = _widened(self.keys, plan.shape[1]), _widened(self.values, plan.shape[1])
-        rows, slots = plan.rows.to(self.keys.device), plan.slots.to(self.keys.device)
-        self.keys[rows.unsqueeze(1), :, slots] = key_states.transpose(1, 2)
-        self.values[rows.unsqueeze(1), :, slots] = value_states.transpose(1, 2)
-        if plan.is_every_row:
-            return self.keys[:, :, : plan.used], self.values[:, :, : plan.used]
-        return self.keys[rows, :, : plan.used], self.values[rows, :, : plan.used]
+        self.keys = self._put(self.keys, key_states)
+        self.values = self._put(self.values, value_states)
+        return self._fetch(self.keys), self._fetch(self.values)
+
+    def _put(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Write `(lines, heads, width, head_dim)` into the slots; the pool that holds them."""
+        if len(held) < self.plan.capacity:
+            wider = held.new_zeros(self.plan.capacity, *held.shape[1:])
+            wider[: len(held)] = held
+            held = wider
+        held[self.plan.slots.to(held.device)] = states.transpose(1, 2).flatten(0, 1)
+        return held
+
+    def _fetch(self, held: torch.Tensor) -> torch.Tensor:
+        """What each line sees, `(lines, heads, seen, head_dim)`."""
+        seen = self.plan.seen.to(held.device)
+        return held.index_select(0, seen.flatten()).unflatten(0, seen.shape).transpose(1, 2)
 
     def get_seq_length(self) -> int:
-        return self.plan.used if self.plan else 0
+        return self.plan.seen.shape[1] if self.plan else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.plan.used, 0
+        return self.plan.seen.shape[1], 0
 
     def get_max_length(self) -> int:
         return -1
@@ -90,19 +100,11 @@ class _SlotLayer(CacheLayerMixin):
 
 @dataclass
 class _Plan:
-    """Where the tokens of one forward pass go. `slots`: `(rows, queries)`; `shape`: rows and capacity of the pool."""
+    """Where the tokens of a pass go, `slots` `(lines * width,)`, and what each line sees, `seen` `(lines, seen)`."""
 
-    rows: torch.Tensor
     slots: torch.Tensor
-    used: int
-    shape: tuple[int, int]
-    is_every_row: bool
-
-
-def _widened(states: torch.Tensor, capacity: int) -> torch.Tensor:
-    wide = states.new_zeros(*states.shape[:2], capacity, states.shape[3])
-    wide[:, :, : states.shape[2]] = states
-    return wide
+    seen: torch.Tensor
+    capacity: int
 
 
 class Counting:
@@ -128,7 +130,7 @@ class Counting:
 
 
 class TreeCache(Counting):
-    """Rows of slots under a tree mask.
+    """A pool of slots under tree masks.
 
     Args:
         model: a causal LM with full attention in every layer, run with sdpa or eager attention.
@@ -142,8 +144,8 @@ class TreeCache(Counting):
         self.model = model
         self.rows = rows
         self.capacity = _GROWTH
-        self.free = [[] for _ in range(rows)]
-        self.next_slot = [1] * rows  # slot 0 takes the padding of shorter rows; real tokens never see it
+        self.free: list[int] = []
+        self.next_slot = 1  # slot 0 takes the padding of shorter lines; real tokens never see it
         self.in_use: list[set[int]] = [set() for _ in range(rows)]
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[_SlotLayer() for _ in range(layers)])
@@ -172,21 +174,19 @@ class TreeCache(Counting):
     def _free(self, row: int, slots: set[int]) -> None:
         self.in_use[row] -= slots
         for slot in slots:
-            heapq.heappush(self.free[row], slot)
+            heapq.heappush(self.free, slot)
 
     def _take(self, row: int, count: int) -> np.ndarray:
-        slots = []
-        for _ in range(count):
-            if self.free[row]:
-                slots.append(heapq.heappop(self.free[row]))
-            else:
-                slots.append(self.next_slot[row])
-                self.next_slot[row] += 1
+        slots = [heapq.heappop(self.free) for _ in range(min(count, len(self.free)))]
+        slots += range(self.next_slot, self.next_slot + count - len(slots))
+        self.next_slot = max(self.next_slot, slots[-1] + 1)
+        while self.capacity < self.next_slot:
+            self.capacity *= 2
         self.in_use[row].update(slots)
         return np.array(slots, dtype=np.int64)
 
     def read(self, feeds: Sequence[Feed]) -> list[Read]:
-        """Read all feeds in one forward pass; rows with very many tokens (new prompts) in one of their own."""
+        """Read all feeds in one forward pass; those with very many tokens (new prompts) in one of their own."""
         handles: list[Handle] = []
         for feed in feeds:
             parent = handles[feed.parent] if isinstance(feed.parent, int) else feed.parent
@@ -194,61 +194,84 @@ class TreeCache(Counting):
             slots = np.concatenate([before, self._take(feed.row, len(feed.tokens))])
             handles.append(Handle(feed.row, len(slots), slots))
         reads: list[Read | None] = [None] * len(feeds)
-        for rows in _group_rows(feeds):
-            inputs, places = self._lay_out(feeds, handles, rows)
-            logits = self._forward(inputs, max(len(place) for place in places.values()))
-            self.count({row: sum(len(feeds[i].tokens) for i in places[row]) for row in rows})
-            for line, row in enumerate(rows):
-                for position, number in enumerate(places[row]):
-                    reads[number] = Read(handles[number], logits[line, logits.shape[1] - len(places[row]) + position])
+        for lines in self._passes(feeds, handles):
+            keep = max(map(len, lines))
+            logits = self._forward(self._lay_out(feeds, handles, lines), keep)
+            self.count(_tokens_by_row(feeds[i] for line in lines for i in line))
+            for own, line in zip(logits, lines, strict=True):
+                for position, number in enumerate(line, start=keep - len(line)):
+                    reads[number] = Read(handles[number], own[position])
         return reads
 
-    def _lay_out(self, feeds, handles, rows: list[int]) -> tuple[dict, dict[int, list[int]]]:
-        """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its row's end."""
-        places = {row: [i for i, feed in enumerate(feeds) if feed.row == row] for row in rows}
-        width = max(sum(len(feeds[i].tokens) for i in place) for place in places.values())
-        used = max(max(slots, default=0) for slots in (self.in_use[row] for row in rows)) + 1
-        while self.capacity < used:
-            self.capacity *= 2
-        ids = np.zeros((len(rows), width), dtype=np.int64)
+    def _passes(self, feeds: Sequence[Feed], handles: Sequence[Handle]) -> list[list[list[int]]]:
+        """The feeds of each line of each pass."""
+        members = families([feed.parent if isinstance(feed.parent, int) else None for feed in feeds])
+        members.sort(key=lambda family: feeds[family[0]].row)
+        lengths = [sum(len(feeds[i].tokens) for i in family) for family in members]
+        passes = []
+        for numbers in split_passes(lengths):
+            own = np.mean([len(self._seen(handles, members[number])) for number in numbers])
+            together = len(self._seen(handles, [i for number in numbers for i in members[number]]))
+            lines = choose_lines([lengths[number] for number in numbers], own, together)
+            passes.append([[i for place in line for i in members[numbers[place]]] for line in lines])
+        return passes
+
+    def _lay_out(self, feeds: Sequence[Feed], handles: Sequence[Handle], lines: Sequence[Sequence[int]]) -> dict:
+        """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end."""
+        width = max(sum(len(feeds[i].tokens) for i in line) for line in lines)
+        seen = [self._seen(handles, line) for line in lines]
+        most = max(map(len, seen))
+        ids = np.zeros((len(lines), width), dtype=np.int64)
         positions, slots = np.zeros_like(ids), np.zeros_like(ids)
-        mask = np.zeros((len(rows), 1, width, used), dtype=bool)
-        mask[..., 0] = True  # padding sees slot 0; real tokens are set below
-        for line, row in enumerate(rows):
-            last = width - len(places[row])
-            column = last - sum(len(feeds[i].tokens) - 1 for i in places[row])
-            for number, final in zip(places[row], range(last, width), strict=True):
+        fetched = np.zeros((len(lines), most), dtype=np.int64)
+        mask = np.zeros((len(lines), 1, width, most), dtype=bool)
+        column_of = np.zeros(self.capacity, dtype=np.int64)
+        for place, line in enumerate(lines):
+            own = seen[place]
+            fetched[place, : len(own)] = own
+            column_of[own] = np.arange(len(own))
+            last = width - len(line)
+            column = last - sum(len(feeds[i].tokens) - 1 for i in line)
+            mask[place, 0, :column, 0] = True  # padding sees slot 0
+            for final, number in enumerate(line, start=last):
                 tokens, chain = feeds[number].tokens, handles[number].slots
                 start = len(chain) - len(tokens)
                 columns = np.array([*range(column, column + len(tokens) - 1), final])
                 column += len(tokens) - 1
-                ids[line, columns] = tokens
-                positions[line, columns] = np.arange(start, len(chain))
-                slots[line, columns] = chain[start:]
-                visible = np.zeros((len(tokens), used), dtype=bool)
-                visible[:, chain[:start]] = True
-                visible[:, chain[start:]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
-                mask[line, 0, columns] = visible
-        device, shape = self.model.device, (self.rows, self.capacity)
-        plan = _Plan(
-            torch.tensor(rows, device=device),
-            torch.from_numpy(slots).to(device),
-            used,
-            shape,
-            len(rows) == self.rows,
-        )
-        return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}, places
+                ids[place, columns] = tokens
+                positions[place, columns] = np.arange(start, len(chain))
+                slots[place, columns] = chain[start:]
+                visible = np.zeros((len(tokens), most), dtype=bool)
+                visible[:, column_of[chain[:start]]] = True
+                visible[:, column_of[chain[start:]]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
+                mask[place, 0, columns] = visible
+        device = self.model.device
+        plan = _Plan(torch.from_numpy(slots.ravel()).to(device), torch.from_numpy(fetched).to(device), self.capacity)
+        return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}
+
+    def _seen(self, handles: Sequence[Handle], line: Sequence[int]) -> np.ndarray:
+        """All slots that the feeds of a line see, ascending; slot 0, for padding, comes first."""
+        is_seen = np.zeros(self.capacity, dtype=bool)
+        is_seen[0] = True
+        for number in line:
+            is_seen[handles[number].slots] = True
+        return np.flatnonzero(is_seen)
 
     @torch.no_grad()
     def _forward(self, inputs: dict, keep: int) -> torch.Tensor:
+        """Logits of the last `keep` tokens of each line, float32 `(lines, keep, vocabulary)`."""
         device = self.model.device
         for layer in self.cache.layers:
             layer.plan = inputs["plan"]
         extra = {"logits_to_keep": keep} if self.keeps_logits else {}
+        # An additive mask: sdpa would make one of a boolean mask in every layer.
+        mask = torch.from_numpy(inputs["mask"]).to(device)
         logits = self.model(
             input_ids=torch.from_numpy(inputs["ids"]).to(device),
             position_ids=torch.from_numpy(inputs["positions"]).to(device),
-            attention_mask=_attention_mask(self.model, torch.from_numpy(inputs["mask"]).to(device)),
+            attention_mask=torch.zeros(mask.shape, dtype=self.model.dtype, device=device).masked_fill(
+                ~mask, torch.finfo(self.model.dtype).min
+            ),
             past_key_values=self.cache,
             use_cache=True,
             **extra,
@@ -256,24 +279,8 @@ class TreeCache(Counting):
         return logits[:, -keep:].float()
 
 
-def _group_rows(feeds: Sequence[Feed]) -> list[list[int]]:
-    """Rows to read together: all, unless some would mostly be padded to the length of others."""
-    widths: dict[int, int] = {}
+def _tokens_by_row(feeds: Iterable[Feed]) -> dict[int, int]:
+    tokens: dict[int, int] = {}
     for feed in feeds:
-        widths[feed.row] = widths.get(feed.row, 0) + len(feed.tokens)
-    groups: list[list[int]] = []
-    for row in sorted(widths, key=lambda row: (widths[row], row)):
-        is_much_wider = groups and widths[row] > max(_WIDE, _MUCH_WIDER * widths[groups[-1][0]])
-        if not groups or is_much_wider:
-            groups.append([])
-        groups[-1].append(row)
-    return [sorted(group) for group in groups]
-
-
-def _attention_mask(model, mask: torch.Tensor) -> torch.Tensor:
-    """Boolean for sdpa, additive for eager attention."""
-    if model.config._attn_implementation == "sdpa":
-        return mask
-    return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
-        ~mask, torch.finfo(model.dtype).min
-    )
+        tokens[feed.row] = tokens.get(feed.row, 0) + len(feed.tokens)
+    return tokens

@@ -87,7 +87,8 @@ class RainConfig:
             again; the tokens are the same.
         read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
             probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
-            same. Not used with models that branch by copying.
+            same. `None`: 8; on a CPU, where tokens cost more than passes, the prompts in flight share them, with 2
+            each at least. Not used with models that branch by copying.
         prompts_in_flight: prompts searched at once; more wait for a free row.
         seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).
 
@@ -117,7 +118,7 @@ class RainConfig:
     judge: str = "harmlessness"
     judge_vote: str = "hard"
     expand_on_visit: int = 2
-    read_ahead: int = 8
+    read_ahead: int | None = None
     prompts_in_flight: int = 16
     seed: int | None = None
 
@@ -130,8 +131,10 @@ class RainConfig:
         object.__setattr__(self, "turn_markers", _as_tuple("turn_markers", self.turn_markers))
         for name in ("candidates", "sample_top_k", "max_children", "iterations", "prompts_in_flight"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "a whole number, at least 1")
-        for name in ("min_visits", "extra_iterations", "read_ahead"):
+        for name in ("min_visits", "extra_iterations"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 0), "a whole number, at least 0")
+        ahead = self.read_ahead
+        _check("read_ahead", ahead, ahead is None or _is_count(ahead, 0), "None or a whole number, at least 0")
         for name in ("exploration", "similarity_weight", "widening_variance"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or a positive number")
         for name in ("value_threshold", "widening_value", "similarity_threshold"):

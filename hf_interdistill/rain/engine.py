@@ -1,7 +1,8 @@
 """Many searches in lock-step: their requests are gathered into few forward passes.
 
-A round has three parts. Searches that need tokens advance together, one token a forward pass, until each waits for a
-verdict. Then one scorer call judges all texts, and one encoder call embeds all.
+A round has three parts. Searches that need tokens advance together, one token a forward pass, until most of them wait
+for a verdict. Then one scorer call judges the texts of those, and one encoder call embeds them. The others do not wait
+for a long expansion, nor does it run alone: they meet it again in the next round.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cache_choice import build_cache
@@ -22,6 +23,14 @@ from .sampling import stream_key
 from .scorers import Exchange, Scorer
 from .search import PromptSearch
 from .works import DecodeTask
+
+_STILL_DECODING = 0.5  # share of the searches in flight that a round leaves behind at most
+_AHEAD, _LEAST_AHEAD = 8, 2  # works that may ride along
+
+
+def works_ahead(device_type: str, prompts: int) -> int:
+    """`read_ahead` of each of so many prompts in flight, where the user gave none."""
+    return max(_LEAST_AHEAD, _AHEAD // prompts) if device_type == "cpu" else _AHEAD
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,15 @@ class RainEngine:
         self.jobs: list[_Job] = []
         self._queue: deque[_Job] = deque()
         self._active: list[_Job] = []
+        self._tasks: dict[_Job, tuple] = {}  # decode tasks under way, and what they ask
         self._answers: dict[_Job, tuple] = {}
         self._commits: list[tuple[int, tuple[int, ...]]] = []
 
     def start(self, prompts: Sequence[Prompt], seed: int) -> None:
         """Take prompts in; equal ones get random streams of their own."""
+        rows = max(1, min(len(prompts), self.config.prompts_in_flight))
+        if self.config.read_ahead is None:
+            self.config = replace(self.config, read_ahead=works_ahead(self.model.device.type, rows))
         seen: Counter = Counter()
         for number, prompt in enumerate(prompts):
             occurrence = seen[prompt.ids] if prompt.occurrence is None else prompt.occurrence
@@ -102,7 +115,7 @@ class RainEngine:
             self.jobs.append(_Job(number, prompt, key, search))
         self._queue.extend(self.jobs)
         self._open_prompts = Counter(_prompt_key(prompt) for prompt in prompts)
-        self.cache = build_cache(self.model, max(1, min(len(prompts), self.config.prompts_in_flight)))
+        self.cache = build_cache(self.model, rows)
         self.reader = Reader(self.cache, self.config)
         self._rows = list(range(self.cache.rows))[::-1]
 
@@ -112,7 +125,7 @@ class RainEngine:
         return not self._queue and not self._active
 
     def round(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Advance every search in flight to its next verdict; returns commits as `(prompt number, tokens)`."""
+        """Advance at least half of the searches in flight by a verdict; commits come as `(prompt number, tokens)`."""
         self._commits = []
         self._admit()
         self._decode()
@@ -162,8 +175,8 @@ class RainEngine:
         job.seconds = time.perf_counter() - job.started
 
     def _decode(self) -> None:
-        """Run all decode requests, and those that follow from them, until no search needs tokens."""
-        tasks: dict[_Job, tuple] = {}
+        """Run decode requests, and those that follow from them, until few enough searches still need tokens."""
+        tasks = self._tasks
         while True:
             for job in self._active:
                 if isinstance(job.waiting, Decode) and job not in tasks:
@@ -175,7 +188,7 @@ class RainEngine:
                 self._advance(job, self._answers.pop(job))
             if finished:
                 continue
-            if not tasks:
+            if len(tasks) <= _STILL_DECODING * len(self._active):
                 return
             self._pass(tasks)
 

@@ -13,7 +13,7 @@ import matplotlib
 from figures import columns, keep, row
 from hardware import describe_hardware
 from rain_costs import Clock, Costs
-from rain_decoding import Bench, argument_parser, prepare
+from rain_decoding import Bench, advance, argument_parser, done, prepare
 from rain_setup import questions
 from rich.console import Console
 
@@ -29,7 +29,8 @@ def cost(bench: Bench, iterations: int, prompts: int, candidates: int) -> Costs:
     engine = bench.engine([bench.prompt(each) for each in questions(prompts)], candidates=candidates)
     clock = Clock(bench.meter, bench.encoder)
     for _ in range(iterations):
-        clock(engine.round, prompts)
+        clock(lambda: advance(engine), prompts)
+    clock.costs.iterations = done(engine)
     return clock.costs
 
 

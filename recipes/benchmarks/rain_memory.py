@@ -66,8 +66,9 @@ def _look(engine, prompt: int, peak: float) -> Sample:
     job, cache = engine.jobs[0], engine.cache
     nodes = list(job.search.tree.origin.subtree())
     layers = cache.cache.layers
-    per_token = sum((layer.keys.numel() + layer.values.numel()) * layer.keys.element_size() for layer in layers) / (
-        layers[0].keys.shape[0] * layers[0].keys.shape[2]
+    slots = len(layers[0].keys)
+    per_token = (
+        sum((layer.keys.numel() + layer.values.numel()) * layer.keys.element_size() for layer in layers) / slots
     )
     places = {id(place): place for place in job.state.places.values()}
     copies = sum(place.told.handle.length for place in places.values() if place.told)
@@ -78,7 +79,7 @@ def _look(engine, prompt: int, peak: float) -> Sample:
         tokens=prompt + sum(len(node.tokens) for node in nodes),
         held=cache.held_tokens,
         held_mib=cache.held_tokens * mib,
-        pool_mib=layers[0].keys.shape[2] * mib,
+        pool_mib=slots * mib,
         copies_mib=copies * mib,
         peak_mib=peak,
     )

@@ -57,7 +57,7 @@ def test_memory_grows_with_tokens_and_freed_slots_are_used_again(model):
     (root,) = cache.read([Feed(0, None, PROMPT)])
     branches = cache.read([Feed(0, root.handle, [token, token]) for token in range(20, 30)])
     assert cache.held_tokens == len(PROMPT) + 10 * 2
-    assert cache.cache.layers[0].keys.shape[2] == cache.capacity == 64
+    assert cache.cache.layers[0].keys.shape[0] == cache.capacity == 64
     for _ in range(5):  # ten branches come and go without the pool growing
         cache.keep_only(0, [branches[0].handle])
         assert cache.held_tokens == len(PROMPT) + 2

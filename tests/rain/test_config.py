@@ -40,7 +40,7 @@ BY_PRESET = {
     "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
 }
 # Ours: not constants of the method.
-OURS = {"read_ahead": 8, "expand_on_visit": 2, "prompts_in_flight": 16, "seed": None}
+OURS = {"read_ahead": None, "expand_on_visit": 2, "prompts_in_flight": 16, "seed": None}
 
 
 @pytest.mark.parametrize("name", BY_PRESET)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hf_interdistill.rain.decoder import RainDecoder
-from hf_interdistill.rain.engine import Prompt
+from hf_interdistill.rain.engine import Prompt, works_ahead
+from hf_interdistill.rain.requests import Decode
 from hf_interdistill.rain.rules import StopRules
-from hf_interdistill.rain.sampling import draw, stream_key, uniform_noise
 from hf_interdistill.rain.views import walk
 from rain.conftest import (
     COPYING_FAMILIES,
@@ -140,6 +140,30 @@ def test_prompts_in_lock_step_share_forward_passes(model, tokenizer):
     assert four < 2 * one
 
 
+def test_searches_do_not_wait_for_the_long_expansion_of_another(model, tokenizer):
+    """Those that are ready are judged while the others decode on, and meet them again in later passes."""
+    engine = RainDecoder(tokenizer, quick_config(read_ahead=0, iterations=30), likes_short_words).build_engine(model)
+    ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    engine.start([Prompt(each, "", StopRules(12)) for each in ids], seed=1)
+    left_behind = 0
+    while not engine.is_finished:
+        before = {job.number: job.search.iterations for job in engine.jobs}
+        engine.round()
+        going_on = [job for job in engine.jobs if not job.is_finished]
+        still = [job for job in going_on if job.search.iterations == before[job.number]]
+        assert len(still) <= max(1, len(PROMPTS) // 2)
+        left_behind += len(still)
+    assert left_behind > 0
+
+
+def test_works_ahead_are_shared_on_a_cpu(model, tokenizer):
+    assert [works_ahead("cpu", prompts) for prompts in (1, 2, 4, 16)] == [8, 4, 2, 2]
+    assert works_ahead("cuda", 16) == 8
+    engine = RainDecoder(tokenizer, quick_config(), likes_short_words).build_engine(model)
+    engine.start([Prompt((5, 6, number), "", StopRules(4)) for number in range(4)], seed=1)
+    assert {job.search.config.read_ahead for job in engine.jobs} == {2}
+
+
 def test_equal_prompts_get_answers_of_their_own(model, tokenizer):
     output = search(model, tokenizer, PROMPTS[:1] * 3)
     assert len({tuple(tokens) for tokens in tokens_of(output)}) > 1
@@ -183,7 +207,9 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
             for ask in work.asks
         )
         assert len(set(places)) <= engine.cache.held_tokens <= len(set(places)) + going_on
-        assert ahead or not going_on
+        # Without reading ahead, only a search that still waits for its tokens has works under way.
+        waiting = [job for job in engine.jobs if job.state and isinstance(job.waiting, Decode)]
+        assert ahead or all(not job.state.works for job in engine.jobs if job.state and job not in waiting)
     assert engine.cache.held_tokens == 0 and not engine.verdicts
 
 
@@ -223,27 +249,6 @@ def test_the_score_steers(stories):
     )
     share = sum("happy" in text for text in tokenizer.batch_decode(plain)) / 16
     assert sum("happy" in record.text for record in output.rain) / 2 > share
-
-
-def test_noise_is_uniform_and_has_no_pattern():
-    keys = torch.tensor([[stream_key(0, "a")], [stream_key(0, "b")]])
-    noise = uniform_noise(keys, torch.arange(20_000).unsqueeze(0))
-    assert abs(noise.mean().item() - 0.5) < 0.005
-    assert abs(noise.var().item() - 1 / 12) < 0.002
-    assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.02
-    assert abs(torch.corrcoef(torch.stack([noise[0, 1:], noise[0, :-1]]))[0, 1].item()) < 0.02
-    assert noise.min() > 0 and noise.max() < 1
-
-
-def test_draws_follow_the_distribution():
-    scores = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0])).repeat(20_000, 1)
-    drawn = draw(scores, [stream_key(1, number) for number in range(20_000)])
-    shares = torch.bincount(drawn, minlength=4) / 20_000
-    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=0.015)
-    # Only the tokens count, not where they stand.
-    order = torch.tensor([[2, 0, 1]]).expand(100, 3)
-    again = draw(scores[:100].gather(1, order), [stream_key(1, number) for number in range(100)], order)
-    assert torch.equal(order[0][again], drawn[:100])
 
 
 def test_trees_that_were_taken_are_freed_at_once(model, tokenizer):

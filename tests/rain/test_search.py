@@ -63,7 +63,8 @@ def drive(search, judge=lambda text: 0.0, embed=lambda text: np.array([1.0, 0.0]
 
 
 def quick(**changes) -> RainConfig:
-    return RainConfig(**{"candidates": 3, "iterations": 6, "extra_iterations": 2, "min_visits": 2, **changes})
+    settings = {"candidates": 3, "iterations": 6, "extra_iterations": 2, "min_visits": 2, "read_ahead": 8}
+    return RainConfig(**{**settings, **changes})
 
 
 def test_first_requests_in_order():

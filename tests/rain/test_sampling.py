@@ -1,0 +1,51 @@
+"""The random streams of the search."""
+
+import pytest
+import torch
+
+from hf_interdistill.rain.sampling import _NEAR, _gumbel, _hash, _quick_gumbel, draw, stream_key
+
+
+def test_noise_is_uniform_and_has_no_pattern():
+    keys = torch.tensor([[stream_key(0, "a")], [stream_key(0, "b")]])
+    noise = (_hash(keys, torch.arange(20_000).unsqueeze(0)).double() + 0.5) / 2**53
+    assert abs(noise.mean().item() - 0.5) < 0.005
+    assert abs(noise.var().item() - 1 / 12) < 0.002
+    assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.02
+    assert abs(torch.corrcoef(torch.stack([noise[0, 1:], noise[0, :-1]]))[0, 1].item()) < 0.02
+    assert noise.min() > 0 and noise.max() < 1
+
+
+def test_draws_follow_the_distribution():
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0])).repeat(20_000, 1)
+    drawn = draw(scores, [stream_key(1, number) for number in range(20_000)])
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=0.015)
+    # Only the tokens count, not where they stand.
+    order = torch.tensor([[2, 0, 1]]).expand(100, 3)
+    again = draw(scores[:100].gather(1, order), [stream_key(1, number) for number in range(100)], order)
+    assert torch.equal(order[0][again], drawn[:100])
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_draws_are_those_of_exact_noise_over_all_columns(spread):
+    scores = spread * torch.randn(64, 3_000, generator=torch.Generator().manual_seed(0))
+    scores[:, ::7] = -torch.inf
+    keys = [stream_key(2, number) for number in range(64)]
+    uniform = (_hash(torch.tensor(keys).unsqueeze(1), torch.arange(3_000).unsqueeze(0)).double() + 0.5) / 2**53
+    exact = (scores.double() - (-uniform.log()).log()).argmax(dim=-1)
+    assert torch.equal(draw(scores, keys), exact)
+
+
+def test_quick_noise_is_nowhere_further_off_than_is_allowed_for():
+    bits = torch.tensor(
+        [0, 1, 2, 1 << 20, 1 << 28, 1 << 29, 1 << 52, (1 << 53) - (1 << 29), (1 << 53) - 2, (1 << 53) - 1]
+    )
+    exact, quick = _gumbel(bits), _quick_gumbel(bits).double()
+    assert exact.isfinite().all() and quick.isfinite().all()
+    assert (exact - quick).min() > -1e-3 and (exact - quick).max() < 0.83 < _NEAR
+
+
+def test_scores_that_are_no_numbers_are_said():
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        draw(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), [1, 2])
