@@ -98,8 +98,8 @@ def against_released(bench: Bench, iterations: int, first: int) -> dict[str | in
 
 
 def done(engine: RainEngine) -> int:
-    """Iterations of all prompts of a search so far."""
-    return sum(job.search.iterations for job in engine.jobs)
+    """Iterations of all prompts of a search so far, without those under way."""
+    return sum(max(0, job.search.iterations - (not job.is_finished)) for job in engine.jobs)
 
 
 def advance(engine: RainEngine) -> None:
