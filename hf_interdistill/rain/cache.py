@@ -172,6 +172,7 @@ class TreeCache(Counting):
         self._free(handle.row, set(handle.slots[keep.length :].tolist()))
 
     def _free(self, row: int, slots: set[int]) -> None:
+        slots = slots & self.in_use[row]  # one that is free already may be another prompt's next
         self.in_use[row] -= slots
         for slot in slots:
             heapq.heappush(self.free, slot)

@@ -77,6 +77,19 @@ def test_dropping_frees_what_lies_beyond(model):
     assert cache.held_tokens == len(PROMPT)
 
 
+def test_what_is_freed_twice_is_free_once(model):
+    """Else two prompts would write their keys and values into the same slot."""
+    cache = TreeCache(model, 2)
+    (root,) = cache.read([Feed(0, None, PROMPT)])
+    (branch,) = cache.read([Feed(0, root.handle, [1, 2, 3])])
+    cache.drop(branch.handle, keep=root.handle)
+    cache.keep_only(0, [root.handle])
+    cache.drop(branch.handle, keep=root.handle)
+    reads = cache.read([Feed(0, root.handle, [4, 5, 6]), Feed(1, None, OTHER)])
+    assert not set(reads[0].handle.slots.tolist()) & set(reads[1].handle.slots.tolist())
+    assert_reads(model, reads, [[*PROMPT, 4, 5, 6], OTHER])
+
+
 def test_passes_and_tokens_are_counted_by_row(model):
     cache = TreeCache(model, 2)
     cache.read([Feed(0, None, PROMPT), Feed(1, None, OTHER)])

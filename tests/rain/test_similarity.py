@@ -21,6 +21,23 @@ def test_embeddings_are_masked_means_of_unit_length():
         assert vector == pytest.approx((states / states.norm()).numpy(), abs=1e-5)
 
 
+def test_texts_of_similar_lengths_are_read_together_on_a_cpu():
+    """Each by itself gives the same vector, and no batch is mostly padding."""
+    model, tokenizer = build_encoder()
+    encoder, shapes = TextEncoder(model, tokenizer), []
+    texts = ["Tell me", "How do I bake bread? " * 12, "Tell you", "", "Tell them how to bake bread. " * 12]
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    together = encoder(texts)
+    hook.remove()
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    assert [count for count, _ in shapes] == [3, 2]
+    assert sum(count * width for count, width in shapes) < 1.2 * sum(lengths)
+    for text, vector in zip(texts, together, strict=True):
+        assert vector == pytest.approx(encoder([text])[0], abs=1e-6)
+
+
 def test_an_encoder_is_loaded_by_name_and_used(model, tokenizer, tmp_path):
     encoder, encoder_tokenizer = build_encoder()
     encoder.save_pretrained(tmp_path)
