@@ -34,7 +34,7 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(modules.running.Bench, "carry_out", stopping)
     with pytest.raises(KeyboardInterrupt):
         study.main(["--config", path])
-    kept = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
+    kept = json.loads((tmp_path / "results" / "runs.json").read_text(encoding="utf-8"))
     assert [record["id"] for record in kept] == done[:3]
     assert study.main(["--config", path, "--minutes", "-1"]) == kept and len(done) == 4  # no time, nothing begun
     results = study.main(["--config", path])
@@ -61,13 +61,18 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
     assert joint["training"]["last_log"]["interaction/loss"] != uniform["training"]["last_log"]["interaction/loss"]
     assert joint["teacher"]["checksum"] == uniform["teacher"]["checksum"] != 0
 
-    table = json.loads((tmp_path / "results" / "table.json").read_text(encoding="utf-8"))
-    cell = next(row for row in table if (row["arm"], row["test"]) == ("uniform", "bbq"))
+    table = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
+    cell = next(row for row in table if (row["arm"], row["test_set"]) == ("uniform", "bbq"))
     means = [record["tests"]["bbq"]["accuracy"] for record in main if record["arm"] == "uniform"]
-    assert cell["accuracy"] == pytest.approx(np.mean(means)) and cell["seeds"] == [0, 1, 2]
-    cell = next(row for row in table if (row["arm"], row["test"]) == ("uniform", "mean of five"))
+    assert cell["mean"] == pytest.approx(np.mean(means)) and cell["seeds"] == 3 and cell["metric"] == "accuracy"
+    assert cell["ci95"][0] <= cell["mean"] <= cell["ci95"][1]
+    assert cell["delta_ci95"][0] <= cell["delta_vs_bradley_terry"] <= cell["delta_ci95"][1]
+    plain = next(row for row in table if (row["arm"], row["test_set"]) == ("bradley_terry", "bbq"))
+    assert cell["delta_vs_bradley_terry"] == pytest.approx(cell["mean"] - plain["mean"])
+    assert (plain["delta_vs_bradley_terry"], plain["delta_ci95"]) == (0, [0, 0])
+    cell = next(row for row in table if (row["arm"], row["test_set"]) == ("uniform", "mean of five"))
     means = [record["tests"][name]["accuracy"] for record in main if record["arm"] == "uniform" for name in SETS]
-    assert cell["accuracy"] == pytest.approx(np.mean(means)) and cell["pairs"] == 8 * len(SETS)
+    assert cell["mean"] == pytest.approx(np.mean(means)) and cell["pairs"] == 8 * len(SETS)
     assert {"differences.hh_harmless.minilm.clean.png", "masking.hh_harmless.minilm.clean.png", "table.md"} <= {
         file.name for file in (tmp_path / "results").iterdir()
     }
@@ -83,7 +88,7 @@ def test_several_processes_share_the_runs(modules, encoder, tmp_path, monkeypatc
     config = tiny_config(tmp_path, encoder)
     config["selection"] = []
     path, study, done = write(config, tmp_path), modules.study, []
-    results = tmp_path / "results" / "results.json"
+    results = tmp_path / "results" / "runs.json"
     theirs = modules.running.Run("hh_harmless", "minilm", "clean", "uniform", 0)
     carry_out = modules.running.Bench.carry_out
 
@@ -157,18 +162,18 @@ def arm_losses(tmp_path_factory):
     return losses
 
 
-@pytest.mark.skipif(not (FOLDER / "results.json").exists(), reason="the study has not been run yet")
+@pytest.mark.skipif(not (FOLDER / "runs.json").exists(), reason="the study has not been run yet")
 def test_the_tables_are_those_of_the_results(modules):
-    results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    table = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
+    results = json.loads((FOLDER / "runs.json").read_text(encoding="utf-8"))
+    table = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
     runs = [record for record in results if not record["candidate"]]
     assert {(row["arm"], row["condition"]) for row in table} == {(run["arm"], run["condition"]) for run in runs}
     assert modules.report.markdown(table, results) == (FOLDER / "table.md").read_text(encoding="utf-8")
     for row in table:
         accuracies = [
-            run["tests"][row["test"]]["accuracy"]
+            run["tests"][row["test_set"]]["accuracy"]
             for run in runs
             if all(run[key] == row[key] for key in ("train", "student", "condition", "arm"))
-            and row["test"] in run["tests"]
+            and row["test_set"] in run["tests"]
         ]
-        assert not accuracies or row["accuracy"] == pytest.approx(np.mean(accuracies))
+        assert not accuracies or row["mean"] == pytest.approx(np.mean(accuracies))

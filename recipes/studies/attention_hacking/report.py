@@ -24,11 +24,15 @@ Group = tuple[str, str, str]  # train, student, condition
 
 
 def write_report(results: Sequence[dict], config: dict[str, Any], folder: Path) -> list[dict]:
-    """Write `table.json`, `table.md` and the plots; returns the rows of the table."""
+    """Write `results.json` (the rows of the table), `table.md` and the plots; returns the rows.
+
+    Args:
+        results: the records of the runs.
+    """
     runs = [record for record in results if not record["candidate"]]
     arms = [*config["arms"], *config["ensembles"]]
     table = [row for group in _groups(runs) for row in table_of(_of(runs, group), arms, config["means"])]
-    write_whole(folder / "table.json", json.dumps(table, indent=1) + "\n")
+    write_whole(folder / "results.json", json.dumps(table, indent=1) + "\n")
     write_whole(folder / "table.md", markdown(table, results))
     for group in _groups(runs):
         name = ".".join(group)
@@ -106,18 +110,29 @@ def _row(arm: str, test: str, parts: list[str], found: dict[str, Any], loss: dic
 
     seeds = sorted(set.intersection(*(set(part) for part in of(found, arm))))
     means = [np.mean([part[seed].mean() for part in of(found, arm)]) for seed in seeds]
+    nothing = [{seed: np.zeros(len(part[seed])) for seed in seeds} for part in of(found, arm)]
+    against = {other: paired_difference(of(found, arm), of(found, other)) for other in _REFERENCES}
     others = [other for other in _REFERENCES if other != arm]
+    delta = against["bradley_terry"]
     return {
         "arm": arm,
-        "test": test,
+        "test_set": test,
+        "metric": "accuracy",
         "pairs": sum(len(part[seeds[0]]) for part in of(found, arm)),
-        "seeds": seeds,
-        "accuracy": float(np.mean(means)),
+        "seeds": len(seeds),
+        "mean": float(np.mean(means)),
+        "ci95": _interval(paired_difference(of(found, arm), nothing)),
+        "delta_vs_bradley_terry": delta and delta["value"],
+        "delta_ci95": delta and _interval(delta),
         "spread_of_seeds": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-        "against": {other: paired_difference(of(found, arm), of(found, other)) for other in others},
+        "against": {other: against[other] for other in others},
         "loss": float(np.mean([part[seed] for part in of(loss, arm) for seed in seeds])),
         "loss_against": {other: loss_difference(of(loss, arm), of(loss, other)) for other in others},
     }
+
+
+def _interval(difference: dict[str, Any]) -> list[float]:
+    return [difference["low"], difference["high"]]
 
 
 def paired_difference(
@@ -195,18 +210,18 @@ def markdown(table: Sequence[dict], results: Sequence[dict]) -> str:
 
 def _lines_of(title: str, rows: Sequence[dict], show: Callable[[dict], str]) -> list[str]:
     """A table with an arm a line and a test a column."""
-    tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test", "arm"))
-    cells = {(row["arm"], row["test"]): row for row in rows}
+    tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test_set", "arm"))
+    cells = {(row["arm"], row["test_set"]): row for row in rows}
     lines = [f"### {title}", "", "| arm | seeds | " + " | ".join(tests) + " |", "| --- " * (len(tests) + 2) + "|"]
     for arm in arms:
-        seeds = len(next(row for row in rows if row["arm"] == arm)["seeds"])
+        seeds = next(row for row in rows if row["arm"] == arm)["seeds"]
         shown = [show(cells[arm, test]) if (arm, test) in cells else "" for test in tests]
         lines.append(f"| {arm} | {seeds} | " + " | ".join(shown) + " |")
     return [*lines, ""]
 
 
 def _cell(row: dict, other: str) -> str:
-    accuracy = f"{100 * row['accuracy']:.1f}"
+    accuracy = f"{100 * row['mean']:.1f}"
     if other == row["arm"]:
         return accuracy
     found = row["against"][other]
@@ -276,7 +291,7 @@ def _forest(rows: Sequence[dict], name: str, path: Path) -> None:
     rows = [row for row in rows if row["against"].get("bradley_terry")]
     if not rows:
         return
-    tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test", "arm"))
+    tests, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test_set", "arm"))
     across = min(4, len(tests))
     down = -(-len(tests) // across)
     size = (2.6 * across + 1.5, (0.24 * len(arms) + 0.8) * down + 0.4)
@@ -284,7 +299,7 @@ def _forest(rows: Sequence[dict], name: str, path: Path) -> None:
     for axis in axes.flat[len(tests) :]:
         axis.set_axis_off()
     for axis, test in zip(axes.flat, tests, strict=False):
-        for row in (row for row in rows if row["test"] == test):
+        for row in (row for row in rows if row["test_set"] == test):
             found, place = row["against"]["bradley_terry"], arms.index(row["arm"])
             is_sure = found["low"] > 0 or found["high"] < 0
             color = "tab:blue" if is_sure else "tab:gray"

@@ -2,7 +2,8 @@
 
 `python recipes/studies/attention_hacking/study.py [--config study.yaml] [--minutes N] [--report]` from the project's
 root: hyper-parameters on validation rows, then the runs of each grid, then tables and plots. Every run that is done is
-in `results.json`; a study that was stopped goes on after the last one. Several processes may run the same command.
+in `runs.json`; a study that was stopped goes on after the last one. Several processes may run the same command. The
+table is in `results.json` and, for a reader, `table.md`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Study:
         self.config, self.deadline = config, deadline
         self.bench = Bench(config, config["encoder"] or embedded_encoder())
         self.arms = {name: Arm(**settings) for name, settings in config["arms"].items()}
-        self.path = Path(config["results_dir"]) / "results.json"
+        self.path = Path(config["results_dir"]) / "runs.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.results: list[dict[str, Any]] = []
         self._reload()
