@@ -59,7 +59,7 @@ def test_qlora_trains_as_the_model_that_its_bits_stand_for(folder, tmp_path, dat
     quantization = {"quantization_config": BitsAndBytesConfig(**FOUR_BITS), "dtype": torch.float32}
     trainer, before = train(folder, model_init_kwargs=quantization)
     after = weights(trainer)
-    # The check of shared prompts leaves them too, on processors for which bitsandbytes packs layers in evaluation mode.
+    # So does the check of shared prompts, where bitsandbytes packs layers that run in evaluation mode.
     packed = [name for name, value in after.items() if value.dtype == torch.uint8]
     assert packed and all(torch.equal(after[name], before[name]) for name in packed)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
