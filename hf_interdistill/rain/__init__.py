@@ -11,7 +11,8 @@ One way through, from prompts to tokens:
   plain numbers (`tree.py`) and is sent the answers.
 - `works.py` answers requests for tokens (rollouts and expansions, some read ahead) through the forward passes of
   `decoding.py`, with draws from `sampling.py` and ends from `rules.py`; keys and values lie in
-  `cache.py` (one shared tree a prompt) or `copying.py` (all other models), as `cache_choice.py` finds.
+  `cache.py` (one tree for all prompts, its slots handed out by `slots.py`, its passes laid out by `lines.py`) or
+  `copying.py` (all other models), as `cache_choice.py` finds.
 - scorers: `scorers.py` (functions, reward models, mixes), `judge.py` with `judge_prompts.py` and `shared_texts.py`
   (self-evaluation); `similarity.py` embeds texts.
 - results: `records.py`, drawn by `views.py`. Settings, presets and deviations from the released code: `config.py`.

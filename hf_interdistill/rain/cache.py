@@ -2,15 +2,14 @@
 
 `TreeCache` is one pool of slots for all prompts. A token's keys and values lie in one slot; a forward pass fetches the
 slots that its texts see, a 4-D mask says which of them each token sees (its ancestors and itself), and position ids
-count its depth. Branching copies nothing, pruning frees slots, and prompts that begin alike (with the same instructions,
-say) share the slots of their beginning. That needs full attention in every layer; `copying.py` serves all other models.
+count its depth. Branching copies nothing, pruning frees slots, and prompts share the slots of a beginning that is the
+same (`slots.py`). That needs full attention in every layer; `copying.py` serves all other models.
 
 Source: ours; the packing of branches under a mask is that of tree attention in speculative decoding.
 """
 
 from __future__ import annotations
 
-import heapq
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from .lines import choose_lines, families, split_passes
-
-_GROWTH = 64  # slots; the pool grows by doubling, in multiples of this
-_LEAST_SHARED = 16  # tokens; shorter beginnings (a first token, a word) are not worth reading prompts in one pass
+from .slots import SlotPool
 
 
 @dataclass(eq=False)
@@ -108,15 +105,6 @@ class _Plan:
     capacity: int
 
 
-@dataclass
-class _Opening:
-    """The text that a row began with, and where it lies; `number`: its feed, during the call that reads it."""
-
-    tokens: np.ndarray
-    slots: np.ndarray
-    number: int | None
-
-
 class Counting:
     """Forward passes and tokens, in total and by row."""
 
@@ -153,12 +141,7 @@ class TreeCache(Counting):
         super().__init__()
         self.model = model
         self.rows = rows
-        self.capacity = _GROWTH
-        self.free: list[int] = []
-        self.next_slot = 1  # slot 0 takes the padding of shorter lines; real tokens never see it
-        self.in_use: list[set[int]] = [set() for _ in range(rows)]
-        self.users: dict[int, int] = {}  # rows that a slot serves
-        self.openings: dict[int, _Opening] = {}
+        self.pool = SlotPool(rows)
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[_SlotLayer() for _ in range(layers)])
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -166,7 +149,7 @@ class TreeCache(Counting):
     @property
     def held_tokens(self) -> int:
         """Tokens whose keys and values are held now; what rows share counts once."""
-        return len(self.users)
+        return self.pool.held
 
     def clear(self, row: int) -> None:
         """Forget a row."""
@@ -177,71 +160,27 @@ class TreeCache(Counting):
         kept: set[int] = set()
         for handle in handles:
             kept.update(handle.slots.tolist())
-        self._free(row, self.in_use[row] - kept)
+        self.pool.keep_only(row, kept)
 
     def drop(self, handle: Handle, keep: Handle) -> None:
         """Free the slots of `handle` beyond those of its ancestor `keep`."""
-        self._free(handle.row, set(handle.slots[keep.length :].tolist()))
-
-    def _free(self, row: int, slots: set[int]) -> None:
-        slots = slots & self.in_use[row]  # one that is free already may be another prompt's next
-        self.in_use[row] -= slots
-        if row in self.openings and not slots.isdisjoint(self.openings[row].slots.tolist()):
-            del self.openings[row]
-        for slot in slots:
-            self.users[slot] -= 1
-            if not self.users[slot]:
-                del self.users[slot]
-                heapq.heappush(self.free, slot)
-
-    def _take(self, row: int, count: int) -> np.ndarray:
-        slots = [heapq.heappop(self.free) for _ in range(min(count, len(self.free)))]
-        slots += range(self.next_slot, self.next_slot + count - len(slots))
-        self.next_slot = max(self.next_slot, slots[-1] + 1)
-        while self.capacity < self.next_slot:
-            self.capacity *= 2
-        self._hold(row, slots)
-        return np.array(slots, dtype=np.int64)
-
-    def _hold(self, row: int, slots: Iterable[int]) -> None:
-        for slot in set(slots) - self.in_use[row]:
-            self.in_use[row].add(slot)
-            self.users[slot] = self.users.get(slot, 0) + 1
-
-    def _open(self, row: int, tokens: Sequence[int], number: int) -> tuple[np.ndarray, Feed]:
-        """Take slots for a text that goes on from nothing, but for a beginning that another prompt has.
-
-        Returns:
-            The slots of the whole text, and what is left to read.
-        """
-        ids = np.asarray(tokens, dtype=np.int64)
-        other, length = None, 0
-        for opening in self.openings.values():
-            most = min(len(ids) - 1, len(opening.tokens))  # the last token is read, for its logits
-            differs = np.flatnonzero(ids[:most] != opening.tokens[:most])
-            common = int(differs[0]) if len(differs) else most
-            if common >= max(_LEAST_SHARED, length + 1):
-                other, length = opening, common
-        before = other.slots[:length] if other else np.zeros(0, dtype=np.int64)
-        self._hold(row, before.tolist())
-        slots = np.concatenate([before, self._take(row, len(ids) - length)])
-        self.openings[row] = _Opening(ids, slots, number)
-        return slots, Feed(row, other.number if other else None, tokens[length:])
+        self.pool.free(handle.row, handle.slots[keep.length :].tolist())
 
     def read(self, feeds: Sequence[Feed]) -> list[Read]:
         """Read all feeds in one forward pass; those with very many tokens (new prompts) in one of their own."""
         handles: list[Handle] = []
         left: list[Feed] = []
+        openers: dict[int, int] = {}  # row -> the feed of this call that its text begins with
         for number, feed in enumerate(feeds):
             parent = handles[feed.parent] if isinstance(feed.parent, int) else feed.parent
             if parent is None:
-                slots, feed = self._open(feed.row, feed.tokens, number)
+                slots, shared, owner = self.pool.open(feed.row, feed.tokens)
+                feed = Feed(feed.row, openers.get(owner), feed.tokens[shared:])
+                openers[feed.row] = number
             else:
-                slots = np.concatenate([parent.slots, self._take(feed.row, len(feed.tokens))])
+                slots = np.concatenate([parent.slots, self.pool.take(feed.row, len(feed.tokens))])
             handles.append(Handle(feed.row, len(slots), slots))
             left.append(feed)
-        for opening in self.openings.values():
-            opening.number = None
         feeds = left
         reads: list[Read | None] = [None] * len(feeds)
         for lines in self._passes(feeds, handles):
@@ -275,7 +214,7 @@ class TreeCache(Counting):
         positions, slots = np.zeros_like(ids), np.zeros_like(ids)
         fetched = np.zeros((len(lines), most), dtype=np.int64)
         mask = np.zeros((len(lines), 1, width, most), dtype=bool)
-        column_of = np.zeros(self.capacity, dtype=np.int64)
+        column_of = np.zeros(self.pool.capacity, dtype=np.int64)
         for place, line in enumerate(lines):
             own = seen[place]
             fetched[place, : len(own)] = own
@@ -295,13 +234,13 @@ class TreeCache(Counting):
                 visible[:, column_of[chain[:start]]] = True
                 visible[:, column_of[chain[start:]]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
                 mask[place, 0, columns] = visible
-        device = self.model.device
-        plan = _Plan(torch.from_numpy(slots.ravel()).to(device), torch.from_numpy(fetched).to(device), self.capacity)
+        slots, fetched = (torch.from_numpy(each).to(self.model.device) for each in (slots.ravel(), fetched))
+        plan = _Plan(slots, fetched, self.pool.capacity)
         return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}
 
     def _seen(self, handles: Sequence[Handle], line: Sequence[int]) -> np.ndarray:
         """All slots that the feeds of a line see, ascending; slot 0, for padding, comes first."""
-        is_seen = np.zeros(self.capacity, dtype=bool)
+        is_seen = np.zeros(self.pool.capacity, dtype=bool)
         is_seen[0] = True
         for number in line:
             is_seen[handles[number].slots] = True

@@ -129,6 +129,7 @@ class RainConfig:
     def __post_init__(self):
         object.__setattr__(self, "edge_lengths", tuple(self.edge_lengths))
         object.__setattr__(self, "turn_markers", _as_tuple("turn_markers", self.turn_markers))
+        _check("turn_markers", self.turn_markers, all(self.turn_markers), "strings that are not empty")
         for name in ("candidates", "sample_top_k", "max_children", "iterations", "prompts_in_flight"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "a whole number, at least 1")
         for name in ("min_visits", "extra_iterations"):

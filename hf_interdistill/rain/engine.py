@@ -25,7 +25,7 @@ from .search import PromptSearch
 from .works import DecodeTask
 
 _STILL_DECODING = 0.5  # share of the searches in flight that a round leaves behind at most
-_AHEAD, _LEAST_AHEAD = 8, 2  # works that may ride along
+_AHEAD, _LEAST_AHEAD = 16, 3  # works that may ride along
 
 
 def works_ahead(device_type: str, prompts: int) -> int:
@@ -137,7 +137,7 @@ class RainEngine:
         while self._queue and self._rows:
             job = self._queue.popleft()
             job.state = RowState(self._rows.pop(), job.search.rules, job.key)
-            job.state.open(job.search.tree.origin)
+            job.state.open()
             job.started = time.perf_counter()
             job.steps = job.search.run()
             self._active.append(job)

@@ -68,7 +68,7 @@ class SelfEvaluationScorer(Scorer):
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See `Scorer.score`."""
         texts = self._texts()
-        contexts = [[self._context(text) for text in self._shown(exchange)] for exchange in exchanges]
+        contexts = self._contexts([self._shown(exchange) for exchange in exchanges])
         self._check_length(contexts)
         stems = [texts.stem(exchange, self._stem) for exchange in exchanges]
         labels = torch.tensor(self._labels)
@@ -101,14 +101,19 @@ class SelfEvaluationScorer(Scorer):
             prompt = break_up(exchange.prompt, pattern)
         return self.prompt.texts(Exchange(prompt, break_up(exchange.completion, pattern)))
 
-    def _context(self, text: str) -> list[int]:
-        """Token ids up to the label (with it, for a tokenizer may join it to what comes before)."""
-        return self.tokenizer(text + self.prompt.labels[0], verbose=False)["input_ids"][:-1]
+    def _contexts(self, shown: Sequence[list[str]]) -> list[list[list[int]]]:
+        """Token ids of each text up to the label (with it, for a tokenizer may join it to what comes before)."""
+        texts = [text + self.prompt.labels[0] for orders in shown for text in orders]
+        ids = iter(self.tokenizer(texts, verbose=False)["input_ids"])
+        return [[next(ids)[:-1] for _ in orders] for orders in shown]
 
     def _stem(self, prompt) -> list[int]:
         """The token ids of a prompt's judgments that are the same whatever the completion."""
-        trials = [Exchange(prompt, completion) for completion in _TRIALS]
-        contexts = [self._context(text) for trial in trials for text in self._shown(trial)]
+        return self._common([self._shown(Exchange(prompt, completion)) for completion in _TRIALS])
+
+    def _common(self, shown: Sequence[list[str]]) -> list[int]:
+        """Token ids that all of the texts begin with."""
+        contexts = [context for orders in self._contexts(shown) for context in orders]
         return contexts[0][: common_length(contexts)]
 
     def _check_length(self, contexts) -> None:
@@ -126,7 +131,6 @@ class SelfEvaluationScorer(Scorer):
         key = (self.prompt, id(self.tokenizer))
         version = fingerprint(self.model)
         if key not in kept or kept[key].version != version:
-            trials = [Exchange(end, end) for end in _TRIALS]
-            contexts = [self._context(text) for trial in trials for text in self.prompt.texts(trial)]
-            kept[key] = SharedTexts(self.model, contexts[0][: common_length(contexts)], version)
+            prefix = self._common([self.prompt.texts(Exchange(end, end)) for end in _TRIALS])
+            kept[key] = SharedTexts(self.model, prefix, version)
         return kept[key]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .tree import Node
+from .tree import Candidate, Node
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,23 @@ class Expansion:
     draws: tuple[int, ...] = ()
 
 
+# The candidates of an expansion that is done before it was asked for, or `None`.
+Known = Callable[[Node, Expansion], Sequence[Candidate] | None]
+
+
 @dataclass(frozen=True)
 class Decode:
     """Read a node, and from there expand, roll out, or both in the same passes.
 
-    `ahead` are rollouts (`None`) and expansions that will probably be wanted next: they ride along in these passes.
-    Answered by `(rollout tokens or None, candidates or None)`.
+    `ahead` says which rollouts (`None`) and expansions will probably be wanted next, as far as can be told from the
+    expansions that are known: they ride along in these passes. Answered by `(rollout tokens or None, candidates or
+    None)`.
     """
 
     node: Node
     is_rollout: bool = False
     expansion: Expansion | None = None
-    ahead: tuple[tuple[Node, Expansion | None], ...] = ()
+    ahead: Callable[[Known], list[tuple[Node, Expansion | None]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,14 @@ class TextRules:
     tokenizer: object
     config: RainConfig
     stop: StopRules
-    _last_characters: dict[int, str] = field(default_factory=dict)
+    _texts: dict[int, str] = field(default_factory=dict)  # of single tokens
 
     def __post_init__(self):
+        ends = [marker[-1] for marker in self.config.turn_markers]
+        # Such a character is in a text only if it is in one of its tokens; others may be spread over tokens.
+        self._marker_ends = (
+            set(ends) if all(end.isascii() and end.isprintable() and end != " " for end in ends) else None
+        )
         self._anchor = list(self.prompt_ids[-_ANCHOR:])
         self._anchor_text = self._decode(self._anchor)
 
@@ -66,7 +71,7 @@ class TextRules:
             return None
         if tokens[-1] in self.stop.eos_token_ids:
             return "eos"
-        if self.config.turn_markers:
+        if self.config.turn_markers and self._may_show_a_marker(tokens[-_TAIL:]):
             tail = self.fragment(tokens[:-_TAIL], tokens[-_TAIL:])
             if any(marker in tail for marker in self.config.turn_markers):
                 return "turn"
@@ -80,10 +85,18 @@ class TextRules:
         """Whether a rollout has nothing to add, for the text ends with a stop character."""
         if not tokens or not self.config.rollout_stops:
             return False
-        token = tokens[-1]
-        if token not in self._last_characters:
-            self._last_characters[token] = self._decode([token])[-1:]
-        return bool(self._last_characters[token]) and self._last_characters[token] in self.config.rollout_stops
+        last = self._text(tokens[-1])[-1:]
+        return bool(last) and last in self.config.rollout_stops
+
+    def _text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._decode([token])
+        return self._texts[token]
+
+    def _may_show_a_marker(self, tokens: Sequence[int]) -> bool:
+        """Whether a new turn's marker may end within these tokens; it is cheaper to ask than to read them."""
+        ends = self._marker_ends
+        return ends is None or any(end in text for text in map(self._text, tokens) for end in ends)
 
     def fragment(self, before: Sequence[int], tokens: Sequence[int]) -> str:
         """The text of `tokens` after the generated tokens `before`."""

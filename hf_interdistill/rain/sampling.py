@@ -20,6 +20,7 @@ _MIX_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_SECOND = 0x94D049BB133111EB - (1 << 64)
 _LARGEST = 54 * math.log(2)  # of `-log u`
 _NEAR = 1.0  # more than the quick noise may be off
+_AT_ONCE = 1 << 18  # scores, on a CPU: their noise should stay in its cache
 
 
 def stream_key(*parts: int | str | Sequence[int]) -> int:
@@ -30,7 +31,7 @@ def stream_key(*parts: int | str | Sequence[int]) -> int:
 
 def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
     """Logical (unsigned) right shift of int64."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _hash(keys: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
@@ -71,10 +72,20 @@ def draw(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None = N
     Raises:
         ValueError: a score is not a number.
     """
-    device = scores.device
     if ids is None:
-        ids = torch.arange(scores.shape[1], device=device).unsqueeze(0)
-    bits = _hash(torch.tensor(keys, dtype=torch.int64, device=device).unsqueeze(1), ids)
+        ids = torch.arange(scores.shape[1], device=scores.device).unsqueeze(0)
+    keys = torch.tensor(keys, dtype=torch.int64, device=scores.device).unsqueeze(1)
+    step = max(1, _AT_ONCE // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
+    drawn: list[int] = []
+    for start in range(0, len(scores), step):
+        part = slice(start, start + step)
+        drawn += _draw(scores[part], keys[part], ids if len(ids) == 1 else ids[part])
+    return torch.tensor(drawn, dtype=torch.int64, device=scores.device)
+
+
+def _draw(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> list[int]:
+    """`draw` of a few rows; `keys` `(rows, 1)`."""
+    bits = _hash(keys, ids)
     sums = scores.float() + _quick_gumbel(bits)
     rows, columns = (sums >= sums.amax(dim=-1, keepdim=True) - _NEAR).nonzero(as_tuple=True)
     exact = scores[rows, columns].double() + _gumbel(bits[rows, columns])
@@ -87,4 +98,4 @@ def draw(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None = N
             "The next token cannot be drawn, for the model's scores hold NaN. Look for overflow in the model (try "
             "bfloat16 or float32 instead of float16) or in a logits processor."
         )
-    return torch.tensor([best[row][1] for row in range(len(scores))], device=device)
+    return [best[row][1] for row in range(len(scores))]

@@ -6,9 +6,10 @@ It calls neither model nor scorer, so the engine can gather the requests of many
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 
 from .config import RainConfig
-from .requests import Commit, Decode, Embed, Expansion, Judge, Request
+from .requests import Commit, Decode, Embed, Expansion, Judge, Known, Request
 from .tree import Candidate, Node, SearchTree, greedy_weight, take_in_embedding
 
 Steps = Generator[Request, object, None]
@@ -65,7 +66,7 @@ class PromptSearch:
         if self.config.expand_on_visit == 1 and not leaf.is_terminal:
             expansion = self._expansion(leaf)
         if is_rollout or expansion:
-            answer, candidates = yield Decode(leaf, is_rollout, expansion, self._ahead(leaf))
+            answer, candidates = yield Decode(leaf, is_rollout, expansion, partial(self._ahead, leaf))
             rollout = tuple(answer or ())
         text = self.rules.completion([*tokens, *rollout])
         value = yield Judge(text)
@@ -75,15 +76,16 @@ class PromptSearch:
             yield from self._embed(leaf, rollout)
         self.tree.backup(leaf, value)
 
-    def _ahead(self, leaf: Node) -> tuple[tuple[Node, Expansion | None], ...]:
+    def _ahead(self, leaf: Node, known: Known) -> list[tuple[Node, Expansion | None]]:
         """What will be asked for after this leaf, if verdicts go on as they are."""
         wishes: list[tuple[Node, Expansion | None]] = []
-        for node, is_first in self.tree.forecast(leaf, self.config.read_ahead):
+        visits = self.tree.forecast(leaf, self.config.read_ahead, lambda node: known(node, self._expansion(node)))
+        for node, is_first in visits:
             if is_first and not self.rules.stops_rollout(node.tokens_from_origin()):
                 wishes.append((node, None))
             if is_first == (self.config.expand_on_visit == 1):
                 wishes.append((node, self._expansion(node)))
-        return tuple(wishes)
+        return wishes
 
     def _descend(self) -> Generator[Request, object, Node]:
         """From the root to a leaf, widening and (on the second visit) expanding on the way."""
@@ -103,7 +105,7 @@ class PromptSearch:
         return Expansion(length, self.config.candidates, True, tuple(range(self.config.candidates - 1)))
 
     def _expand(self, node: Node) -> Steps:
-        _, candidates = yield Decode(node, expansion=self._expansion(node))
+        _, candidates = yield Decode(node, expansion=self._expansion(node), ahead=partial(self._ahead, node))
         self.tree.expand(node, candidates)
 
     def _widen(self, node: Node) -> Steps:

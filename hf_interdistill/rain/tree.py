@@ -9,7 +9,7 @@ authors' code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -196,13 +196,22 @@ class SearchTree:
             sibling.value = _clip((sibling.value * sibling.visits + weight * value) / (sibling.visits + weight))
             sibling.visits += weight
 
-    def forecast(self, leaf: Node, count: int) -> list[tuple[Node, bool]]:
+    def forecast(
+        self, leaf: Node, count: int, known: Callable[[Node], Sequence[Candidate] | None] = lambda node: None
+    ) -> list[tuple[Node, bool]]:
         """Leaves that `count` iterations after one at `leaf` would select if each value were the root's mean.
+
+        Args:
+            leaf: where the iteration under way is.
+            count: iterations to look ahead.
+            known: the children that a leaf will get, where that is known: they are looked at too, and are no part of
+                the tree.
 
         Returns:
             Each with whether that would be its first visit; without leaves that end the text.
         """
         before: dict[Node, tuple[float, int, float]] = {}
+        grown: list[Node] = []
         value, found, node = self.root.value, [], leaf
         for _ in range(count):
             for each in reversed(node.path()):
@@ -212,13 +221,24 @@ class SearchTree:
                 if each is self.root:
                     break
             node = self.root
-            while node.children:
+            while node.children or self._grow(node, known, grown):
                 node = self.select(node)
             if not node.is_terminal and (node, node.true_visits == 0) not in found:
                 found.append((node, node.true_visits == 0))
         for each, (visits, true_visits, mean) in before.items():
             each.visits, each.true_visits, each.value = visits, true_visits, mean
+        for each in grown:
+            each.children = []
         return found
+
+    def _grow(self, node: Node, known: Callable, grown: list[Node]) -> bool:
+        """Give a leaf that was visited before the children that it is known to get, for a forecast."""
+        candidates = known(node) if node.true_visits > 0 and not node.is_terminal else None
+        if not candidates:
+            return False
+        self.expand(node, candidates)
+        grown.append(node)
+        return True
 
     def most_visited(self) -> Node:
         """The root's child with most (fractional) visits, ties by value."""

@@ -13,9 +13,9 @@ import torch
 from .cache import Handle, TreeCache
 from .config import RainConfig
 from .copying import CopyingCache
-from .decoding import Ask, Place, RowState, Told
+from .decoding import Ask, Place, RowState, Told, choose
 from .requests import Decode, Expansion
-from .sampling import draw, stream_key
+from .sampling import stream_key
 from .search import weigh
 from .tree import Candidate, Node
 
@@ -28,17 +28,15 @@ class Work:
 
     Args:
         task: of the prompt. key: what it is.
-        place: of the node or candidate that it starts from. node: the node; an expansion needs it.
 
     Attributes:
         asks: what it wants to read next; nothing while another work reads the node. is_done, result: the end.
     """
 
-    def __init__(self, task: DecodeTask, key: Key, place: Place, node: Node | None):
+    def __init__(self, task: DecodeTask, key: Key):
         self.generated, self.expansion = key
         self.state, self.config, self.cache = task.state, task.config, task.cache
-        self.place = place
-        self.node = node
+        self.place: Place = self.state.places[self.generated]
         self.asks: list[Ask] = []
         self.is_done = False
         self.result: object = None
@@ -72,9 +70,10 @@ class Work:
             finally:
                 place.is_asked = False
 
-    def _ask(self, parent: Handle | None, tokens, after: tuple[int, ...], is_drawn: bool = False) -> Ask:
+    def _ask(self, parent: Handle | None, tokens, after: tuple[int, ...], is_drawn: bool = False, choices=()) -> Ask:
         key = stream_key(self.state.key, "rollout", self.generated, len(after)) if is_drawn else None
-        return Ask(self.state.row, parent, tuple(tokens), (*self.state.rules.prompt_ids, *self.generated, *after), key)
+        prefix = (*self.state.rules.prompt_ids, *self.generated, *after)
+        return Ask(self.state.row, parent, tuple(tokens), prefix, key, choices)
 
     def _roll_out(self) -> Asking:
         """Sample on to a stop character, the end of the text or the longest rollout."""
@@ -106,23 +105,34 @@ class Work:
 
     def _sample(self, expansion: Expansion) -> Asking:
         """The greedy token set and the sampled ones, in step; equal beginnings are read once."""
-        rules = self.state.rules
+        rules, told = self.state.rules, self.place.told
         branches: list[tuple[int, ...]] = [()] * (expansion.has_greedy + len(expansion.draws))
-        logs, is_open = [0.0] * len(branches), [True] * len(branches)
-        read: dict[tuple[int, ...], Told] = {(): self.place.told}
-        for step in range(expansion.length):
-            live = [i for i, flag in enumerate(is_open) if flag]
-            columns, scores, ids = self._choose(live, [read[branches[i]] for i in live], expansion, step)
-            for line, i in enumerate(live):
-                branches[i] = (*branches[i], int(ids[line, columns[line]]))
-                logs[i] += float(scores[line, columns[line]])
-                text = (*self.generated, *branches[i])
-                is_open[i] = rules.finish_reason(text) is None and len(branches[i]) < expansion.length
-            wanted = sorted({branches[i] for i in live if is_open[i]} - set(read))
-            if not wanted:
-                break
-            told = yield [self._ask(read[each[:-1]].handle, each[-1:], each) for each in wanted]
-            read.update(zip(wanted, told, strict=True))
+        logs = [0.0] * len(branches)
+        live, read = list(range(len(branches))), {(): told}
+        keys = self._choice_keys(live, expansion, 0)
+        chosen = choose(told.scores.expand(len(live), -1), told.ids.expand(len(live), -1), keys, self.config)
+        while live:
+            for i, (token, log) in zip(live, chosen, strict=True):
+                branches[i], logs[i] = (*branches[i], token), logs[i] + log
+            wanted: dict[tuple[int, ...], list[int]] = {}
+            for i in live:
+                is_open = rules.finish_reason((*self.generated, *branches[i])) is None
+                if is_open and len(branches[i]) < expansion.length:
+                    wanted.setdefault(branches[i], []).append(i)
+            if wanted:
+                asks = [
+                    self._ask(
+                        read[each[:-1]].handle,
+                        each[-1:],
+                        each,
+                        choices=self._choice_keys(members, expansion, len(each)),
+                    )
+                    for each, members in wanted.items()
+                ]
+                told = yield asks
+                read.update(zip(wanted, told, strict=True))
+                chosen = [token for each in told for token in each.chosen]
+            live = [i for members in wanted.values() for i in members]
         weights = torch.tensor(logs, dtype=torch.float64).exp().tolist()
         drawn = [self._candidate(tokens, weight) for tokens, weight in zip(branches, weights, strict=True)]
         greedy = int(expansion.has_greedy)
@@ -130,27 +140,20 @@ class Work:
         self._hang(candidates, read)
         return candidates
 
-    def _choose(self, live: list[int], told: list[Told], expansion: Expansion, step: int):
-        """Columns of the next tokens, and log probabilities and ids `(live, top_k)` that they point into."""
-        width = min(self.config.sample_top_k, max(len(each.ids) for each in told))
-        scores = torch.full((len(live), width), -torch.inf, dtype=torch.float64)
-        ids = torch.zeros((len(live), width), dtype=torch.int64)
-        for line, each in enumerate(told):
-            count = min(width, len(each.ids))
-            scores[line, :count], ids[line, :count] = each.scores[:count], each.ids[:count]
-        scores = torch.log_softmax(scores / self.config.expansion_temperature, dim=-1)
-        numbers = [i - expansion.has_greedy for i in live]
-        draws = [-1 if number < 0 else expansion.draws[number] for number in numbers]
-        keys = [stream_key(self.state.key, "expansion", self.generated, step, number) for number in draws]
-        columns = draw(scores, keys, ids).tolist()
-        return [0 if number < 0 else column for number, column in zip(numbers, columns, strict=True)], scores, ids
+    def _choice_keys(self, branches: Sequence[int], expansion: Expansion, step: int) -> list[int | None]:
+        """Streams of the tokens that branches get at a step; `None` for the greedy one."""
+        numbers = [i - expansion.has_greedy for i in branches]
+        draws = [None if number < 0 else expansion.draws[number] for number in numbers]
+        return [
+            None if draw is None else stream_key(self.state.key, "expansion", self.generated, step, draw)
+            for draw in draws
+        ]
 
     def _hang(self, candidates: Sequence[Candidate], read: dict[tuple[int, ...], Told]) -> None:
         """Remember where each candidate hangs, for the node that may be made from it."""
-        hung = self.state.hung.setdefault(self.node, {})
         for candidate in candidates:
             place = Place(read[candidate.tokens[:-1]].handle, candidate.tokens[-1:])
-            hung.setdefault(candidate.tokens, place)
+            self.state.places.setdefault((*self.generated, *candidate.tokens), place)
 
 
 class DecodeTask:
@@ -171,7 +174,7 @@ class DecodeTask:
         request, works = self.request, self.state.works
         keys = [self._key(request.node, None)] if request.is_rollout else []
         keys += [self._key(request.node, request.expansion)] if request.expansion else []
-        wanted = [self._work(key, request.node) for key in keys]
+        wanted = [self._work(key) for key in keys]
         if not all(work.is_done for work in wanted):
             self._begin_ahead(wanted)
         while not all(work.is_done for work in wanted):
@@ -183,10 +186,10 @@ class DecodeTask:
                 stop = start + len(work.asks)
                 work.advance(told[start:stop])
                 start = stop
-                if work.is_done and work not in wanted:
-                    self._follow(work, wanted)
             for work in waiting:
                 work.advance([])
+            if any(work.is_done and work not in wanted for work in asking):
+                self._begin_ahead(wanted)
         results = [works.pop(key).result for key in keys]
         return results[0] if request.is_rollout else None, results[-1] if request.expansion else None
 
@@ -194,28 +197,25 @@ class DecodeTask:
     def _key(node: Node, expansion: Expansion | None) -> Key:
         return node.tokens_from_origin(), expansion
 
-    def _work(self, key: Key, node: Node) -> Work:
+    def _work(self, key: Key) -> Work:
         """The work with this key, begun if it is not there."""
         if key not in self.state.works:
-            self.state.works[key] = Work(self, key, self.state.place_of(node), node)
+            self.state.works[key] = Work(self, key)
         return self.state.works[key]
 
-    def _has_room(self, wanted: list[Work]) -> bool:
-        riding = sum(not work.is_done and work not in wanted for work in self.state.works.values())
-        return self.cache.mixes_lengths and riding < self.config.read_ahead
+    def _known(self, node: Node, expansion: Expansion) -> list[Candidate] | None:
+        """What an expansion gave that was read ahead."""
+        work = self.state.works.get(self._key(node, expansion))
+        return work.result if work is not None and work.is_done else None
 
     def _begin_ahead(self, wanted: list[Work]) -> None:
         """Begin what will probably be wanted next, as far as there is room."""
-        for node, expansion in self.request.ahead:
-            if self._has_room(wanted):
-                self._work(self._key(node, expansion), node)
-
-    def _follow(self, work: Work, wanted: list[Work]) -> None:
-        """After an expansion read ahead, roll out from the candidate that would be visited first."""
-        if work.expansion is None or not self._has_room(wanted):
+        if self.request.ahead is None or not self.cache.mixes_lengths:
             return
-        best = max(work.result, key=lambda candidate: candidate.weight)
-        tokens = (*work.generated, *best.tokens)
-        if not (best.is_terminal or self.state.rules.stops_rollout(tokens) or (tokens, None) in self.state.works):
-            place = self.state.hung[work.node][best.tokens]
-            self.state.works[tokens, None] = Work(self, (tokens, None), place, None)
+        riding = sum(not work.is_done and work not in wanted for work in self.state.works.values())
+        if riding >= self.config.read_ahead:
+            return
+        for node, expansion in self.request.ahead(self._known):
+            key = self._key(node, expansion)
+            if key not in self.state.works and riding < self.config.read_ahead:
+                riding += not self._work(key).is_done

@@ -70,8 +70,7 @@ def _look(engine, prompt: int, peak: float) -> Sample:
     per_token = (
         sum((layer.keys.numel() + layer.values.numel()) * layer.keys.element_size() for layer in layers) / slots
     )
-    places = {id(place): place for place in job.state.places.values()}
-    copies = sum(place.told.handle.length for place in places.values() if place.told)
+    copies = sum(place.told.handle.length for place in job.state.places.values() if place.told)
     mib = per_token / 2**20
     return Sample(
         iterations=job.search.iterations,

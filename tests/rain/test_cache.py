@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_interdistill.rain.cache import Feed, TreeCache
+from hf_interdistill.rain.cache import Feed, Handle, TreeCache
 from hf_interdistill.rain.cache_choice import build_cache
 from hf_interdistill.rain.copying import CopyingCache
 from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal
@@ -52,19 +52,57 @@ def test_logits_equal_those_of_separate_sequences(family, attention):
     assert_reads(model, again, [[*OTHER, 9, 9, 7], OTHER, [*PROMPT, 4, 5, 6, 8, 9, 10, 2]])
 
 
+@pytest.mark.parametrize("family", TREE_FAMILIES)
+def test_prompts_that_begin_alike_share_their_beginning(family):
+    model = build_causal(family)
+    cache = TreeCache(model, 4)
+    texts = [[*PROMPT, 60, 61], [*PROMPT[:20], 70, 71, 72], OTHER]
+    first = cache.read([Feed(row, None, text) for row, text in enumerate(texts)])  # in one call
+    assert_reads(model, first, texts)
+    assert cache.forward_tokens == cache.held_tokens == len(PROMPT) + 2 + 3 + len(OTHER)
+    again = cache.read([Feed(3, None, texts[1]), Feed(0, first[0].handle, [5])])  # and in a later one; all but its end
+    assert_reads(model, again, [texts[1], [*texts[0], 5]])
+    assert cache.held_tokens == len(PROMPT) + 2 + 3 + len(OTHER) + 2
+    assert cache.take_row(3) == (1, 1)
+    # What one prompt leaves stays while another needs it.
+    cache.clear(0)
+    assert cache.held_tokens == 20 + 3 + len(OTHER) + 1
+    filler = list(range(100, 150))
+    reads = cache.read([Feed(1, first[1].handle, [8]), Feed(0, None, filler), Feed(3, again[0].handle, [9])])
+    assert_reads(model, reads, [[*texts[1], 8], filler, [*texts[1], 9]])
+    for row in range(4):
+        cache.clear(row)
+    assert cache.held_tokens == 0
+    assert_reads(model, cache.read([Feed(1, None, texts[1])]), [texts[1]])  # nothing is shared with what is gone
+
+
+def test_short_beginnings_are_read_anew(model):
+    cache = TreeCache(model, 2)
+    cache.read([Feed(0, None, PROMPT), Feed(1, None, [*PROMPT[:15], 60, 61])])
+    assert cache.held_tokens == len(PROMPT) + 17
+
+
+def test_a_beginning_that_was_freed_in_part_is_not_shared(model):
+    cache = TreeCache(model, 2)
+    (root,) = cache.read([Feed(0, None, PROMPT)])
+    cache.drop(root.handle, keep=Handle(0, 10, root.handle.slots[:10]))
+    reads = cache.read([Feed(0, None, OTHER), Feed(1, None, [*PROMPT, 60])])
+    assert_reads(model, reads, [OTHER, [*PROMPT, 60]])
+
+
 def test_memory_grows_with_tokens_and_freed_slots_are_used_again(model):
     cache = TreeCache(model, 1)
     (root,) = cache.read([Feed(0, None, PROMPT)])
     branches = cache.read([Feed(0, root.handle, [token, token]) for token in range(20, 30)])
     assert cache.held_tokens == len(PROMPT) + 10 * 2
-    assert cache.cache.layers[0].keys.shape[0] == cache.capacity == 64
+    assert cache.cache.layers[0].keys.shape[0] == cache.pool.capacity == 64
     for _ in range(5):  # ten branches come and go without the pool growing
         cache.keep_only(0, [branches[0].handle])
         assert cache.held_tokens == len(PROMPT) + 2
         cache.read([Feed(0, branches[0].handle, [token, token]) for token in range(20, 30)])
-    assert cache.capacity == 64
+    assert cache.pool.capacity == 64
     cache.read([Feed(0, branches[0].handle, list(range(60, 130)))])
-    assert cache.capacity == 128
+    assert cache.pool.capacity == 128
     cache.clear(0)
     assert cache.held_tokens == 0
 

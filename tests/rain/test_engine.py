@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,21 @@ def test_reading_ahead_changes_the_cost_and_not_the_tree(family, visit, tokenize
         assert passes[2] == passes[1] == passes[0]
 
 
+def test_a_chain_of_expansions_is_read_ahead(model, tokenizer):
+    """A search that goes deeper with each visit is foreseen through expansions that it has not asked for."""
+    config = quick_config(read_ahead=8, exploration=0.0, iterations=16, edge_lengths=(1, 2), min_visits=99)
+    passes = []
+    for ahead in (0, 8):
+        decoder = RainDecoder(tokenizer, replace(config, read_ahead=ahead), lambda texts: [0.0] * len(texts))
+        engine = decoder.build_engine(model)
+        engine.start([Prompt((5, 6, 7), "", StopRules(40))], seed=1)
+        while engine.jobs[0].search.iterations < 12:
+            engine.round()
+        assert max(node.depth for node in engine.jobs[0].search.tree.origin.subtree()) > 8
+        passes.append(engine.totals["forward_passes"])
+    assert passes[1] < 0.5 * passes[0]
+
+
 @pytest.mark.slow
 def test_a_compiled_model_grows_the_same_tree(tokenizer):
     """Traced as for any device, with sizes that change and no graph break; no code for a device is made of it."""
@@ -157,11 +173,11 @@ def test_searches_do_not_wait_for_the_long_expansion_of_another(model, tokenizer
 
 
 def test_works_ahead_are_shared_on_a_cpu(model, tokenizer):
-    assert [works_ahead("cpu", prompts) for prompts in (1, 2, 4, 16)] == [8, 4, 2, 2]
-    assert works_ahead("cuda", 16) == 8
+    assert [works_ahead("cpu", prompts) for prompts in (1, 2, 4, 16)] == [16, 8, 4, 3]
+    assert works_ahead("cuda", 16) == 16
     engine = RainDecoder(tokenizer, quick_config(), likes_short_words).build_engine(model)
     engine.start([Prompt((5, 6, number), "", StopRules(4)) for number in range(4)], seed=1)
-    assert {job.search.config.read_ahead for job in engine.jobs} == {2}
+    assert {job.search.config.read_ahead for job in engine.jobs} == {4}
 
 
 def test_equal_prompts_get_answers_of_their_own(model, tokenizer):
@@ -195,7 +211,7 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
             (job.state.row, slot)
             for job in engine.jobs
             if job.state
-            for place in [*job.state.places.values(), *(p for hung in job.state.hung.values() for p in hung.values())]
+            for place in job.state.places.values()
             if place.handle is not None
             for slot in place.handle.slots.tolist()
         ]

@@ -2,6 +2,8 @@
 
 import pytest
 from conftest import tokenizer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.rules import StopRules, TextRules
@@ -28,6 +30,22 @@ def test_the_first_of_several_markers_cuts_the_text():
     assert texts.completion(tokens) == " well "
     ends = [number for number in range(1, len(tokens) + 1) if texts.finish_reason(tokens[:number]) == "turn"]
     assert tokenizer.decode(tokens[: ends[0]]).endswith("USER:")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace"])
+@pytest.mark.parametrize("markers", [("Human:",), ("USER:", "###"), ("\n\n",), ("x ", "é"), ("Ende: ",)])
+def test_markers_are_found_where_they_stand(kind, markers):
+    texts, tokenizer = rules(kind, turn_markers=markers)
+
+    @given(st.lists(st.sampled_from([*markers, *"Hu man:\nx#é ", "well", "Human", "USER", " so"]), max_size=8))
+    @settings(max_examples=60, deadline=None)
+    def check(pieces):
+        tokens = tokenizer("".join(pieces), add_special_tokens=False)["input_ids"][:50]
+        shown = texts.fragment(tokens[:-16], tokens[-16:])
+        expected = "turn" if any(marker in shown for marker in markers) else None
+        assert (texts.finish_reason(tokens) == "turn") == (expected == "turn")
+
+    check()
 
 
 def test_why_a_text_ends():

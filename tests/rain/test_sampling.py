@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_interdistill.rain import sampling
 from hf_interdistill.rain.sampling import _NEAR, _gumbel, _hash, _quick_gumbel, draw, stream_key
 
 
@@ -35,6 +36,15 @@ def test_draws_are_those_of_exact_noise_over_all_columns(spread):
     uniform = (_hash(torch.tensor(keys).unsqueeze(1), torch.arange(3_000).unsqueeze(0)).double() + 0.5) / 2**53
     exact = (scores.double() - (-uniform.log()).log()).argmax(dim=-1)
     assert torch.equal(draw(scores, keys), exact)
+
+
+def test_draws_are_the_same_a_few_rows_at_a_time(monkeypatch):
+    scores, keys = torch.randn(10, 300), [stream_key(3, number) for number in range(10)]
+    ids = torch.arange(300).flip(0).expand(10, 300)
+    whole, renamed = draw(scores, keys), draw(scores, keys, ids)
+    monkeypatch.setattr(sampling, "_AT_ONCE", 1_000)
+    assert torch.equal(draw(scores, keys), whole) and torch.equal(draw(scores, keys, ids), renamed)
+    assert draw(scores[:0], []).shape == (0,)
 
 
 def test_quick_noise_is_nowhere_further_off_than_is_allowed_for():

@@ -207,8 +207,8 @@ def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np
 def _are_alike(teacher: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two teachers are the same, or judge held-out pairs alike.
 
-    The settings that they were fitted with belong to those of a run and are compared there; with the same ones, teachers
-    that were fitted on two machines differ in rounding.
+    The settings that they were fitted with belong to those of a run and are compared there; with the same ones,
+    teachers that were fitted on two machines differ in rounding.
     """
     if teacher["checksum"] == other["checksum"]:
         return True
