@@ -13,7 +13,10 @@ import yaml
 from conftest import ROOT, build_encoder, read_rows
 
 FOLDER = ROOT / "recipes" / "studies" / "attention_hacking"
-NAMES = ("arms", "claims", "materials", "measures", "preferences", "report", "running", "students", "study")
+NAMES = (
+    *("arms", "claims", "comparison", "materials", "measures", "plots", "preferences", "report", "running"),
+    *("students", "study", "tables"),
+)
 CONFIG = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 SETS = ("hh_harmless", "truthfulqa", "pandalm", "bbq", "anthropic_evals")
 

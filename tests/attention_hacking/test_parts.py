@@ -106,7 +106,7 @@ def test_soft_labels_and_writing_by_hand(modules):
 
 
 def test_measures_and_intervals_by_hand(modules):
-    measures, report, study = modules.measures, modules.report, modules.study
+    measures, comparison, study = modules.measures, modules.comparison, modules.study
     margins = np.array([1.0, -2.0, 0.0, 3.0, -1.0, 0.5, 0.0])
     text = measures.encode_outcomes(margins)
     assert measures.decode_outcomes(text, 7).tolist() == [1, 0, 0.5, 1, 0, 1, 0.5] and len(text) <= 4
@@ -122,30 +122,30 @@ def test_measures_and_intervals_by_hand(modules):
     assert sorted(sides["reversed"]) == [-1.0] * 8 + [3.0] * 2
 
     mine = {seed: (draw.random(400) < 0.7) * 1.0 for seed in (0, 1, 2)}
-    same = report.paired_difference([mine], [mine])
+    same = comparison.paired_difference([mine], [mine])
     assert (same["value"], same["low"], same["high"], same["seeds"]) == (0, 0, 0, 3)
     theirs = {seed: (draw.random(400) < 0.5) * 1.0 for seed in (1, 2, 3)}
-    found = report.paired_difference([mine], [theirs])
+    found = comparison.paired_difference([mine], [theirs])
     assert found["seeds"] == 2 and found["low"] < found["value"] < found["high"]
     difference = np.stack([mine[seed] - theirs[seed] for seed in (1, 2)])
     assert found["value"] == pytest.approx(difference.mean())
     assert found["high"] - found["low"] >= 0.9 * 2 * 1.96 * difference.mean(0).std() / np.sqrt(400)
-    assert report.paired_difference([mine], [{7: mine[0]}]) is None
+    assert comparison.paired_difference([mine], [{7: mine[0]}]) is None
     # The mean of two tests of which one shows no difference: half the value; pairs are drawn apart, seeds together.
-    both = report.paired_difference([mine, mine], [theirs, mine])
+    both = comparison.paired_difference([mine, mine], [theirs, mine])
     assert both["value"] == pytest.approx(found["value"] / 2) and both["seeds"] == 2
     assert both["high"] - both["low"] == pytest.approx((found["high"] - found["low"]) / 2)
-    twice = report.paired_difference([mine, mine], [theirs, theirs])
+    twice = comparison.paired_difference([mine, mine], [theirs, theirs])
     of_seeds = (seed_means := difference.mean(1)).std() / np.sqrt(len(seed_means))
     of_pairs = difference.mean(0).std() / np.sqrt(400)
     expected = 2 * 1.96 * np.sqrt(of_seeds**2 + of_pairs**2 / 2)
     assert twice["high"] - twice["low"] == pytest.approx(expected, rel=0.25)
 
-    found = report.loss_difference([{0: 0.5, 1: 0.7, 2: 0.1}], [{1: 0.8, 2: 0.3, 3: 9.0}])
+    found = comparison.loss_difference([{0: 0.5, 1: 0.7, 2: 0.1}], [{1: 0.8, 2: 0.3, 3: 9.0}])
     assert found == {"value": pytest.approx(-0.15), "lower": 2, "seeds": 2}
-    found = report.loss_difference([{0: 0.5, 1: 0.9}, {0: 0.5, 1: 0.9}], [{0: 0.6, 1: 0.6}, {0: 0.8, 1: 0.6}])
+    found = comparison.loss_difference([{0: 0.5, 1: 0.9}, {0: 0.5, 1: 0.9}], [{0: 0.6, 1: 0.6}, {0: 0.8, 1: 0.6}])
     assert found == {"value": pytest.approx((-0.2 + 0.3) / 2), "lower": 1, "seeds": 2}
-    assert report.loss_difference([{0: 0.5}], [{1: 0.5}]) is None
+    assert comparison.loss_difference([{0: 0.5}], [{1: 0.5}]) is None
 
     members = [
         {"validation": np.array([[0.0, 2.0], [4.0, 6.0]]), "test": np.array([[3.0, 3.0 + shift]])} for shift in (1, -2)
@@ -155,3 +155,24 @@ def test_measures_and_intervals_by_hand(modules):
     assert study.combine(members, "worst")["test"] == pytest.approx(np.array([[0, -2 / spread]]))
     with pytest.raises(ValueError, match="`rule` is 'best'"):
         study.combine(members, "best")
+
+
+def test_the_summary_has_a_line_for_each_condition_and_arm(modules):
+    def row(condition, arm, test_set, mean, found=None, train="hh"):
+        own = {"train": train, "student": "s", "condition": condition, "arm": arm, "test_set": test_set}
+        return {**own, "mean": mean, "seeds": 2, "against": {"bradley_terry": found} if arm != "bradley_terry" else {}}
+
+    found = {"value": 0.05, "low": 0.01, "high": 0.09}
+    tests = ("mean of all", "hh", "hh, cue on rejected")
+    table = [row("clean", "bradley_terry", test, 0.5) for test in tests]
+    table += [row("clean", "joint", test, 0.55, found) for test in tests]
+    table += [row("clean", "lone", "mean of all", 0.6)]  # no seed in common with Bradley-Terry
+    table += [row("clean", "joint", "mean of all", 0.4, found, train="other")]
+    lines = modules.tables.summary(table)
+    assert "| clean | `bradley_terry` | 2 | 50.0 | 50.0 |" in lines
+    assert "| clean | `joint` | 2 | 55.0 (+5.0*: +1.0 to +9.0) | 55.0 (+5.0*: +1.0 to +9.0) |" in lines
+    assert "| clean | `lone` | 2 | 60.0 (-) |  |" in lines
+    assert [line for line in lines if line.startswith("##")] == [
+        "## In short: trained on hh, student s",
+        "## In short: trained on other, student s",
+    ]

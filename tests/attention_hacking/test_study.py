@@ -168,7 +168,7 @@ def test_the_tables_are_those_of_the_results(modules):
     table = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
     runs = [record for record in results if not record["candidate"]]
     assert {(row["arm"], row["condition"]) for row in table} == {(run["arm"], run["condition"]) for run in runs}
-    assert modules.report.markdown(table, results) == (FOLDER / "table.md").read_text(encoding="utf-8")
+    assert modules.tables.markdown(table, results) == (FOLDER / "table.md").read_text(encoding="utf-8")
     for row in table:
         accuracies = [
             run["tests"][row["test_set"]]["accuracy"]
