@@ -87,7 +87,7 @@ class RainConfig:
             again; the tokens are the same.
         read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
             probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
-            same. `None`: 8; on a CPU, where tokens cost more than passes, the prompts in flight share them, with 2
+            same. `None`: 16; on a CPU, where tokens cost more than passes, the prompts in flight share them, with 3
             each at least. Not used with models that branch by copying.
         prompts_in_flight: prompts searched at once; more wait for a free row.
         seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).

@@ -111,27 +111,19 @@ class Work:
         live, read = list(range(len(branches))), {(): told}
         keys = self._choice_keys(live, expansion, 0)
         chosen = choose(told.scores.expand(len(live), -1), told.ids.expand(len(live), -1), keys, self.config)
-        while live:
+        for step in range(1, expansion.length + 1):
             for i, (token, log) in zip(live, chosen, strict=True):
                 branches[i], logs[i] = (*branches[i], token), logs[i] + log
             wanted: dict[tuple[int, ...], list[int]] = {}
             for i in live:
-                is_open = rules.finish_reason((*self.generated, *branches[i])) is None
-                if is_open and len(branches[i]) < expansion.length:
+                if rules.finish_reason((*self.generated, *branches[i])) is None:
                     wanted.setdefault(branches[i], []).append(i)
-            if wanted:
-                asks = [
-                    self._ask(
-                        read[each[:-1]].handle,
-                        each[-1:],
-                        each,
-                        choices=self._choice_keys(members, expansion, len(each)),
-                    )
-                    for each, members in wanted.items()
-                ]
-                told = yield asks
-                read.update(zip(wanted, told, strict=True))
-                chosen = [token for each in told for token in each.chosen]
+            if step == expansion.length or not wanted:
+                break
+            keys = {each: self._choice_keys(members, expansion, step) for each, members in wanted.items()}
+            told = yield [self._ask(read[each[:-1]].handle, each[-1:], each, choices=keys[each]) for each in wanted]
+            read.update(zip(wanted, told, strict=True))
+            chosen = [token for each in told for token in each.chosen]
             live = [i for members in wanted.values() for i in members]
         weights = torch.tensor(logs, dtype=torch.float64).exp().tolist()
         drawn = [self._candidate(tokens, weight) for tokens, weight in zip(branches, weights, strict=True)]
