@@ -43,10 +43,12 @@ class Feed:
 
 @dataclass
 class Read:
-    """What reading gives: the new place, and the logits after its last token, float32 `(vocabulary,)`."""
+    """What reading gives: the new place, the logits after its last token, float32 `(vocabulary,)`, and how many tokens
+    were read for it."""
 
     handle: Handle
     logits: torch.Tensor
+    tokens: int
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -189,7 +191,7 @@ class TreeCache(Counting):
             self.count(_tokens_by_row(feeds[i] for line in lines for i in line))
             for own, line in zip(logits, lines, strict=True):
                 for position, number in enumerate(line, start=keep - len(line)):
-                    reads[number] = Read(handles[number], own[position])
+                    reads[number] = Read(handles[number], own[position], len(feeds[number].tokens))
         return reads
 
     def _passes(self, feeds: Sequence[Feed], handles: Sequence[Handle]) -> list[list[list[int]]]:

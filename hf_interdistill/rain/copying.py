@@ -74,7 +74,7 @@ class CopyingCache(Counting):
         self.count(tokens)
         caches = split_cache(cache, len(feeds))
         return [
-            Read(Handle(feed.row, total, cache=own), outputs.logits[i, -1].float())
+            Read(Handle(feed.row, total, cache=own), outputs.logits[i, -1].float(), len(feed.tokens))
             for i, (feed, own) in enumerate(zip(feeds, caches, strict=True))
         ]
 

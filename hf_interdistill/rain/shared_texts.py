@@ -101,8 +101,8 @@ class SharedTexts:
             logits.extend(reads[end].logits.cpu()[columns] for end in ends[: len(pieces)])
             for (stem, _), end in zip(opened, ends[len(pieces) :], strict=True):
                 stem.handle = reads[end].handle
-            for feed, owner in zip(feeds, owners, strict=True):
-                tokens[sequences[owner][1]] += len(feed.tokens)
+            for read, owner in zip(reads, owners, strict=True):
+                tokens[sequences[owner][1]] += read.tokens
             self._forget([stem for stem, _ in opened])
         return torch.stack(logits).view(len(contexts), -1, len(columns)), tokens
 

@@ -74,6 +74,20 @@ def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_read_once():
     assert sum(again.tokens) < 0.7 * separate
 
 
+def test_only_what_is_read_is_counted():
+    """Without a prefix a prompt may begin as one that was judged before: what they share is in the cache already."""
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    bare = JudgePrompt("bare", "", "{prompt}{completion}", SHORT.question, SHORT.positive, SHORT.negative)
+    judge = SelfEvaluationScorer(bare).bind(model, tokenizer)
+    start = "Always answer politely, whatever you are asked, and never be rude."
+    exchanges = [Exchange(f"{start} {end}", " Yes, of course.") for end in ("Why?", "How so?", "Where to?")]
+    for exchange in exchanges:
+        before = judge._texts().cache.forward_tokens
+        values, costs = judge.judge([exchange])
+        assert values == pytest.approx(by_hand(model, tokenizer, bare, [exchange], "hard"))
+        assert costs.total_tokens == judge._texts().cache.forward_tokens - before
+
+
 def test_the_prefix_is_read_again_when_the_weights_change():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
