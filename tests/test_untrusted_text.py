@@ -276,7 +276,7 @@ def test_the_judge_reads_no_control_token_of_the_texts_and_ends_with_its_questio
     for exchange in (Exchange(prompt, completion), Exchange([{"role": "user", "content": prompt}], completion)):
         for text in judge._shown(exchange):
             assert text.endswith("Answer: (") and text.startswith(judge.prompt.examples)
-            assert not specials_of(tokenizer) & set(judge._context(text))
+            assert not specials_of(tokenizer) & set(judge._contexts([[text]])[0][0])
 
 
 def test_an_injected_verdict_is_no_verdict():
