@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from .heads import head_for
 from .lines import choose_lines, families, split_passes
 from .slots import SlotPool
 
@@ -43,8 +44,8 @@ class Feed:
 
 @dataclass
 class Read:
-    """What reading gives: the new place, the logits after its last token, float32 `(vocabulary,)`, and how many tokens
-    were read for it."""
+    """What reading gives: the new place, the logits after its last token, float32 `(vocabulary,)` or `(columns,)`, and
+    how many tokens were read for it."""
 
     handle: Handle
     logits: torch.Tensor
@@ -168,8 +169,12 @@ class TreeCache(Counting):
         """Free the slots of `handle` beyond those of its ancestor `keep`."""
         self.pool.free(handle.row, handle.slots[keep.length :].tolist())
 
-    def read(self, feeds: Sequence[Feed]) -> list[Read]:
-        """Read all feeds in one forward pass; those with very many tokens (new prompts) in one of their own."""
+    def read(self, feeds: Sequence[Feed], columns: torch.Tensor | None = None) -> list[Read]:
+        """Read all feeds in one forward pass; those with very many tokens (new prompts) in one of their own.
+
+        Args:
+            feeds: what to read. columns: token ids whose logits are wanted; `None` for all.
+        """
         handles: list[Handle] = []
         left: list[Feed] = []
         openers: dict[int, int] = {}  # row -> the feed of this call that its text begins with
@@ -187,7 +192,7 @@ class TreeCache(Counting):
         reads: list[Read | None] = [None] * len(feeds)
         for lines in self._passes(feeds, handles):
             keep = max(map(len, lines))
-            logits = self._forward(self._lay_out(feeds, handles, lines), keep)
+            logits = self._forward(self._lay_out(feeds, handles, lines), keep, columns)
             self.count(_tokens_by_row(feeds[i] for line in lines for i in line))
             for own, line in zip(logits, lines, strict=True):
                 for position, number in enumerate(line, start=keep - len(line)):
@@ -249,25 +254,26 @@ class TreeCache(Counting):
         return np.flatnonzero(is_seen)
 
     @torch.no_grad()
-    def _forward(self, inputs: dict, keep: int) -> torch.Tensor:
-        """Logits of the last `keep` tokens of each line, float32 `(lines, keep, vocabulary)`."""
+    def _forward(self, inputs: dict, keep: int, columns: torch.Tensor | None) -> torch.Tensor:
+        """Logits of the last `keep` tokens of each line, float32 `(lines, keep, vocabulary or columns)`."""
         device = self.model.device
         for layer in self.cache.layers:
             layer.plan = inputs["plan"]
         extra = {"logits_to_keep": keep} if self.keeps_logits else {}
         # An additive mask: sdpa would make one of a boolean mask in every layer.
         mask = torch.from_numpy(inputs["mask"]).to(device)
-        logits = self.model(
-            input_ids=torch.from_numpy(inputs["ids"]).to(device),
-            position_ids=torch.from_numpy(inputs["positions"]).to(device),
-            attention_mask=torch.zeros(mask.shape, dtype=self.model.dtype, device=device).masked_fill(
-                ~mask, torch.finfo(self.model.dtype).min
-            ),
-            past_key_values=self.cache,
-            use_cache=True,
-            **extra,
-        ).logits
-        return logits[:, -keep:].float()
+        with head_for(self.model, columns) as is_narrow:
+            logits = self.model(
+                input_ids=torch.from_numpy(inputs["ids"]).to(device),
+                position_ids=torch.from_numpy(inputs["positions"]).to(device),
+                attention_mask=torch.zeros(mask.shape, dtype=self.model.dtype, device=device).masked_fill(
+                    ~mask, torch.finfo(self.model.dtype).min
+                ),
+                past_key_values=self.cache,
+                use_cache=True,
+                **extra,
+            ).logits[:, -keep:]
+        return (logits if is_narrow or columns is None else logits[..., columns.to(logits.device)]).float()
 
 
 def _tokens_by_row(feeds: Iterable[Feed]) -> dict[int, int]:

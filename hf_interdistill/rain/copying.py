@@ -38,8 +38,8 @@ class CopyingCache(Counting):
         """Let a place's cache go."""
         handle.cache = None
 
-    def read(self, feeds: Sequence[Feed]) -> list[Read]:
-        """Read all feeds, in as few forward passes as equal lengths allow."""
+    def read(self, feeds: Sequence[Feed], columns: torch.Tensor | None = None) -> list[Read]:
+        """Read all feeds, in as few forward passes as equal lengths allow; see `TreeCache.read`."""
         reads: list[Read | None] = [None] * len(feeds)
         waiting = list(range(len(feeds)))
         while waiting:
@@ -50,7 +50,7 @@ class CopyingCache(Counting):
                 groups.setdefault((parent.length if parent else 0, len(feeds[i].tokens)), []).append(i)
             for (length, _), members in groups.items():
                 parents = [self._parent(feeds[i], reads) for i in members]
-                results = self._read_group([feeds[i] for i in members], parents, length)
+                results = self._read_group([feeds[i] for i in members], parents, length, columns)
                 for i, read in zip(members, results, strict=True):
                     reads[i] = read
             waiting = [i for i in waiting if reads[i] is None]
@@ -61,20 +61,22 @@ class CopyingCache(Counting):
         return reads[feed.parent].handle if isinstance(feed.parent, int) else feed.parent
 
     @torch.no_grad()
-    def _read_group(self, feeds: Sequence[Feed], parents, length: int) -> list[Read]:
+    def _read_group(self, feeds: Sequence[Feed], parents, length: int, columns) -> list[Read]:
         cache = join_caches([parent.cache for parent in parents]) if length else DynamicCache(config=self.model.config)
         device = self.model.device
         ids = torch.tensor([list(feed.tokens) for feed in feeds], device=device)
         total = length + ids.shape[1]
         mask = torch.ones(len(feeds), total, dtype=torch.long, device=device)
-        outputs = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        logits = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]
+        if columns is not None:
+            logits = logits[:, columns.to(device)]
         tokens: dict[int, int] = {}
         for feed in feeds:
             tokens[feed.row] = tokens.get(feed.row, 0) + len(feed.tokens)
         self.count(tokens)
         caches = split_cache(cache, len(feeds))
         return [
-            Read(Handle(feed.row, total, cache=own), outputs.logits[i, -1].float(), len(feed.tokens))
+            Read(Handle(feed.row, total, cache=own), logits[i].float(), len(feed.tokens))
             for i, (feed, own) in enumerate(zip(feeds, caches, strict=True))
         ]
 

@@ -87,7 +87,7 @@ class SharedTexts:
             Logits `(texts, orders, columns)`, and the tokens read for each text.
         """
         if self.prefix.handle is None and self.prefix.ids:
-            self.prefix.handle = self.cache.read([Feed(0, None, self.prefix.ids)])[0].handle
+            self.prefix.handle = self.cache.read([Feed(0, None, self.prefix.ids)], columns)[0].handle
             self._shared_tokens += len(self.prefix.ids)
         logits: list[torch.Tensor] = []
         tokens = [0] * len(contexts)
@@ -97,8 +97,8 @@ class SharedTexts:
             opened = [(stem, i) for stem, i in opening.values() if stem.handle is None and self._extends(stem)]
             sequences = [*pieces, *((stem.ids, i) for stem, i in opened)]
             feeds, ends, owners = plan_reads([ids for ids, _ in sequences], self._bases(sequences, stems))
-            reads = self.cache.read(feeds)
-            logits.extend(reads[end].logits.cpu()[columns] for end in ends[: len(pieces)])
+            reads = self.cache.read(feeds, columns)
+            logits.extend(reads[end].logits.cpu() for end in ends[: len(pieces)])
             for (stem, _), end in zip(opened, ends[len(pieces) :], strict=True):
                 stem.handle = reads[end].handle
             for read, owner in zip(reads, owners, strict=True):

@@ -1,0 +1,104 @@
+"""The output head of a causal LM, for the tokens that are wanted.
+
+A head is the largest product of a small model. A judge wants the logits of two labels, not of a vocabulary; and a
+search wants those of a few tokens, for which a CPU is faster if it takes the head block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+_BLOCK_BYTES = 2 << 20  # of a head's weights that a CPU takes at once: they should stay in its cache
+_TRIED: WeakKeyDictionary = WeakKeyDictionary()  # model -> whether a narrow head gives the logits of the whole one
+
+
+@contextmanager
+def head_for(model, columns: torch.Tensor | None) -> Iterator[bool]:
+    """While it lasts, the model's head does what is wanted and no more, where that can be had.
+
+    What a model does with its logits (a scale, a soft cap) is done as ever, for only the head itself is replaced.
+
+    Args:
+        model: a causal LM. columns: token ids whose logits are wanted, or `None` for all.
+
+    Yields:
+        Whether the logits will be those of `columns`; otherwise they are of the whole vocabulary.
+    """
+    head = model.get_output_embeddings()
+    if not _is_plain(model):
+        yield False
+    elif columns is not None and _can_be_narrow(model):
+        with _doing(head, _narrow(head, columns)):
+            yield True
+    elif head.weight.device.type == "cpu" and head.weight.dtype == torch.float32:
+        with _doing(head, _in_blocks(head)):
+            yield False
+    else:
+        yield False
+
+
+@contextmanager
+def _doing(head: nn.Linear, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _narrow(head: nn.Linear, columns: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    columns = columns.to(head.weight.device)
+    weight, bias = head.weight[columns], None if head.bias is None else head.bias[columns]
+    return lambda states: nn.functional.linear(states, weight, bias)
+
+
+def _in_blocks(head: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    rows = max(1, _BLOCK_BYTES // (4 * head.in_features))
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        flat = states.flatten(0, -2)
+        logits = flat.new_empty(len(flat), head.out_features)
+        for start in range(0, head.out_features, rows):
+            part = slice(start, start + rows)
+            torch.mm(flat, head.weight[part].t(), out=logits[:, part])
+        if head.bias is not None:
+            logits += head.bias
+        return logits.unflatten(0, states.shape[:-1])
+
+    return forward
+
+
+def _is_plain(model) -> bool:
+    """No adapter, quantization, hook or compiled code that another head would break or go round."""
+    head = model.get_output_embeddings()
+    is_compiled = hasattr(model.forward, "_torchdynamo_orig_callable") or model._compiled_call_impl is not None
+    has_hooks = bool(getattr(head, "_forward_hooks", None) or getattr(head, "_forward_pre_hooks", None))
+    return type(head) is nn.Linear and "forward" not in vars(head) and not has_hooks and not is_compiled
+
+
+def _can_be_narrow(model) -> bool:
+    """Whether a trial on a few tokens gives what the whole head gives."""
+    if model not in _TRIED:
+        _TRIED[model] = _is_same(model)
+    return _TRIED[model]
+
+
+@torch.no_grad()
+def _is_same(model) -> bool:
+    """A model may do something with single tokens of its vocabulary."""
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    whole = model(input_ids=ids).logits[0, -1].float()
+    columns = torch.tensor([0, whole.shape[-1] - 1], device=whole.device)
+    head = model.get_output_embeddings()
+    try:
+        with _doing(head, _narrow(head, columns)):
+            narrow = model(input_ids=ids).logits[0, -1].float()
+    except (IndexError, ValueError, RuntimeError):
+        return False
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    return narrow.shape == columns.shape and torch.allclose(narrow, whole[columns], atol=tolerance, rtol=tolerance)

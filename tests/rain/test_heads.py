@@ -1,0 +1,118 @@
+"""Heads that do only what is wanted, against whole ones."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from hf_interdistill.rain.cache import Feed, TreeCache
+from hf_interdistill.rain.copying import CopyingCache
+from hf_interdistill.rain.heads import head_for
+from rain.conftest import TREE_FAMILIES, build_causal
+
+TEXT = list(range(10, 30))
+COLUMNS = torch.tensor([7, 3, 41])
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([TEXT, TEXT[::-1]])).logits
+
+
+def with_bias(model):
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.linspace(-1, 1, head.out_features))
+    return model
+
+
+MODELS = {
+    **{family: lambda family=family: build_causal(family) for family in TREE_FAMILIES},
+    "soft cap": lambda: build_causal("gemma2", "eager", final_logit_softcapping=0.5),
+    "bias": lambda: with_bias(build_causal()),
+    "bfloat16": lambda: build_causal().bfloat16(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_narrow_head_gives_some_of_the_logits_of_the_whole_one(name, monkeypatch):
+    monkeypatch.setattr("hf_interdistill.rain.heads._BLOCK_BYTES", 1000)  # several blocks, the last one smaller
+    model = MODELS[name]()
+    whole = logits_of(model)
+    assert whole.std() > 0.1
+    tolerance = {"atol": 0.1, "rtol": 0.05} if name == "bfloat16" else {"atol": 1e-5, "rtol": 1e-4}
+    with head_for(model, COLUMNS) as is_narrow:
+        assert is_narrow
+        torch.testing.assert_close(logits_of(model), whole[..., COLUMNS], **tolerance)
+    with head_for(model, None) as is_narrow:
+        assert not is_narrow
+        assert ("forward" in vars(model.get_output_embeddings())) == (name != "bfloat16")  # blocks are for float32
+        torch.testing.assert_close(logits_of(model), whole, **tolerance)
+    assert "forward" not in vars(model.get_output_embeddings())
+    torch.testing.assert_close(logits_of(model), whole, atol=0, rtol=0)
+
+
+def test_new_weights_are_seen():
+    model = build_causal()
+    with head_for(model, COLUMNS):
+        before = logits_of(model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    with head_for(model, COLUMNS):
+        torch.testing.assert_close(logits_of(model), 2 * before)
+
+
+def adapted_head():
+    config = LoraConfig(target_modules=["lm_head"], init_lora_weights=False)
+    return get_peft_model(build_causal(), config)
+
+
+def hooked_head():
+    model = build_causal()
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: output * 2)
+    return model
+
+
+def wrapped_head():
+    model = build_causal()
+    head = model.get_output_embeddings()
+    head.forward = lambda states, plain=head.forward: plain(states) * 2
+    return model
+
+
+def forbidden_token():
+    """A model that knows a token of its vocabulary by number."""
+    model = build_causal()
+
+    def forbid(module, args, output):
+        output.logits[..., 50] = -100.0
+        return output
+
+    model.register_forward_hook(forbid)
+    return model
+
+
+@pytest.mark.parametrize("build", [adapted_head, hooked_head, wrapped_head, forbidden_token])
+def test_a_head_that_is_not_plain_stays_whole(build):
+    model = build()
+    whole = logits_of(model)
+    with head_for(model, COLUMNS) as is_narrow:
+        assert not is_narrow
+        torch.testing.assert_close(logits_of(model), whole)
+    cache = TreeCache(model, 1)
+    (read,) = cache.read([Feed(0, None, TEXT)], COLUMNS)
+    torch.testing.assert_close(read.logits, whole[0, -1, COLUMNS], atol=1e-5, rtol=1e-4)
+
+
+def test_the_whole_head_comes_back_after_an_error():
+    model = build_causal()
+    with pytest.raises(RuntimeError), head_for(model, COLUMNS):
+        raise RuntimeError
+    assert logits_of(model).shape[-1] == model.config.vocab_size
+
+
+@pytest.mark.parametrize("kind", [TreeCache, CopyingCache])
+def test_caches_give_the_columns_that_are_asked_for(kind):
+    model = build_causal()
+    whole, narrow = kind(model, 1), kind(model, 1)
+    feeds = [Feed(0, None, TEXT), Feed(0, 0, [3]), Feed(0, 0, [4, 5])]
+    for wanted, read in zip(whole.read(feeds), narrow.read(feeds, COLUMNS), strict=True):
+        torch.testing.assert_close(read.logits, wanted.logits[COLUMNS], atol=1e-5, rtol=1e-4)
