@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from .heads import head_for
 from .lines import choose_lines, families, split_passes
-from .slots import SlotPool
+from .slots import SlotPool, common_length
+from .split_attention import Common, split_attention
+
+_NO_SLOTS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(eq=False)
@@ -73,7 +77,12 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.keys = self._put(self.keys, key_states)
         self.values = self._put(self.values, value_states)
-        return self._fetch(self.keys), self._fetch(self.values)
+        if self.plan.common is not None:
+            apart = self.plan.apart.unsqueeze(0)
+            self.plan.common.keys, self.plan.common.values = (
+                self._fetch(held, apart) for held in (self.keys, self.values)
+            )
+        return self._fetch(self.keys, self.plan.seen), self._fetch(self.values, self.plan.seen)
 
     def _put(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Write `(lines, heads, width, head_dim)` into the slots; the pool that holds them."""
@@ -84,9 +93,10 @@ class _SlotLayer(CacheLayerMixin):
         held[self.plan.slots.to(held.device)] = states.transpose(1, 2).flatten(0, 1)
         return held
 
-    def _fetch(self, held: torch.Tensor) -> torch.Tensor:
-        """What each line sees, `(lines, heads, seen, head_dim)`."""
-        seen = self.plan.seen.to(held.device)
+    @staticmethod
+    def _fetch(held: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`."""
+        seen = seen.to(held.device)
         return held.index_select(0, seen.flatten()).unflatten(0, seen.shape).transpose(1, 2)
 
     def get_seq_length(self) -> int:
@@ -101,11 +111,14 @@ class _SlotLayer(CacheLayerMixin):
 
 @dataclass
 class _Plan:
-    """Where the tokens of a pass go, `slots` `(lines * width,)`, and what each line sees, `seen` `(lines, seen)`."""
+    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)`, and all
+    see, `apart` `(apart,)`, if attention is split (`common`)."""
 
     slots: torch.Tensor
     seen: torch.Tensor
+    apart: torch.Tensor
     capacity: int
+    common: Common | None = None
 
 
 class Counting:
@@ -136,14 +149,16 @@ class TreeCache(Counting):
     Args:
         model: a causal LM with full attention in every layer, run with sdpa or eager attention.
         rows: prompts held at once.
+        split_cost: what it costs to keep apart what all texts of a pass see (see `lines.py`); `None`: never.
     """
 
     mixes_lengths = True  # texts of all lengths are read in one pass
 
-    def __init__(self, model, rows: int):
+    def __init__(self, model, rows: int, split_cost: float | None = None):
         super().__init__()
         self.model = model
         self.rows = rows
+        self.split_cost = split_cost
         self.pool = SlotPool(rows)
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[_SlotLayer() for _ in range(layers)])
@@ -190,17 +205,17 @@ class TreeCache(Counting):
             left.append(feed)
         feeds = left
         reads: list[Read | None] = [None] * len(feeds)
-        for lines in self._passes(feeds, handles):
+        for lines, apart in self._passes(feeds, handles):
             keep = max(map(len, lines))
-            logits = self._forward(self._lay_out(feeds, handles, lines), keep, columns)
+            logits = self._forward(self._lay_out(feeds, handles, lines, apart), keep, columns)
             self.count(_tokens_by_row(feeds[i] for line in lines for i in line))
             for own, line in zip(logits, lines, strict=True):
                 for position, number in enumerate(line, start=keep - len(line)):
                     reads[number] = Read(handles[number], own[position], len(feeds[number].tokens))
         return reads
 
-    def _passes(self, feeds: Sequence[Feed], handles: Sequence[Handle]) -> list[list[list[int]]]:
-        """The feeds of each line of each pass."""
+    def _passes(self, feeds: Sequence[Feed], handles: Sequence[Handle]) -> list[tuple[list[list[int]], np.ndarray]]:
+        """The feeds of each line of each pass, and slots that all of them see and that are kept apart."""
         members = families([feed.parent if isinstance(feed.parent, int) else None for feed in feeds])
         members.sort(key=lambda family: feeds[family[0]].row)
         passes = []
@@ -208,14 +223,23 @@ class TreeCache(Counting):
             chosen = [i for number in numbers for i in members[number]]
             own = np.mean([len(self._seen(handles, [i])) for i in chosen])
             together = len(self._seen(handles, chosen))
-            lines = choose_lines([len(feeds[i].tokens) for i in chosen], own, together)
-            passes.append([[chosen[place] for place in line] for line in lines])
+            lengths = [len(feeds[i].tokens) for i in chosen]
+            common = _NO_SLOTS if self.split_cost is None else self._common(feeds, handles, chosen)
+            lines, is_split = choose_lines(lengths, own, together, len(common), self.split_cost)
+            passes.append(([[chosen[place] for place in line] for line in lines], common if is_split else _NO_SLOTS))
         return passes
 
-    def _lay_out(self, feeds: Sequence[Feed], handles: Sequence[Handle], lines: Sequence[Sequence[int]]) -> dict:
+    @staticmethod
+    def _common(feeds: Sequence[Feed], handles: Sequence[Handle], chosen: Sequence[int]) -> np.ndarray:
+        """Slots that all tokens of the chosen feeds see: those that their texts before them begin with."""
+        before = [handles[i].slots[: -len(feeds[i].tokens)] for i in chosen]
+        first = min(before, key=len)
+        return first[: min(common_length(first, other) for other in before)]
+
+    def _lay_out(self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, apart: np.ndarray) -> dict:
         """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end."""
         width = max(sum(len(feeds[i].tokens) for i in line) for line in lines)
-        seen = [self._seen(handles, line) for line in lines]
+        seen = [self._seen(handles, line, len(apart)) for line in lines]
         most = max(map(len, seen))
         ids = np.zeros((len(lines), width), dtype=np.int64)
         positions, slots = np.zeros_like(ids), np.zeros_like(ids)
@@ -238,37 +262,42 @@ class TreeCache(Counting):
                 positions[place, columns] = np.arange(start, len(chain))
                 slots[place, columns] = chain[start:]
                 visible = np.zeros((len(tokens), most), dtype=bool)
-                visible[:, column_of[chain[:start]]] = True
+                visible[:, column_of[chain[len(apart) : start]]] = True
                 visible[:, column_of[chain[start:]]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
                 mask[place, 0, columns] = visible
-        slots, fetched = (torch.from_numpy(each).to(self.model.device) for each in (slots.ravel(), fetched))
-        plan = _Plan(slots, fetched, self.pool.capacity)
+        plan = _Plan(*map(self._on_device, (slots.ravel(), fetched, apart)), self.pool.capacity)
         return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}
 
-    def _seen(self, handles: Sequence[Handle], line: Sequence[int]) -> np.ndarray:
-        """All slots that the feeds of a line see, ascending; slot 0, for padding, comes first."""
+    def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(self.model.device)
+
+    def _seen(self, handles: Sequence[Handle], line: Sequence[int], apart: int = 0) -> np.ndarray:
+        """All slots that the feeds of a line see beyond the first `apart`, ascending; slot 0, for padding, comes
+        first."""
         is_seen = np.zeros(self.pool.capacity, dtype=bool)
         is_seen[0] = True
         for number in line:
-            is_seen[handles[number].slots] = True
+            is_seen[handles[number].slots[apart:]] = True
         return np.flatnonzero(is_seen)
 
     @torch.no_grad()
     def _forward(self, inputs: dict, keep: int, columns: torch.Tensor | None) -> torch.Tensor:
         """Logits of the last `keep` tokens of each line, float32 `(lines, keep, vocabulary or columns)`."""
-        device = self.model.device
+        plan = inputs["plan"]
         for layer in self.cache.layers:
-            layer.plan = inputs["plan"]
+            layer.plan = plan
         extra = {"logits_to_keep": keep} if self.keeps_logits else {}
         # An additive mask: sdpa would make one of a boolean mask in every layer.
-        mask = torch.from_numpy(inputs["mask"]).to(device)
-        with head_for(self.model, columns) as is_narrow:
+        mask = self._on_device(inputs["mask"])
+        mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(self.model.dtype).min
+        )
+        splitting = split_attention(self.model) if len(plan.apart) else nullcontext()
+        with head_for(self.model, columns) as is_narrow, splitting as plan.common:
             logits = self.model(
-                input_ids=torch.from_numpy(inputs["ids"]).to(device),
-                position_ids=torch.from_numpy(inputs["positions"]).to(device),
-                attention_mask=torch.zeros(mask.shape, dtype=self.model.dtype, device=device).masked_fill(
-                    ~mask, torch.finfo(self.model.dtype).min
-                ),
+                input_ids=self._on_device(inputs["ids"]),
+                position_ids=self._on_device(inputs["positions"]),
+                attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
                 **extra,

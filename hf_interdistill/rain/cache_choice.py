@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,6 +12,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .cache import Feed, TreeCache
 from .copying import CopyingCache
+from .heads import is_compiled
+from .lines import SPLIT_COST
+from .split_attention import can_split
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,18 @@ def build_cache(model, rows: int) -> TreeCache | CopyingCache:
                 f"RAIN branches by copying keys and values with {type(model).__name__}, which costs more memory and "
                 f"time than one shared tree: {reason}."
             )
-    return CopyingCache(model, rows) if known[key] else TreeCache(model, rows)
+    if known[key]:
+        return CopyingCache(model, rows)
+    return TreeCache(model, rows, SPLIT_COST if _splits(model, known, key) else None)
+
+
+def _splits(model, known: dict, key: tuple) -> bool:
+    """Whether a model may attend in two parts. Code that was compiled for one attention would be compiled again."""
+    if not can_split(model) or is_compiled(model):
+        return False
+    if ("split", key) not in known:
+        known["split", key] = _trial(model, split_cost=-math.inf)
+    return known["split", key] is None
 
 
 def _why_not_tree(model) -> str | None:
@@ -47,11 +62,17 @@ def _why_not_tree(model) -> str | None:
         return "not all of its layers have full attention"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "its forward takes no position_ids"
+    return _trial(model, split_cost=None)
+
+
+def _trial(model, split_cost: float | None) -> str | None:
+    """What is wrong with the logits of a small tree, or `None`."""
     try:
-        cache = TreeCache(model, 2)
-        tokens = [token % model.config.get_text_config().vocab_size for token in (5, 7, 11, 13, 17)]
+        cache = TreeCache(model, 2, split_cost)
+        tokens = [token % model.config.get_text_config().vocab_size for token in (5, 7, 11, 13, 17, 19)]
+        (root,) = cache.read([Feed(1, None, tokens[:2])])
         *_, branch = cache.read(
-            [Feed(1, None, tokens[:2]), Feed(1, 0, [tokens[2], tokens[2]]), Feed(1, 0, tokens[3:])]
+            [Feed(1, root.handle, [tokens[2], tokens[2]]), Feed(1, root.handle, tokens[3:5]), Feed(1, 1, tokens[5:])]
         )
         ids = torch.tensor([[*tokens[:2], *tokens[3:]]], device=model.device)
         with torch.no_grad():

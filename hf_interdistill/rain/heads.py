@@ -73,12 +73,16 @@ def _in_blocks(head: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     return forward
 
 
+def is_compiled(model) -> bool:
+    """Whether a model runs code that was compiled for its modules as they are."""
+    return hasattr(model.forward, "_torchdynamo_orig_callable") or model._compiled_call_impl is not None
+
+
 def _is_plain(model) -> bool:
     """No adapter, quantization, hook or compiled code that another head would break or go round."""
     head = model.get_output_embeddings()
-    is_compiled = hasattr(model.forward, "_torchdynamo_orig_callable") or model._compiled_call_impl is not None
     has_hooks = bool(getattr(head, "_forward_hooks", None) or getattr(head, "_forward_pre_hooks", None))
-    return type(head) is nn.Linear and "forward" not in vars(head) and not has_hooks and not is_compiled
+    return type(head) is nn.Linear and "forward" not in vars(head) and not has_hooks and not is_compiled(model)
 
 
 def _can_be_narrow(model) -> bool:

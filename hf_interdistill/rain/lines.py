@@ -2,7 +2,7 @@
 
 A pass has lines of equal width. Every token of a line is compared with all that any token of the line sees, so few
 long lines waste comparisons; each line fetches what it sees, so many short lines waste copies; and the shorter ones
-are padded.
+are padded. What all feeds see may be kept apart (`split_attention.py`): then it is fetched once, and no line has it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 # What things cost, in comparisons of one token with another; from profiles of small models on a CPU.
 _FETCH = 200  # a token's keys and values copied
 _TOKEN = 4000  # all of a layer but attention, for one token; more in wider models, so padding is the worst waste
+SPLIT_COST = 10_000  # attention in two parts instead of one
 
 _MOST_LINES = 64
 _WIDE = 32  # tokens; families up to here are always read together, feeds up to here stay in their order
@@ -57,16 +58,29 @@ def split_passes(lengths: Sequence[int]) -> list[list[int]]:
     return [sorted(each) for each in passes]
 
 
-def choose_lines(lengths: Sequence[int], own: float, all_of_them: int) -> list[list[int]]:
+def choose_lines(
+    lengths: Sequence[int], own: float, all_of_them: int, common: int = 0, split_cost: float = SPLIT_COST
+) -> tuple[list[list[int]], bool]:
     """Part the feeds of a pass into lines, so that it costs least.
 
     Args:
         lengths: tokens of each feed, in an order that has feeds which see the same side by side.
         own: tokens that a feed sees, on average. all_of_them: tokens that they see together.
+        common: tokens that each of them sees, if they may be kept apart. split_cost: what that costs.
 
     Returns:
-        The places of the feeds of each line.
+        The places of the feeds of each line, and whether to keep the common tokens apart.
     """
+    cost, lines = _choose(lengths, own, all_of_them, 0)
+    if common:
+        apart_cost, split_lines = _choose(lengths, own - common, all_of_them - common, common)
+        if apart_cost + split_cost < cost:
+            return split_lines, True
+    return lines, False
+
+
+def _choose(lengths: Sequence[int], own: float, all_of_them: int, apart: int) -> tuple[float, list[list[int]]]:
+    """The least cost, and its lines; `apart` tokens are compared with, but belong to no line."""
     order = _long_beside_short(lengths)
     sizes = np.array([lengths[place] for place in order])
     middles = np.cumsum(sizes) - sizes / 2
@@ -75,13 +89,13 @@ def choose_lines(lengths: Sequence[int], own: float, all_of_them: int) -> list[l
         line_of = np.minimum((middles * count / sizes.sum()).astype(np.int64), count - 1)
         width = np.bincount(line_of, weights=sizes).max()
         seen = own + (all_of_them - own) / count
-        cost = count * (width * (_TOKEN + seen) + _FETCH * seen)
+        cost = count * (width * (_TOKEN + apart + seen) + _FETCH * seen) + _FETCH * apart
         if best is None or cost < best[0]:
             best = cost, line_of
     lines: dict[int, list[int]] = {}
     for place, line in zip(order, best[1].tolist(), strict=True):
         lines.setdefault(line, []).append(place)
-    return list(lines.values())
+    return best[0], list(lines.values())
 
 
 def _long_beside_short(lengths: Sequence[int]) -> list[int]:
