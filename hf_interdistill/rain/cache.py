@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .heads import head_for
 from .lines import choose_lines, families, split_passes
-from .slots import SlotPool, common_length
-from .split_attention import Common, split_attention
+from .slot_layers import Plan, SlotLayer
+from .slots import SlotPool, common_beginning
+from .split_attention import split_attention
 
 _NO_SLOTS = np.zeros(0, dtype=np.int64)
 
@@ -54,71 +55,6 @@ class Read:
     handle: Handle
     logits: torch.Tensor
     tokens: int
-
-
-class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, `(slots, heads, head_dim)`; `plan` says where new ones go and which are seen."""
-
-    is_sliding = False
-
-    def __init__(self):
-        super().__init__()
-        self.plan: _Plan | None = None
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys, self.values = (
-            states.new_zeros(self.plan.capacity, states.shape[1], states.shape[3])
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._put(self.keys, key_states)
-        self.values = self._put(self.values, value_states)
-        if self.plan.common is not None:
-            apart = self.plan.apart.unsqueeze(0)
-            self.plan.common.keys, self.plan.common.values = (
-                self._fetch(held, apart) for held in (self.keys, self.values)
-            )
-        return self._fetch(self.keys, self.plan.seen), self._fetch(self.values, self.plan.seen)
-
-    def _put(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Write `(lines, heads, width, head_dim)` into the slots; the pool that holds them."""
-        if len(held) < self.plan.capacity:
-            wider = held.new_zeros(self.plan.capacity, *held.shape[1:])
-            wider[: len(held)] = held
-            held = wider
-        held[self.plan.slots.to(held.device)] = states.transpose(1, 2).flatten(0, 1)
-        return held
-
-    @staticmethod
-    def _fetch(held: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`."""
-        seen = seen.to(held.device)
-        return held.index_select(0, seen.flatten()).unflatten(0, seen.shape).transpose(1, 2)
-
-    def get_seq_length(self) -> int:
-        return self.plan.seen.shape[1] if self.plan else 0
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.plan.seen.shape[1], 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-@dataclass
-class _Plan:
-    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)`, and all
-    see, `apart` `(apart,)`, if attention is split (`common`)."""
-
-    slots: torch.Tensor
-    seen: torch.Tensor
-    apart: torch.Tensor
-    capacity: int
-    common: Common | None = None
 
 
 class Counting:
@@ -161,7 +97,7 @@ class TreeCache(Counting):
         self.split_cost = split_cost
         self.pool = SlotPool(rows)
         layers = len(DynamicCache(config=model.config).layers)
-        self.cache = Cache(layers=[_SlotLayer() for _ in range(layers)])
+        self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -234,7 +170,7 @@ class TreeCache(Counting):
         """Slots that all tokens of the chosen feeds see: those that their texts before them begin with."""
         before = [handles[i].slots[: -len(feeds[i].tokens)] for i in chosen]
         first = min(before, key=len)
-        return first[: min(common_length(first, other) for other in before)]
+        return first[: min(common_beginning(first, other) for other in before)]
 
     def _lay_out(self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, apart: np.ndarray) -> dict:
         """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end."""
@@ -265,7 +201,7 @@ class TreeCache(Counting):
                 visible[:, column_of[chain[len(apart) : start]]] = True
                 visible[:, column_of[chain[start:]]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
                 mask[place, 0, columns] = visible
-        plan = _Plan(*map(self._on_device, (slots.ravel(), fetched, apart)), self.pool.capacity)
+        plan = Plan(*map(self._on_device, (slots.ravel(), fetched, apart)), self.pool.capacity)
         return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}
 
     def _on_device(self, numbers: np.ndarray) -> torch.Tensor:

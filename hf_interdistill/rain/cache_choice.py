@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .cache import Feed, TreeCache
 from .copying import CopyingCache
-from .heads import is_compiled
+from .heads import LOCK, is_compiled
 from .lines import SPLIT_COST
 from .split_attention import can_split
 
@@ -28,6 +28,11 @@ def build_cache(model, rows: int) -> TreeCache | CopyingCache:
     Args:
         model: a causal LM. rows: prompts held at once.
     """
+    with LOCK:
+        return _choose_cache(model, rows)
+
+
+def _choose_cache(model, rows: int) -> TreeCache | CopyingCache:
     known = _PROBED.setdefault(model, {})
     # With dropout no two readings are alike, so a model in training is tried anew when it has been put in eval mode.
     key = (model.config._attn_implementation, model.dtype, model.training)

@@ -6,6 +6,7 @@ search wants those of a few tokens, for which a CPU is faster if it takes the he
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 _BLOCK_BYTES = 2 << 20  # of a head's weights that a CPU takes at once: they should stay in its cache
+LOCK = threading.RLock()  # for whoever replaces a part of a model for a while, or looks at what is replaced
 _TRIED: WeakKeyDictionary = WeakKeyDictionary()  # model -> whether a narrow head gives the logits of the whole one
 
 
@@ -44,11 +46,14 @@ def head_for(model, columns: torch.Tensor | None) -> Iterator[bool]:
 
 @contextmanager
 def _doing(head: nn.Linear, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
+    """Replace what the head does in this thread; others that use the model meanwhile get the whole head."""
+    with LOCK:
+        owner, plain = threading.get_ident(), head.forward
+        head.forward = lambda states: (forward if threading.get_ident() == owner else plain)(states)
+        try:
+            yield
+        finally:
+            del head.forward
 
 
 def _narrow(head: nn.Linear, columns: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -67,7 +67,7 @@ class SlotPool:
         ids = np.asarray(tokens, dtype=np.int64)
         owner, shared = None, 0
         for other, opening in self._openings.items():
-            common = common_length(ids[:-1], opening.tokens)
+            common = common_beginning(ids[:-1], opening.tokens)
             if common >= max(_LEAST_SHARED, shared + 1):
                 owner, shared = other, common
         before = np.zeros(0, dtype=np.int64) if owner is None else self._openings[owner].slots[:shared]
@@ -98,7 +98,7 @@ class SlotPool:
                 heapq.heappush(self._freed, slot)
 
 
-def common_length(first: np.ndarray, second: np.ndarray) -> int:
+def common_beginning(first: np.ndarray, second: np.ndarray) -> int:
     """Length of the beginning that is the same."""
     length = min(len(first), len(second))
     differs = np.flatnonzero(first[:length] != second[:length])

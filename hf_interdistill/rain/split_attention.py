@@ -14,7 +14,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .heads import LOCK
 
 _NAME = "rain_split"
 _KERNEL = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -29,7 +33,7 @@ class Common:
     values: torch.Tensor | None = None
 
 
-_COMMON: ContextVar[Common] = ContextVar("common")
+_COMMON: ContextVar[Common | None] = ContextVar("common", default=None)
 
 
 def can_split(model) -> bool:
@@ -39,20 +43,24 @@ def can_split(model) -> bool:
 
 @contextmanager
 def split_attention(model) -> Iterator[Common]:
-    """While it lasts, the model's layers attend to `Common` too; whoever updates their keys and values sets it."""
+    """While it lasts, the model's layers attend to `Common` too; whoever updates their keys and values sets it. Other
+    threads that use the model meanwhile get its own attention."""
     common = Common()
-    before, token = model.config._attn_implementation, _COMMON.set(common)
-    model.config._attn_implementation = _NAME
-    try:
-        yield common
-    finally:
-        model.config._attn_implementation = before
-        _COMMON.reset(token)
+    with LOCK:
+        before, token = model.config._attn_implementation, _COMMON.set(common)
+        model.config._attn_implementation = _NAME
+        try:
+            yield common
+        finally:
+            model.config._attn_implementation = before
+            _COMMON.reset(token)
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs) -> tuple[torch.Tensor, None]:
     """`query` `(lines, heads, width, head_dim)`; `key`, `value` `(lines, key-value heads, seen, head_dim)`."""
     common = _COMMON.get()
+    if common is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     lines, heads, width, size = query.shape
     # For what all lines see, they are one line.
     together = query.transpose(0, 1).reshape(1, heads, lines * width, size)
@@ -65,3 +73,4 @@ def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs) -
 
 
 AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)  # as sdpa's, which is what other threads run meanwhile

@@ -1,5 +1,7 @@
 """Heads that do only what is wanted, against whole ones."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from hf_interdistill.rain.cache import Feed, TreeCache
 from hf_interdistill.rain.copying import CopyingCache
 from hf_interdistill.rain.heads import head_for
+from hf_interdistill.rain.split_attention import split_attention
 from rain.conftest import TREE_FAMILIES, build_causal
 
 TEXT = list(range(10, 30))
@@ -107,6 +110,24 @@ def test_the_whole_head_comes_back_after_an_error():
     with pytest.raises(RuntimeError), head_for(model, COLUMNS):
         raise RuntimeError
     assert logits_of(model).shape[-1] == model.config.vocab_size
+
+
+def test_another_thread_gets_the_model_as_it_is():
+    model = build_causal()
+    whole = logits_of(model)
+    for columns in (COLUMNS, None):
+        with head_for(model, columns), split_attention(model), ThreadPoolExecutor(1) as other:
+            # A padded batch: it needs the mask that the model makes of it.
+            mask = torch.ones(2, len(TEXT), dtype=torch.long)
+            mask[1, :5] = 0
+            padded = other.submit(forward_with, model, mask).result()
+        torch.testing.assert_close(padded[0], whole[0], atol=0, rtol=0)
+        torch.testing.assert_close(padded, forward_with(model, mask), atol=0, rtol=0)
+
+
+def forward_with(model, mask) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([TEXT, TEXT[::-1]]), attention_mask=mask).logits
 
 
 @pytest.mark.parametrize("kind", [TreeCache, CopyingCache])

@@ -1,0 +1,75 @@
+"""The keys and values of one layer, in the slots of a pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from .split_attention import Common
+
+
+@dataclass
+class Plan:
+    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)`, and all
+    see, `apart` `(apart,)`, if attention is split (`common`)."""
+
+    slots: torch.Tensor
+    seen: torch.Tensor
+    apart: torch.Tensor
+    capacity: int
+    common: Common | None = None
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, `(slots, heads, head_dim)`; `plan` says where new ones go and which are seen."""
+
+    is_sliding = False
+
+    def __init__(self):
+        super().__init__()
+        self.plan: Plan | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys, self.values = (
+            states.new_zeros(self.plan.capacity, states.shape[1], states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._put(self.keys, key_states)
+        self.values = self._put(self.values, value_states)
+        if self.plan.common is not None:
+            apart = self.plan.apart.unsqueeze(0)
+            self.plan.common.keys, self.plan.common.values = (
+                self._fetch(held, apart) for held in (self.keys, self.values)
+            )
+        return self._fetch(self.keys, self.plan.seen), self._fetch(self.values, self.plan.seen)
+
+    def _put(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Write `(lines, heads, width, head_dim)` into the slots; the pool that holds them."""
+        if len(held) < self.plan.capacity:
+            wider = held.new_zeros(self.plan.capacity, *held.shape[1:])
+            wider[: len(held)] = held
+            held = wider
+        held[self.plan.slots.to(held.device)] = states.transpose(1, 2).flatten(0, 1)
+        return held
+
+    @staticmethod
+    def _fetch(held: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`."""
+        seen = seen.to(held.device)
+        return held.index_select(0, seen.flatten()).unflatten(0, seen.shape).transpose(1, 2)
+
+    def get_seq_length(self) -> int:
+        return self.plan.seen.shape[1] if self.plan else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.plan.seen.shape[1], 0
+
+    def get_max_length(self) -> int:
+        return -1
