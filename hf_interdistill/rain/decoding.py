@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,12 @@ class RowState:
     def open(self) -> None:
         """Start at the prompt."""
         self.places[()] = Place(None, self.rules.prompt_ids)
+
+    def rollouts(self) -> Iterator[tuple[int, ...]]:
+        """All tokens of texts whose rollout is done and was not asked for yet."""
+        for work in self.works.values():
+            if work.is_done and work.expansion is None:
+                yield (*work.generated, *work.result)
 
     def prune(self, cache: TreeCache | CopyingCache, root: Node) -> None:
         """Keep the places at and below the root, and free the rest of the row; works still going on are begun anew."""

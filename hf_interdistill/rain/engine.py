@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from .records import RainRecord, record_tree
 from .requests import Commit, Decode, Embed, Judge
 from .rules import StopRules, TextRules
 from .sampling import stream_key
-from .scorers import Exchange, Scorer
+from .scorers import Scorer
 from .search import PromptSearch
+from .verdicts import Question, Verdicts
 from .works import DecodeTask
 
 _STILL_DECODING = 0.5  # share of the searches in flight that a round leaves behind at most
@@ -48,11 +49,6 @@ class Prompt:
     shown: Any
     stop: StopRules
     occurrence: int | None = None
-
-
-def _prompt_key(prompt: Prompt) -> str:
-    """What verdicts of a prompt are remembered under."""
-    return repr(prompt.shown)
 
 
 @dataclass(eq=False)
@@ -89,10 +85,9 @@ class RainEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
-        self.scorer = scorer
         self.embedder = embedder
         self.totals: Counter = Counter()
-        self.verdicts: dict[str, dict[str, float]] = {}
+        self.verdicts = Verdicts(scorer)
         self.jobs: list[_Job] = []
         self._queue: deque[_Job] = deque()
         self._active: list[_Job] = []
@@ -113,8 +108,8 @@ class RainEngine:
             rules = TextRules(prompt.ids, self.tokenizer, self.config, prompt.stop)
             search = PromptSearch(self.config, rules, self.embedder is not None)
             self.jobs.append(_Job(number, prompt, key, search))
+            self.verdicts.open(prompt.shown)
         self._queue.extend(self.jobs)
-        self._open_prompts = Counter(_prompt_key(prompt) for prompt in prompts)
         self.cache = build_cache(self.model, rows)
         self.reader = Reader(self.cache, self.config)
         self._rows = list(range(self.cache.rows))[::-1]
@@ -159,10 +154,7 @@ class RainEngine:
         job.waiting = None
         job.is_finished = True
         self._collect(job)
-        key = _prompt_key(job.prompt)
-        self._open_prompts[key] -= 1
-        if not self._open_prompts[key]:
-            self.verdicts.pop(key, None)
+        self.verdicts.close(job.prompt.shown)
         self.cache.clear(job.state.row)
         self._rows.append(job.state.row)
         job.state = None
@@ -215,24 +207,24 @@ class RainEngine:
 
     def _judge(self) -> None:
         jobs = [job for job in self._active if isinstance(job.waiting, Judge)]
-        new: dict[tuple[str, str], _Job] = {}
+        asked = [Question(job, job.prompt.shown, job.waiting.completion) for job in jobs]
+        session = self.verdicts.judge(asked, self._rolled_out(jobs))
+        if session is not None:
+            passes, tokens = session.costs.forward_passes, session.costs.total_tokens
+            for question, own in zip(session.questions, session.costs.tokens, strict=True):
+                question.owner.costs.update(judge_calls=1, forward_tokens=own)
+            for job in {question.owner: None for question in session.questions}:
+                job.costs.update(forward_passes=passes)
+            self.totals.update(judge_calls=len(session.questions), forward_passes=passes, forward_tokens=tokens)
+        for job, question in zip(jobs, asked, strict=True):
+            self._advance(job, self.verdicts.of(question))
+
+    @staticmethod
+    def _rolled_out(jobs: Sequence[_Job]) -> Iterator[Question]:
+        """Texts with rollouts that were decoded ahead: their verdicts will probably be asked for."""
         for job in jobs:
-            key = (_prompt_key(job.prompt), job.waiting.completion)
-            if key[1] not in self.verdicts.setdefault(key[0], {}):
-                new.setdefault(key, job)
-        if new:
-            exchanges = [Exchange(job.prompt.shown, job.waiting.completion) for job in new.values()]
-            values, costs = self.scorer.judge(exchanges)
-            for (prompt, completion), value in zip(new, values, strict=True):
-                self.verdicts[prompt][completion] = value
-            for job, tokens in zip(new.values(), costs.tokens, strict=True):
-                job.costs.update(judge_calls=1, forward_passes=costs.forward_passes, forward_tokens=tokens)
-            self.totals.update(
-                judge_calls=len(new), forward_passes=costs.forward_passes, forward_tokens=costs.total_tokens
-            )
-        answers = [self.verdicts[_prompt_key(job.prompt)][job.waiting.completion] for job in jobs]
-        for job, answer in zip(jobs, answers, strict=True):
-            self._advance(job, answer)
+            for tokens in job.state.rollouts():
+                yield Question(job, job.prompt.shown, job.search.rules.completion(tokens))
 
     def _embed(self) -> None:
         jobs = [job for job in self._active if isinstance(job.waiting, Embed)]

@@ -41,6 +41,8 @@ class SelfEvaluationScorer(Scorer):
         ValueError: labels that are not distinct single tokens after the question.
     """
 
+    judges_ahead = True
+
     def __init__(self, prompt: str | Path | JudgePrompt = "harmlessness", *, vote="hard", model=None, tokenizer=None):
         if vote not in JUDGE_VOTES:
             raise ValueError(f"`vote` is {vote!r}, but must be one of {', '.join(JUDGE_VOTES)}.")

@@ -94,8 +94,8 @@ class RainRecord:
     Args:
         tree: the search tree.
         stats: `forward_passes` and `forward_tokens` (passes that this prompt took part in, tokens read for it, judge
-            included), `judge_calls` (verdicts that were not remembered), `iterations`, `rewinds` (restarts at a
-            root), `committed_tokens`, `seconds` (since the prompt was started).
+            included), `judge_calls` (texts judged; some before they are asked for), `iterations`, `rewinds` (restarts
+            at a root), `committed_tokens`, `seconds` (since the prompt was started).
         tokens: committed token ids.
         text: the committed text.
         finish_reason: `eos`, `turn`, `stop`, `length`, `context`, or `unfinished`.

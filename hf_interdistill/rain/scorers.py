@@ -58,8 +58,14 @@ class Costs:
 class Scorer:
     """Base of scorers: give `score`; give `bind` if the generating model is needed.
 
+    Attributes:
+        judges_ahead: whether a call may hold texts that the search has not asked for yet, and perhaps never will.
+            Right where more texts in a call cost little and a call has no effect but its answer.
+
     Relations: `as_scorer` makes one of what users pass.
     """
+
+    judges_ahead: bool = False
 
     def bind(self, model, tokenizer) -> Scorer:
         """This scorer, ready for a generating model."""
@@ -223,6 +229,11 @@ class WeightedScorer(Scorer):
             weights = [weight for _, weight in self.parts]
             raise ValueError(f"The weights are {weights}, but WeightedScorer needs at least one, all positive.")
         self.parts = [(as_scorer(scorer), float(weight)) for scorer, weight in self.parts]
+
+    @property
+    def judges_ahead(self) -> bool:
+        """Whether all parts do."""
+        return all(scorer.judges_ahead for scorer, _ in self.parts)
 
     def bind(self, model, tokenizer) -> Scorer:
         """See `Scorer.bind`."""

@@ -226,7 +226,7 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
         # Without reading ahead, only a search that still waits for its tokens has works under way.
         waiting = [job for job in engine.jobs if job.state and isinstance(job.waiting, Decode)]
         assert ahead or all(not job.state.works for job in engine.jobs if job.state and job not in waiting)
-    assert engine.cache.held_tokens == 0 and not engine.verdicts
+    assert engine.cache.held_tokens == 0 and len(engine.verdicts) == 0
 
 
 def test_stats_are_complete_and_add_up(model, tokenizer):
