@@ -116,6 +116,10 @@ class TreeCache(Counting):
             kept.update(handle.slots.tolist())
         self.pool.keep_only(row, kept)
 
+    def keep_slots(self, row: int, slots: set[int]) -> None:
+        """Free every slot of a row but these."""
+        self.pool.keep_only(row, slots)
+
     def drop(self, handle: Handle, keep: Handle) -> None:
         """Free the slots of `handle` beyond those of its ancestor `keep`."""
         self.pool.free(handle.row, handle.slots[keep.length :].tolist())

@@ -16,10 +16,11 @@ import torch
 
 from ..scoring.control_tokens import break_up, control_pattern
 from ..scoring.formatting import is_messages, message_texts
+from .beginnings import common_length
 from .config import JUDGE_VOTES
 from .judge_prompts import JudgePrompt, label_tokens
 from .scorers import Costs, Exchange, Scorer, ScorerError
-from .shared_texts import SharedTexts, common_length, fingerprint
+from .shared_texts import SharedTexts, fingerprint
 
 _KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer) -> SharedTexts}
 _TRIALS = ("a", "7 z", "\n")  # completions with nothing in common, to see what is the same for all
@@ -72,10 +73,10 @@ class SelfEvaluationScorer(Scorer):
         texts = self._texts()
         contexts = self._contexts([self._shown(exchange) for exchange in exchanges])
         self._check_length(contexts)
-        stems = [texts.stem(exchange, self._stem) for exchange in exchanges]
+        prompts = [exchange.prompt for exchange in exchanges]
         labels = torch.tensor(self._labels)
         with texts.reading_with(self.model):
-            logits, tokens = texts.read(contexts, stems, labels)
+            logits, tokens = texts.read(contexts, prompts, self._stem, labels)
         passes, shared = texts.take_costs()
         self._costs = Costs(tokens, passes, shared)
         return self._values(logits)

@@ -1,36 +1,22 @@
 """Many texts with long common beginnings, read by one model: each shared token once.
 
-Beginnings that come back (the judge prompt, and each prompt in flight) keep their keys and values between calls.
+Beginnings that come back (the judge prompt, each prompt in flight, the answers so far) keep their keys and values
+between calls.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from .beginnings import PromptStems, ReadTexts, Stem, common_length
 from .cache import Feed, Handle
 from .cache_choice import build_cache
-from .scorers import Exchange
 
 _TOKENS_A_PASS = 4096
-_STEM_TOKENS_KEPT = 8192  # beyond the prefix; the stems used last stay
-
-
-@dataclass(eq=False)
-class Stem:
-    """Token ids that many texts begin with, and where they have been read."""
-
-    ids: list[int]
-    handle: Handle | None = None
-
-    def begins(self, context: Sequence[int]) -> bool:
-        """Whether it has been read, and `context` begins with it and goes on."""
-        length = len(self.ids)
-        return self.handle is not None and len(context) > length and context[:length] == self.ids
 
 
 class SharedTexts:
@@ -46,7 +32,7 @@ class SharedTexts:
         self.version = version
         self.cache = build_cache(model, 1)  # the texts of a call stand side by side in one row
         self.prefix = Stem(prefix)
-        self.stems: OrderedDict[str, Stem] = OrderedDict()
+        self.known = (ReadTexts if self.cache.mixes_lengths else PromptStems)(self.cache, self.prefix)
         self._passes = 0
         self._shared_tokens = 0
         self.cache.model = None
@@ -61,26 +47,24 @@ class SharedTexts:
             self.cache.model = None
             self.cache.take_row(0)
 
-    def stem(self, exchange: Exchange, build: Callable) -> Stem:
-        """The stem of an exchange's prompt, made with `build(prompt)` when it is new."""
-        key = repr(exchange.prompt)
-        if key not in self.stems:
-            self.stems[key] = Stem(build(exchange.prompt))
-        self.stems.move_to_end(key)
-        return self.stems[key]
-
     def take_costs(self) -> tuple[int, int]:
         """Forward passes since the last call, and tokens of them that belong to no text."""
         passes, shared = self.cache.forward_passes - self._passes, self._shared_tokens
         self._passes, self._shared_tokens = self.cache.forward_passes, 0
         return passes, shared
 
-    def read(self, contexts: Sequence[Sequence[list[int]]], stems: Sequence[Stem], columns: torch.Tensor):
+    def read(
+        self,
+        contexts: Sequence[Sequence[list[int]]],
+        prompts: Sequence[Any],
+        build: Callable[[Any], list[int]],
+        columns: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[int]]:
         """Logits at the end of each context.
 
         Args:
             contexts: for each text, the token ids of each order.
-            stems: for each text, its prompt's stem.
+            prompts: for each text, its prompt. build: the token ids that all texts of a prompt begin with.
             columns: token ids whose logits are wanted.
 
         Returns:
@@ -91,59 +75,37 @@ class SharedTexts:
             self._shared_tokens += len(self.prefix.ids)
         logits: list[torch.Tensor] = []
         tokens = [0] * len(contexts)
-        for start, stop in self._chunks(contexts, stems):
+        for start, stop in self._chunks(contexts, prompts):
             pieces = [(context, start + i) for i, orders in enumerate(contexts[start:stop]) for context in orders]
-            opening = {id(stem): (stem, start + i) for i, stem in enumerate(stems[start:stop])}
-            opened = [(stem, i) for stem, i in opening.values() if stem.handle is None and self._extends(stem)]
-            sequences = [*pieces, *((stem.ids, i) for stem, i in opened)]
-            feeds, ends, owners = plan_reads([ids for ids, _ in sequences], self._bases(sequences, stems))
+            openings = self.known.openings(prompts[start:stop], build)
+            sequences = [*pieces, *((stem.ids, start + place) for stem, place in openings)]
+            bases = self.known.bases([ids for ids, _ in sequences], [prompts[i] for _, i in sequences])
+            feeds, ends, owners = plan_reads([ids for ids, _ in sequences], bases)
             reads = self.cache.read(feeds, columns)
             logits.extend(reads[end].logits.cpu() for end in ends[: len(pieces)])
-            for (stem, _), end in zip(opened, ends[len(pieces) :], strict=True):
-                stem.handle = reads[end].handle
             for read, owner in zip(reads, owners, strict=True):
                 tokens[sequences[owner][1]] += read.tokens
-            self._forget([stem for stem, _ in opened])
+            handles = [reads[end].handle for end in ends]
+            texts: dict[int, list[tuple[list[int], Handle]]] = {}
+            for (context, i), handle in zip(pieces, handles, strict=False):
+                texts.setdefault(i, []).append((context, handle))
+            opened = [(stem, handle) for (stem, _), handle in zip(openings, handles[len(pieces) :], strict=True)]
+            self.known.keep(list(texts.values()), opened)
+        self.known.end_call()
         return torch.stack(logits).view(len(contexts), -1, len(columns)), tokens
 
-    def _extends(self, stem: Stem) -> bool:
-        return self.prefix.begins(stem.ids) if self.prefix.ids else bool(stem.ids)
-
-    def _bases(self, sequences, stems: Sequence[Stem]) -> list[Stem | None]:
-        """What has been read already of each sequence: its stem, the prefix, or nothing."""
-        return [next((base for base in (stems[i], self.prefix) if base.begins(ids)), None) for ids, i in sequences]
-
-    def _chunks(self, contexts, stems: Sequence[Stem]) -> list[tuple[int, int]]:
+    def _chunks(self, contexts, prompts: Sequence[Any]) -> list[tuple[int, int]]:
         """Ranges of texts of about `_TOKENS_A_PASS` new tokens at most."""
         ranges, start, total = [], 0, 0
         for i, orders in enumerate(contexts):
-            known = stems[i].ids if stems[i].handle is not None else self.prefix.ids
-            new = sum(max(1, len(context) - len(known)) for context in orders)
+            bases = self.known.bases(orders, [prompts[i]] * len(orders))
+            known = [len(base.ids) if base else 0 for base in bases]
+            new = sum(max(1, len(context) - own) for context, own in zip(orders, known, strict=True))
             if total + new > _TOKENS_A_PASS and i > start:
                 ranges.append((start, i))
                 start, total = i, 0
             total += new
         return [*ranges, (start, len(contexts))]
-
-    def _forget(self, opened: Sequence[Stem]) -> None:
-        """Free all but the prefix and the stems used last; texts at hand may still point to others."""
-        own = len(self.prefix.ids)
-        while sum(len(stem.ids) - own for stem in self.stems.values()) > _STEM_TOKENS_KEPT:
-            self.stems.popitem(last=False)[1].handle = None
-        kept = {id(stem) for stem in self.stems.values()}
-        for stem in opened:
-            stem.handle = stem.handle if id(stem) in kept else None
-        handles = [stem.handle for stem in (self.prefix, *self.stems.values()) if stem.handle is not None]
-        self.cache.keep_only(0, handles)
-
-
-def common_length(sequences: Sequence[Sequence[int]], start: int = 0) -> int:
-    """Length of the beginning that all sequences share; at least `start`, which they share already."""
-    length = start
-    shortest = min(map(len, sequences))
-    while length < shortest and len({sequence[length] for sequence in sequences}) == 1:
-        length += 1
-    return length
 
 
 def plan_reads(
