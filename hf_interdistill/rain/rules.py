@@ -48,6 +48,7 @@ class TextRules:
     config: RainConfig
     stop: StopRules
     _texts: dict[int, str] = field(default_factory=dict)  # of single tokens
+    _ends_marker: dict[int, bool] = field(default_factory=dict)  # whether a marker may end with a token
 
     def __post_init__(self):
         ends = [marker[-1] for marker in self.config.turn_markers]
@@ -95,8 +96,14 @@ class TextRules:
 
     def _may_show_a_marker(self, tokens: Sequence[int]) -> bool:
         """Whether a new turn's marker may end within these tokens; it is cheaper to ask than to read them."""
-        ends = self._marker_ends
-        return ends is None or any(end in text for text in map(self._text, tokens) for end in ends)
+        if self._marker_ends is None:
+            return True
+        for token in tokens:
+            if token not in self._ends_marker:
+                self._ends_marker[token] = not self._marker_ends.isdisjoint(self._text(token))
+            if self._ends_marker[token]:
+                return True
+        return False
 
     def fragment(self, before: Sequence[int], tokens: Sequence[int]) -> str:
         """The text of `tokens` after the generated tokens `before`."""
