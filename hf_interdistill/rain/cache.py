@@ -196,15 +196,18 @@ class TreeCache(Counting):
             for final, number in enumerate(line, start=last):
                 tokens, chain = feeds[number].tokens, handles[number].slots
                 start = len(chain) - len(tokens)
+                if len(tokens) == 1:
+                    ids[place, final], positions[place, final], slots[place, final] = tokens[0], start, chain[-1]
+                    mask[place, 0, final, column_of[chain[len(apart) :]]] = True
+                    continue
                 columns = np.array([*range(column, column + len(tokens) - 1), final])
                 column += len(tokens) - 1
                 ids[place, columns] = tokens
                 positions[place, columns] = np.arange(start, len(chain))
                 slots[place, columns] = chain[start:]
-                visible = np.zeros((len(tokens), most), dtype=bool)
-                visible[:, column_of[chain[len(apart) : start]]] = True
-                visible[:, column_of[chain[start:]]] = np.tril(np.ones((len(tokens), len(tokens)), dtype=bool))
-                mask[place, 0, columns] = visible
+                rows = columns[:, None]
+                mask[place, 0, rows, column_of[chain[len(apart) : start]]] = True
+                mask[place, 0, rows, column_of[chain[start:]]] = np.tri(len(tokens), dtype=bool)
         plan = Plan(*map(self._on_device, (slots.ravel(), fetched, apart)), self.pool.capacity)
         return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}
 

@@ -84,18 +84,18 @@ def _choose(lengths: Sequence[int], own: float, all_of_them: int, apart: int) ->
     order = _long_beside_short(lengths)
     sizes = np.array([lengths[place] for place in order])
     middles = np.cumsum(sizes) - sizes / 2
-    best: tuple[float, np.ndarray] | None = None
-    for count in range(1, min(len(order), _MOST_LINES) + 1):
-        line_of = np.minimum((middles * count / sizes.sum()).astype(np.int64), count - 1)
-        width = np.bincount(line_of, weights=sizes).max()
-        seen = own + (all_of_them - own) / count
-        cost = count * (width * (_TOKEN + apart + seen) + _FETCH * seen) + _FETCH * apart
-        if best is None or cost < best[0]:
-            best = cost, line_of
+    counts = np.arange(1, min(len(order), _MOST_LINES) + 1)[:, None]
+    line_of = np.minimum((middles * counts / sizes.sum()).astype(np.int64), counts - 1)
+    cells = line_of + _MOST_LINES * (counts - 1)
+    sums = np.bincount(cells.ravel(), weights=np.tile(sizes, len(counts)), minlength=_MOST_LINES * len(counts))
+    widths = sums.reshape(len(counts), _MOST_LINES).max(axis=1)
+    seen = own + (all_of_them - own) / counts[:, 0]
+    costs = counts[:, 0] * (widths * (_TOKEN + apart + seen) + _FETCH * seen) + _FETCH * apart
+    best = int(costs.argmin())
     lines: dict[int, list[int]] = {}
-    for place, line in zip(order, best[1].tolist(), strict=True):
+    for place, line in zip(order, line_of[best].tolist(), strict=True):
         lines.setdefault(line, []).append(place)
-    return best[0], list(lines.values())
+    return float(costs[best]), list(lines.values())
 
 
 def _long_beside_short(lengths: Sequence[int]) -> list[int]:
