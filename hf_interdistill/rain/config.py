@@ -27,7 +27,8 @@ DEVIATIONS: dict[str, str] = {
     "encoder. A plain `RainConfig` names none; the presets name the one of the published runs.",
     "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call a backup; the mean is the same.",
     "read_ahead": "Rollouts and expansions that the search will probably want next are decoded beside those it wants "
-    "now (`read_ahead`). The search is the same, token for token; it needs fewer passes.",
+    "now (`read_ahead`), and a model that is its own judge judges such rollouts in a call that is made anyway. The "
+    "search is the same, token for token; it needs fewer passes.",
     "duplicates": "Duplicate candidates are dropped and not drawn again (the released attack script redraws).",
     "random_numbers": "Every draw has its own counter-based stream (seed, prompt, prefix), so results do not depend "
     "on the batch; the released code uses one global generator.",
@@ -88,7 +89,8 @@ class RainConfig:
         read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
             probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
             same. `None`: 16; on a CPU, where tokens cost more than passes, the prompts in flight share them, with 3
-            each at least. Not used with models that branch by copying.
+            each at least. Not used with models that branch by copying. Scorers that allow it (`judges_ahead`; of ours
+            `"self"`) judge such rollouts ahead too.
         prompts_in_flight: prompts searched at once; more wait for a free row.
         seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).
 
