@@ -37,14 +37,12 @@ class TextEnds:
     def _align(self) -> None:
         whole = self._ids([self.beginning + end for end in _TRIALS])
         parts = self._ids([self.beginning[self._start :] + end for end in _TRIALS], add_special_tokens=False)
-        fixed, lead = common_length(whole), common_length(parts) - _SHIFTING
-        places = set()
-        for ids, part in zip(whole, parts, strict=True):
-            alike = common_length([ids[::-1], part[::-1]])
-            places.add((len(ids) - alike, len(part) - alike))
-        (head, skipped), *others = places
-        if not others and head <= fixed - _SHIFTING and skipped <= lead - _SHIFTING:
-            self._head, self._lead, self._skipped = whole[0][:head], parts[0][:lead], skipped
+        alike = common_length([whole[0][::-1], parts[0][::-1]])
+        head, skipped = whole[0][: len(whole[0]) - alike], len(parts[0]) - alike
+        lead = common_length(parts) - _SHIFTING
+        is_same = all(ids == head + part[skipped:] for ids, part in zip(whole, parts, strict=True))
+        if is_same and skipped <= lead - _SHIFTING:
+            self._head, self._lead, self._skipped = head, parts[0][:lead], skipped
 
     @property
     def is_short(self) -> bool:

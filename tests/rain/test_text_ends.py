@@ -91,3 +91,18 @@ def test_a_tokenizer_that_looks_at_the_whole_text_gets_the_whole_text():
     made = TextEnds(Counting(), LONG)
     texts = [LONG + "I am", LONG + "so"]
     assert not made.is_short and made(texts) == Counting()(texts)["input_ids"]
+
+
+def test_one_trial_that_does_not_agree_is_enough():
+    tokenizer = tokenizer_of("bytes")
+
+    class Closing:
+        """Puts a token after a whole text that ends a line."""
+
+        def __call__(self, texts, **settings):
+            ids = tokenizer(texts, **settings)["input_ids"]
+            closes = [text.endswith("\n") and len(text) > 1000 for text in texts]
+            return {"input_ids": [[*each, 7] if close else each for each, close in zip(ids, closes, strict=True)]}
+
+    texts = [LONG + "I am\n", LONG + "I am"]
+    assert TextEnds(Closing(), LONG)(texts) == Closing()(texts)["input_ids"]

@@ -1,0 +1,74 @@
+"""Verdicts of a judge that has read much of the texts before."""
+
+import pytest
+from conftest import tokenizer_of
+
+from hf_interdistill.rain.judge import SelfEvaluationScorer
+from hf_interdistill.rain.scorers import Exchange
+from rain.conftest import build_causal
+from rain.test_judge import SHORT, by_hand
+
+
+@pytest.mark.parametrize("kept", [0, 25, 10_000])
+def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatch, kept):
+    monkeypatch.setattr("hf_interdistill.rain.beginnings._STEM_TOKENS_KEPT", kept)
+    model, tokenizer = build_causal("mistral"), tokenizer_of("bytes")
+    judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
+    prompts = ["Tell me", "Why is the sky blue?", "What is a piano?"]
+    totals = []
+    for completion in ("I am", "so", "it is"):
+        exchanges = [Exchange(prompt, completion) for prompt in prompts]
+        values, costs = judge.judge(exchanges)
+        assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
+        totals.append(costs.total_tokens - costs.shared_tokens)
+    texts = judge._texts()
+    held = sum(len(stem.ids) - len(texts.prefix.ids) for stem in texts.known.stems.values() if stem.handle)
+    assert held <= kept
+    if kept == 10_000:
+        assert totals[1] < totals[0] - 10 and held > 10
+    if kept == 0:
+        assert abs(totals[1] - totals[0]) < 10
+
+
+def test_a_long_answer_is_judged_at_the_price_of_its_end():
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
+    words = [
+        "It",
+        "is",
+        "a",
+        "long",
+        "story",
+        "about",
+        "a",
+        "piano",
+        "that",
+        "nobody",
+        "wanted",
+        "to",
+        "play,",
+        "and",
+        "of",
+        "bread",
+    ]
+    read = []
+    for count in range(1, len(words) + 1):
+        exchanges = [Exchange("Tell me", " ".join(words[:count]))]
+        values, costs = judge.judge(exchanges)
+        assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
+        read.append(costs.total_tokens - costs.shared_tokens)
+    whole = len(tokenizer(SHORT.texts(exchanges[0])[0])["input_ids"]) - len(judge._texts().prefix.ids)
+    question = min(read[1:])
+    assert max(read[1:]) < question + 15 and read[-1] < whole
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_prompt_let_go_between_two_passes_is_read_again(monkeypatch, family):
+    monkeypatch.setattr("hf_interdistill.rain.beginnings._STEM_TOKENS_KEPT", 0)
+    monkeypatch.setattr("hf_interdistill.rain.shared_texts._TOKENS_A_PASS", 40)
+    model, tokenizer = build_causal(family), tokenizer_of("bytes")
+    judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
+    exchanges = [Exchange("Tell me", text) for text in ("I am", "so it is", "a piano", "bread", "the sky")]
+    values, costs = judge.judge(exchanges)
+    assert costs.forward_passes > 3
+    assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
