@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .heads import head_for
+from .heads import PackedHead, head_for
 from .lines import choose_lines, families, split_passes
 from .slot_layers import Plan, SlotLayer
 from .slots import SlotPool, common_beginning
@@ -98,6 +98,7 @@ class TreeCache(Counting):
         self.pool = SlotPool(rows)
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
+        self.packed_head = PackedHead()
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -236,7 +237,7 @@ class TreeCache(Counting):
             ~mask, torch.finfo(self.model.dtype).min
         )
         splitting = split_attention(self.model) if len(plan.apart) else nullcontext()
-        with head_for(self.model, columns) as is_narrow, splitting as plan.common:
+        with head_for(self.model, columns, self.packed_head) as is_narrow, splitting as plan.common:
             logits = self.model(
                 input_ids=self._on_device(inputs["ids"]),
                 position_ids=self._on_device(inputs["positions"]),

@@ -1,7 +1,8 @@
 """The output head of a causal LM, for the tokens that are wanted.
 
 A head is the largest product of a small model. A judge wants the logits of two labels, not of a vocabulary; and a
-search wants those of a few tokens, for which a CPU is faster if it takes the head block by block.
+search wants those of a few tokens, for which a CPU is twice as fast if the weights lie in the order in which it
+multiplies them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,53 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-_BLOCK_BYTES = 2 << 20  # of a head's weights that a CPU takes at once: they should stay in its cache
+_REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if torch.backends.mkldnn.is_available() else None
+_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 LOCK = threading.RLock()  # for whoever replaces a part of a model for a while, or looks at what is replaced
 _TRIED: WeakKeyDictionary = WeakKeyDictionary()  # model -> whether a narrow head gives the logits of the whole one
 
 
+class PackedHead:
+    """The weights of a head as oneDNN orders them for few rows: a second copy, for float32 on a CPU.
+
+    It is made when it is first wanted and when the weights have changed, and goes with its owner. Source: oneDNN's
+    layouts in blocks, by the operators that torch.compile uses for frozen weights.
+    """
+
+    def __init__(self):
+        self._packed: torch.Tensor | None = None
+        self._source: torch.Tensor | None = None  # what was packed; held, so that its address is not given to others
+        self._version = 0
+
+    def forward(self, head: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What does the head's work, or `None` where its weights cannot be packed."""
+        weight = head.weight
+        is_float = weight.device.type == "cpu" and weight.dtype == torch.float32
+        # A tensor of inference mode does not count its changes.
+        if not is_float or weight.is_inference() or not torch.backends.mkldnn.enabled or _REORDER is None:
+            return None
+        if not self._is_of(weight):
+            self._source, self._version = weight.detach(), weight._version
+            self._packed = _REORDER(self._source)
+        packed = self._packed
+        return lambda states: _LINEAR(states, packed, head.bias, "none", [], "")
+
+    def _is_of(self, weight: torch.Tensor) -> bool:
+        source = self._source
+        if source is None or self._version != weight._version:
+            return False
+        return source.data_ptr() == weight.data_ptr() and source.shape == weight.shape
+
+
 @contextmanager
-def head_for(model, columns: torch.Tensor | None) -> Iterator[bool]:
+def head_for(model, columns: torch.Tensor | None, packed: PackedHead | None = None) -> Iterator[bool]:
     """While it lasts, the model's head does what is wanted and no more, where that can be had.
 
     What a model does with its logits (a scale, a soft cap) is done as ever, for only the head itself is replaced.
 
     Args:
         model: a causal LM. columns: token ids whose logits are wanted, or `None` for all.
+        packed: for all logits by packed weights, where they can be packed.
 
     Yields:
         Whether the logits will be those of `columns`; otherwise they are of the whole vocabulary.
@@ -37,8 +72,8 @@ def head_for(model, columns: torch.Tensor | None) -> Iterator[bool]:
     elif columns is not None and _can_be_narrow(model):
         with _doing(head, _narrow(head, columns)):
             yield True
-    elif head.weight.device.type == "cpu" and head.weight.dtype == torch.float32:
-        with _doing(head, _in_blocks(head)):
+    elif packed is not None and (forward := packed.forward(head)) is not None:
+        with _doing(head, forward):
             yield False
     else:
         yield False
@@ -60,22 +95,6 @@ def _narrow(head: nn.Linear, columns: torch.Tensor) -> Callable[[torch.Tensor], 
     columns = columns.to(head.weight.device)
     weight, bias = head.weight[columns], None if head.bias is None else head.bias[columns]
     return lambda states: nn.functional.linear(states, weight, bias)
-
-
-def _in_blocks(head: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    rows = max(1, _BLOCK_BYTES // (4 * head.in_features))
-
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        flat = states.flatten(0, -2)
-        logits = flat.new_empty(len(flat), head.out_features)
-        for start in range(0, head.out_features, rows):
-            part = slice(start, start + rows)
-            torch.mm(flat, head.weight[part].t(), out=logits[:, part])
-        if head.bias is not None:
-            logits += head.bias
-        return logits.unflatten(0, states.shape[:-1])
-
-    return forward
 
 
 def is_compiled(model) -> bool:

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from hf_interdistill.rain.cache import Feed, TreeCache
 from hf_interdistill.rain.copying import CopyingCache
-from hf_interdistill.rain.heads import head_for
+from hf_interdistill.rain.heads import PackedHead, head_for
 from hf_interdistill.rain.split_attention import split_attention
 from rain.conftest import TREE_FAMILIES, build_causal
 
@@ -36,8 +36,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_narrow_head_gives_some_of_the_logits_of_the_whole_one(name, monkeypatch):
-    monkeypatch.setattr("hf_interdistill.rain.heads._BLOCK_BYTES", 1000)  # several blocks, the last one smaller
+def test_narrow_and_packed_heads_give_the_logits_of_the_whole_one(name):
     model = MODELS[name]()
     whole = logits_of(model)
     assert whole.std() > 0.1
@@ -45,22 +44,57 @@ def test_a_narrow_head_gives_some_of_the_logits_of_the_whole_one(name, monkeypat
     with head_for(model, COLUMNS) as is_narrow:
         assert is_narrow
         torch.testing.assert_close(logits_of(model), whole[..., COLUMNS], **tolerance)
-    with head_for(model, None) as is_narrow:
+    with head_for(model, None, PackedHead()) as is_narrow:
         assert not is_narrow
-        assert ("forward" in vars(model.get_output_embeddings())) == (name != "bfloat16")  # blocks are for float32
+        assert ("forward" in vars(model.get_output_embeddings())) == (name != "bfloat16")  # packed is float32 only
         torch.testing.assert_close(logits_of(model), whole, **tolerance)
     assert "forward" not in vars(model.get_output_embeddings())
     torch.testing.assert_close(logits_of(model), whole, atol=0, rtol=0)
 
 
-def test_new_weights_are_seen():
-    model = build_causal()
-    with head_for(model, COLUMNS):
-        before = logits_of(model)
+def double_in_place(head):
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(2)
-    with head_for(model, COLUMNS):
+        head.weight.mul_(2)
+
+
+def double_by_others(head):
+    head.weight = torch.nn.Parameter(2 * head.weight.detach())
+
+
+@pytest.mark.parametrize("change", [double_in_place, double_by_others])
+@pytest.mark.parametrize("columns", [COLUMNS, None])
+def test_new_weights_are_seen(columns, change):
+    model, packed = build_causal(), PackedHead()
+    with head_for(model, columns, packed):
+        before = logits_of(model)
+    change(model.get_output_embeddings())
+    with head_for(model, columns, packed):
         torch.testing.assert_close(logits_of(model), 2 * before)
+
+
+def test_a_head_is_packed_once(monkeypatch):
+    packings = []
+
+    def reorder(weight):
+        packings.append(weight)
+        return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    monkeypatch.setattr("hf_interdistill.rain.heads._REORDER", reorder)
+    cache = TreeCache(build_causal(), 1)
+    for _ in range(3):
+        cache.read([Feed(0, None, TEXT)])
+        cache.clear(0)
+    assert len(packings) == 1
+
+
+def test_without_onednn_a_head_is_whole():
+    model = build_causal()
+    with torch.backends.mkldnn.flags(enabled=False), head_for(model, None, PackedHead()):
+        assert "forward" not in vars(model.get_output_embeddings())
+    with torch.inference_mode():
+        double_by_others(model.get_output_embeddings())  # weights that do not count their changes
+    with head_for(model, None, PackedHead()):
+        assert "forward" not in vars(model.get_output_embeddings())
 
 
 def adapted_head():
@@ -116,7 +150,7 @@ def test_another_thread_gets_the_model_as_it_is():
     model = build_causal()
     whole = logits_of(model)
     for columns in (COLUMNS, None):
-        with head_for(model, columns), split_attention(model), ThreadPoolExecutor(1) as other:
+        with head_for(model, columns, PackedHead()), split_attention(model), ThreadPoolExecutor(1) as other:
             # A padded batch: it needs the mask that the model makes of it.
             mask = torch.ones(2, len(TEXT), dtype=torch.long)
             mask[1, :5] = 0
