@@ -61,7 +61,8 @@ def head_for(model, columns: torch.Tensor | None, packed: PackedHead | None = No
 
     Args:
         model: a causal LM. columns: token ids whose logits are wanted, or `None` for all.
-        packed: for all logits by packed weights, where they can be packed.
+        packed: gives all logits by packed weights, where they can be packed. It is not used for `columns`: judges keep
+            their caches between calls, and should not keep weights.
 
     Yields:
         Whether the logits will be those of `columns`; otherwise they are of the whole vocabulary.
@@ -72,7 +73,7 @@ def head_for(model, columns: torch.Tensor | None, packed: PackedHead | None = No
     elif columns is not None and _can_be_narrow(model):
         with _doing(head, _narrow(head, columns)):
             yield True
-    elif packed is not None and (forward := packed.forward(head)) is not None:
+    elif columns is None and packed is not None and (forward := packed.forward(head)) is not None:
         with _doing(head, forward):
             yield False
     else:

@@ -136,6 +136,7 @@ def test_a_head_that_is_not_plain_stays_whole(build):
         torch.testing.assert_close(logits_of(model), whole)
     cache = TreeCache(model, 1)
     (read,) = cache.read([Feed(0, None, TEXT)], COLUMNS)
+    assert cache.packed_head._packed is None  # a judge's cache outlives its model
     torch.testing.assert_close(read.logits, whole[0, -1, COLUMNS], atol=1e-5, rtol=1e-4)
 
 
