@@ -13,6 +13,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -205,15 +206,18 @@ def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np
 
 
 def _are_alike(teacher: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two teachers are the same, or judge held-out pairs alike.
+    """Whether two teachers are the same, or judge held-out pairs alike, within one standard error.
 
     The settings that they were fitted with belong to those of a run and are compared there; with the same ones,
-    teachers that were fitted on two machines differ in rounding.
+    teachers that were fitted on two machines differ in rounding, and after some hundred steps in a few pairs.
     """
     if teacher["checksum"] == other["checksum"]:
         return True
     accuracies = (teacher["accuracy"], other["accuracy"])
-    return None not in accuracies and abs(accuracies[0] - accuracies[1]) <= 0.01 and teacher["pairs"] == other["pairs"]
+    if None in accuracies or teacher["pairs"] != other["pairs"]:
+        return False
+    mean = sum(accuracies) / 2
+    return abs(accuracies[0] - accuracies[1]) <= math.sqrt(mean * (1 - mean) / teacher["pairs"])
 
 
 def _candidate_runs(choice: dict[str, Any], candidate: dict[str, Any]) -> list[Run]:
