@@ -7,6 +7,8 @@ multiplies them.
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-_REORDER = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if torch.backends.mkldnn.is_available() else None
-_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+logger = logging.getLogger(__name__)
+
 LOCK = threading.RLock()  # for whoever replaces a part of a model for a while, or looks at what is replaced
 _TRIED: WeakKeyDictionary = WeakKeyDictionary()  # model -> whether a narrow head gives the logits of the whole one
 
@@ -38,19 +40,40 @@ class PackedHead:
         weight = head.weight
         is_float = weight.device.type == "cpu" and weight.dtype == torch.float32
         # A tensor of inference mode does not count its changes.
-        if not is_float or weight.is_inference() or not torch.backends.mkldnn.enabled or _REORDER is None:
+        if not is_float or weight.is_inference() or not torch.backends.mkldnn.enabled or not _can_pack():
             return None
         if not self._is_of(weight):
             self._source, self._version = weight.detach(), weight._version
-            self._packed = _REORDER(self._source)
+            self._packed = _pack(self._source)
         packed = self._packed
-        return lambda states: _LINEAR(states, packed, head.bias, "none", [], "")
+        return lambda states: _multiply(states, packed, head.bias)
 
     def _is_of(self, weight: torch.Tensor) -> bool:
         source = self._source
         if source is None or self._version != weight._version:
             return False
         return source.data_ptr() == weight.data_ptr() and source.shape == weight.shape
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def _multiply(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+
+
+@functools.cache
+def _can_pack() -> bool:
+    """Whether this build of torch packs weights: the operators are not public, and a trial has the last word."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    states, weight, bias = torch.eye(3, 4), torch.arange(20.0).view(5, 4), torch.ones(5)
+    try:
+        return torch.allclose(_multiply(states, _pack(weight), bias), nn.functional.linear(states, weight, bias))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logger.info(f"The output head is multiplied as it is, for torch {torch.__version__} does not pack it: {error}")
+        return False
 
 
 @contextmanager

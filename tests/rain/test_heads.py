@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from hf_interdistill.rain import heads
 from hf_interdistill.rain.cache import Feed, TreeCache
 from hf_interdistill.rain.copying import CopyingCache
 from hf_interdistill.rain.heads import PackedHead, head_for
@@ -72,14 +73,23 @@ def test_new_weights_are_seen(columns, change):
         torch.testing.assert_close(logits_of(model), 2 * before)
 
 
-def test_a_head_is_packed_once(monkeypatch):
-    packings = []
+@pytest.fixture
+def packings(monkeypatch):
+    """The weights that are packed, and a trial of its own for what a test does to the packing."""
+    packed = []
+    pack = heads._pack
 
-    def reorder(weight):
-        packings.append(weight)
-        return torch.ops.mkldnn._reorder_linear_weight(weight)
+    def noting(weight):
+        packed.append(weight)
+        return pack(weight)
 
-    monkeypatch.setattr("hf_interdistill.rain.heads._REORDER", reorder)
+    heads._can_pack()
+    monkeypatch.setattr(heads, "_pack", noting)
+    yield packed
+    heads._can_pack.cache_clear()
+
+
+def test_a_head_is_packed_once(packings):
     cache = TreeCache(build_causal(), 1)
     for _ in range(3):
         cache.read([Feed(0, None, TEXT)])
@@ -87,14 +97,33 @@ def test_a_head_is_packed_once(monkeypatch):
     assert len(packings) == 1
 
 
+def is_packed(model) -> bool:
+    with head_for(model, None, PackedHead()):
+        return "forward" in vars(model.get_output_embeddings())
+
+
 def test_without_onednn_a_head_is_whole():
     model = build_causal()
-    with torch.backends.mkldnn.flags(enabled=False), head_for(model, None, PackedHead()):
-        assert "forward" not in vars(model.get_output_embeddings())
+    assert is_packed(model)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not is_packed(model)
     with torch.inference_mode():
         double_by_others(model.get_output_embeddings())  # weights that do not count their changes
-    with head_for(model, None, PackedHead()):
-        assert "forward" not in vars(model.get_output_embeddings())
+    assert not is_packed(model)
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError, None])
+def test_a_torch_that_packs_in_another_way_is_left_alone(packings, monkeypatch, error, caplog):
+    def multiply(states, packed, bias):
+        if error is not None:
+            raise error("no such operator")
+        return torch.zeros(len(states), len(bias))
+
+    monkeypatch.setattr(heads, "_multiply", multiply)
+    heads._can_pack.cache_clear()
+    with caplog.at_level("INFO", logger=heads.__name__):
+        assert not is_packed(build_causal())
+    assert ("does not pack it: no such operator" in caplog.text) == (error is not None)
 
 
 def adapted_head():
