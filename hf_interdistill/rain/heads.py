@@ -39,8 +39,9 @@ class PackedHead:
         """What does the head's work, or `None` where its weights cannot be packed."""
         weight = head.weight
         is_float = weight.device.type == "cpu" and weight.dtype == torch.float32
-        # A tensor of inference mode does not count its changes.
-        if not is_float or weight.is_inference() or not torch.backends.mkldnn.enabled or not _can_pack():
+        if not is_float or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+            return None
+        if weight.is_inference() or not _can_pack():  # a tensor of inference mode does not count its changes
             return None
         if not self._is_of(weight):
             self._source, self._version = weight.detach(), weight._version

@@ -102,6 +102,16 @@ def is_packed(model) -> bool:
         return "forward" in vars(model.get_output_embeddings())
 
 
+def test_under_autocast_a_head_is_whole():
+    cache = TreeCache(build_causal(), 1)
+    assert is_packed(cache.model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_packed(cache.model)
+        (read,) = cache.read([Feed(0, None, TEXT)])
+        wanted = logits_of(cache.model)[0, -1].float()
+    torch.testing.assert_close(read.logits, wanted, atol=0.1, rtol=0.05)
+
+
 def test_without_onednn_a_head_is_whole():
     model = build_causal()
     assert is_packed(model)
