@@ -33,24 +33,8 @@ def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatc
 def test_a_long_answer_is_judged_at_the_price_of_its_end():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
-    words = [
-        "It",
-        "is",
-        "a",
-        "long",
-        "story",
-        "about",
-        "a",
-        "piano",
-        "that",
-        "nobody",
-        "wanted",
-        "to",
-        "play,",
-        "and",
-        "of",
-        "bread",
-    ]
+    answer = "It is a long story about a piano that nobody wanted to play, and of bread"
+    words = answer.split()
     read = []
     for count in range(1, len(words) + 1):
         exchanges = [Exchange("Tell me", " ".join(words[:count]))]
