@@ -14,8 +14,8 @@ from conftest import ROOT, build_encoder, read_rows
 
 FOLDER = ROOT / "recipes" / "studies" / "attention_hacking"
 NAMES = (
-    *("arms", "claims", "comparison", "materials", "measures", "plots", "preferences", "report", "running"),
-    *("students", "study", "tables"),
+    *("arms", "claims", "comparison", "materials", "measures", "plots", "preferences", "pretraining", "report"),
+    *("running", "students", "study", "tables"),
 )
 CONFIG = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 SETS = ("hh_harmless", "truthfulqa", "pandalm", "bbq", "anthropic_evals")
@@ -70,6 +70,11 @@ def tiny_config(folder, encoder: str) -> dict:
     config["training"] |= {"per_device_train_batch_size": 4, "logging_steps": 1, **quick}
     config["teacher"] |= {"warm_start_epochs": 0, "per_device_train_batch_size": 4, "eval_fraction": 0.3, **quick}
     config["teacher"] |= {"teacher_max_length": 256, "evals_per_epoch": 1}
+    tiny = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    pretrained = config["students"]["larger"]
+    pretrained["arguments"]["bf16"] = pretrained["pretraining"]["bf16"] = False
+    pretrained["shape"] |= tiny
+    pretrained["pretraining"] |= {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0, **quick}
     config["diagnosis"]["limit"] = 2
     select = {"student": "minilm", "train": "hh_harmless", "arm": "bradley_terry", "for": "all", "seeds": [100]}
     config["selection"] = [{**select, "candidates": [{"learning_rate": 1e-3}, {"learning_rate": 1e-9}]}]

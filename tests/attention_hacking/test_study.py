@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import LlamaForCausalLM
 
 from attention_hacking.conftest import CONFIG, FOLDER, SETS, tiny_config
 
@@ -187,3 +189,50 @@ def test_the_tables_are_those_of_the_results(modules):
             and row["test_set"] in run["tests"]
         ]
         assert not accuracies or row["mean"] == pytest.approx(np.mean(accuracies))
+
+
+def test_a_pretrained_student_begins_as_a_language_model_of_its_texts(modules, encoder, tmp_path):
+    config = tiny_config(tmp_path, encoder)
+    grid = config["grids"][0]
+    config["selection"], config["grids"] = (
+        [],
+        [{**grid, "student": ["larger"], "arm": ["bradley_terry"], "seed": [0, 1]}],
+    )
+    first, second = modules.study.main(["--config", write(config, tmp_path)])
+    mark = first["pretraining"]
+    assert mark == second["pretraining"] and mark["loss"] < mark["loss_before"] - 0.1 and mark["epoch"] in (1, 2)
+    assert first["settings"]["student"]["pretraining"]["num_train_epochs"] == 2
+
+    study = modules.study.Study(config)
+    begun = study.bench.student("larger", "hh_harmless", 0)
+    again, other = (study.bench.student("larger", "hh_harmless", seed) for seed in (0, 1))
+    for name, weight in begun.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+        assert torch.equal(weight, other.state_dict()[name]) == (name != "score.weight")
+    writer = LlamaForCausalLM.from_pretrained(tmp_path / "runs" / "pretrained" / "larger" / "hh_harmless").eval()
+    texts = [
+        study.bench.formatter.encode(row["prompt"], row["chosen"])
+        for row in study.bench.validation_rows("hh_harmless")
+    ]
+    states = [begun.eval().model(torch.tensor([text])).last_hidden_state for text in texts]
+    assert all(
+        torch.allclose(state, writer.model(torch.tensor([text])).last_hidden_state)
+        for state, text in zip(states, texts, strict=True)
+    )
+
+    # Arms that began as another language model cannot be compared.
+    mark_file = tmp_path / "runs" / "pretrained" / "larger" / "hh_harmless" / modules.pretraining.MARK
+    grid = {**config["grids"][0], "seed": [2]}
+    for loss, is_alike in ((mark["loss"] * 1.03, False), (mark["loss"] * 1.01, True)):
+        mark_file.write_text(json.dumps({**mark, "loss": loss, "checksum": mark["checksum"] + 1}), encoding="utf-8")
+        path = write({**config, "grids": [grid]}, tmp_path)
+        if is_alike:
+            assert len(modules.study.main(["--config", path])) == 3
+        else:
+            with pytest.raises(ValueError, match=r"seed2 would begin as another language model .* Remove the runs"):
+                modules.study.main(["--config", path])
+
+
+def test_a_decoder_needs_a_shape(modules, encoder):
+    with pytest.raises(ValueError, match="The student 'tiny' has no `shape`; only `minilm` needs none"):
+        modules.students.make_student("tiny", {}, encoder, 0)

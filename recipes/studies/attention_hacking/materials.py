@@ -1,7 +1,8 @@
-"""What the runs of the study share: rows and teachers, each made once."""
+"""What the runs of the study share: rows, teachers and pretrained students, each made once."""
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from claims import claim
 from preferences import Row, Shortener, test_rows, training_and_validation, under_condition
-from students import student_tokenizer
+from pretraining import MARK, pretrain
+from students import decoder_config, make_student, student_tokenizer
+from transformers import PreTrainedModel
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.teacher_training import InteractionTeacherConfig
@@ -18,7 +21,7 @@ from hf_interdistill.scoring.formatting import RewardFormatter
 
 
 class Materials:
-    """The rows and teachers of a study, each made once.
+    """The rows, teachers and pretrained students of a study, each made once.
 
     Args:
         config: what `study.yaml` holds. encoder: folder of MiniLM.
@@ -29,10 +32,10 @@ class Materials:
         self.folder = Path(config["output_dir"])
         self.data = Path(config["data"])
         self.tokenizer = student_tokenizer(encoder)
-        formatter = RewardFormatter(self.tokenizer)
+        self.formatter = RewardFormatter(self.tokenizer)
         cue = len(self.tokenizer(config["cue"]["phrase"], add_special_tokens=False)["input_ids"])
         # The cue must fit into every row, and must be all that it changes.
-        self.shortener = Shortener(formatter, config["max_length"] - cue, config["longest_response"])
+        self.shortener = Shortener(self.formatter, config["max_length"] - cue, config["longest_response"])
         self._rows: dict[str, Any] = {}
         self._teachers: dict[str, InteractionTeacher] = {}
 
@@ -50,12 +53,13 @@ class Materials:
 
     def _parts(self, train: str) -> tuple[list[Row], list[Row]]:
         if train not in self._rows:
-            parts = training_and_validation(
-                self.data, train, self.config["validation_pairs"], self.config["data_seed"]
-            )
-            limit = self.config.get("training_pairs")
-            self._rows[train] = [[self.shortener(row) for row in part[:limit]] for part in parts]
+            self._rows[train] = [[self.shortener(row) for row in part] for part in self._whole_parts(train)]
         return self._rows[train]
+
+    def _whole_parts(self, train: str) -> list[list[Row]]:
+        """Training and validation rows whose texts are not shortened."""
+        parts = training_and_validation(self.data, train, self.config["validation_pairs"], self.config["data_seed"])
+        return [part[: self.config.get("training_pairs")] for part in parts]
 
     def tests(self) -> dict[str, list[Row]]:
         if "tests" not in self._rows:
@@ -134,3 +138,28 @@ class Materials:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, teacher.judge(self.training_rows(train, condition)).mean(1).numpy())
         return torch.from_numpy(np.load(path))
+
+    # Students
+
+    def student(self, name: str, train: str, seed: int) -> PreTrainedModel:
+        """A fresh student; one with `pretraining` begins as a language model of the training file's texts."""
+        settings = self.config["students"][name]
+        is_pretrained = self.pretraining_mark(name, train) is not None
+        return make_student(
+            name, settings, self.encoder, seed, self._pretrained(name, train) if is_pretrained else None
+        )
+
+    def pretraining_mark(self, name: str, train: str) -> dict[str, Any] | None:
+        """What tells one pretrained student from another, made now if it is not there; `None` without pretraining."""
+        settings = self.config["students"][name]
+        if "pretraining" not in settings:
+            return None
+        folder = self._pretrained(name, train)
+        with claim(self.lock_path(f"pretrained.{name}.{train}"), is_waiting=True):
+            if not (folder / MARK).exists():
+                config = decoder_config(settings["shape"], self.tokenizer)
+                pretrain(config, *self._whole_parts(train), self.formatter, folder, **settings["pretraining"])
+        return json.loads((folder / MARK).read_text(encoding="utf-8"))
+
+    def _pretrained(self, name: str, train: str) -> Path:
+        return self.folder / "pretrained" / name / train

@@ -19,7 +19,6 @@ from datasets import Dataset
 from materials import Materials
 from measures import cued_margins, diagnosis_of, rewards_of, rewards_with_cue, scaled_nll, summary
 from preferences import Row
-from students import make_student
 
 from hf_interdistill import InteractionDistillationConfig, RewardScorer
 
@@ -69,7 +68,7 @@ class Bench(Materials):
     def train(self, run: Run, arm: Arm, arguments: dict[str, Any]) -> tuple[RewardScorer, dict[str, Any]]:
         """Train the student of a run; returns it ready to score, and what the last log said."""
         rows = self.training_rows(run.train, run.condition)
-        model = make_student(run.student, self.config["students"][run.student], self.encoder, run.seed)
+        model = self.student(run.student, run.train, run.seed)
         columns = {"margin": arm.margin} if arm.margin else {}
         dataset = Dataset.from_list([{**row, **columns, "length": self._length(row)} for row in rows])
         margins = self.teacher_margins(arm.teacher, run.train, run.condition) if arm.score_share else None

@@ -1,7 +1,8 @@
-"""The reward models that are trained: a causally masked MiniLM, and a small decoder from scratch."""
+"""The reward models that are trained: a causally masked MiniLM, and decoders from scratch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -50,22 +51,38 @@ def student_tokenizer(encoder: str):
     return tokenizer
 
 
-def make_student(name: str, settings: dict[str, Any], encoder: str, seed: int) -> PreTrainedModel:
+def decoder_config(shape: dict[str, Any], tokenizer) -> LlamaConfig:
+    """A Llama for the encoder's tokenizer.
+
+    Args:
+        shape: settings of `LlamaConfig`.
+    """
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    return LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **ends, **shape)
+
+
+def make_student(
+    name: str, settings: dict[str, Any], encoder: str, seed: int, pretrained: Path | None = None
+) -> PreTrainedModel:
     """A fresh reward model; its new weights depend on the seed alone.
 
     Args:
-        name: `minilm`, the encoder's weights under a causal mask; `small`, a Llama from scratch.
-        settings: for `small`, `shape`, settings of `LlamaConfig`.
+        name: `minilm`, the encoder's weights under a causal mask; any other, a Llama.
+        settings: for a Llama, `shape`, settings of `LlamaConfig`.
+        pretrained: folder of a Llama's weights; without it they are new.
+
+    Raises:
+        ValueError: a Llama without a shape.
     """
     transformers_logging.set_verbosity_error()  # that the score head is new need not be said each time
     set_seed(seed)
-    tokenizer = student_tokenizer(encoder)
-    common = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
     if name == "minilm":
+        common = {"num_labels": 1, "pad_token_id": student_tokenizer(encoder).pad_token_id}
         config = AutoConfig.from_pretrained(encoder, is_decoder=True, use_cache=False, **common)
         return CausalBertForSequenceClassification.from_pretrained(encoder, config=config, attn_implementation="sdpa")
-    if name == "small":
-        ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
-        config = LlamaConfig(vocab_size=len(tokenizer), **common, **ends, **settings["shape"])
-        return LlamaForSequenceClassification(config)
-    raise ValueError(f"The student is {name!r}, but must be `minilm` or `small`.")
+    if "shape" not in settings:
+        raise ValueError(f"The student {name!r} has no `shape`; only `minilm` needs none.")
+    config = decoder_config(settings["shape"], student_tokenizer(encoder))
+    if pretrained is not None:
+        return LlamaForSequenceClassification.from_pretrained(pretrained, config=config)
+    return LlamaForSequenceClassification(config)

@@ -32,6 +32,7 @@ from students import embedded_encoder
 from hf_interdistill.durable import write_whole
 
 HERE = Path(__file__).parent
+ALIKE = 0.02  # of the loss of two language models pretrained alike on two machines
 console = Console()
 
 
@@ -116,8 +117,11 @@ class Study:
         console.rule(run.id)
         teacher = self.bench.teacher_mark(arm.teacher, run.train, run.condition)
         self._require_one_teacher(run, teacher)
+        pretraining = self.bench.pretraining_mark(run.student, run.train)
+        self._require_one_beginning(run, pretraining)
         outcome = self.bench.carry_out(run, arm, settings)
         own = {"checksum": checksum(settings), "settings": settings, "teacher": teacher}
+        own |= {"pretraining": pretraining} if pretraining else {}
         self._add({"id": run.id, **asdict(run), **own, **outcome})
         gc.collect()
 
@@ -141,6 +145,20 @@ class Study:
                 raise ValueError(
                     f"{run.id} would have another teacher ({teacher}) than {record['id']} had ({other}). Give the "
                     f"same one (`teachers`), or remove the runs of the other one from {self.path.name}."
+                )
+
+    def _require_one_beginning(self, run: Run, pretraining: dict[str, Any] | None) -> None:
+        """Arms can only be compared if they began as the same language model, or one pretrained alike elsewhere."""
+        for record in self.results:
+            other = record.get("pretraining")
+            if not pretraining or not other or (record["train"], record["student"]) != (run.train, run.student):
+                continue
+            is_same = pretraining["checksum"] == other["checksum"]
+            if not is_same and abs(pretraining["loss"] / other["loss"] - 1) > ALIKE:
+                raise ValueError(
+                    f"{run.id} would begin as another language model ({pretraining}) than {record['id']} did "
+                    f"({other}). Remove the runs of the other one from {self.path.name}, or choose another "
+                    f"`results_dir`."
                 )
 
     def _record(self, run: Run) -> dict[str, Any] | None:
