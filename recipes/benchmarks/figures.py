@@ -11,9 +11,10 @@ from hardware import describe_hardware
 from rich.table import Table
 
 
-def row(name: str, setting: str, ours: float, rival: float, unit: str) -> dict:
-    """One figure, as kept in `results.json`."""
-    figures = {"ours": ours, "rival": rival, "unit": unit, "ratio": ours / rival}
+def row(name: str, setting: str, ours: float | None, rival: float | None, unit: str) -> dict:
+    """One figure, as kept in `results.json`; `None` is a side that ran out of memory."""
+    ratio = None if ours is None or rival is None else ours / rival
+    figures = {"ours": ours, "rival": rival, "unit": unit, "ratio": ratio}
     return {"name": name, "setting": setting, **figures, "hardware": describe_hardware()}
 
 
@@ -45,6 +46,11 @@ def table_of(title: str, results: Sequence[dict], common: str = "") -> Table:
     words = ("figure", "setting")
     table = columns(title, (*words, "ours", "rival", "ours / rival"), words)
     for each in results:
-        ours, rival = (f"{each[side]:.3g} {each['unit']}" for side in ("ours", "rival"))
-        table.add_row(each["name"], each["setting"].removeprefix(common), ours, rival, f"{each['ratio']:.4g}")
+        ours, rival = (_shown(each[side], each["unit"]) for side in ("ours", "rival"))
+        ratio = "" if each["ratio"] is None else f"{each['ratio']:.4g}"
+        table.add_row(each["name"], each["setting"].removeprefix(common), ours, rival, ratio)
     return table
+
+
+def _shown(value: float | None, unit: str) -> str:
+    return "out of memory" if value is None else f"{value:.3g} {unit}"

@@ -9,7 +9,7 @@ memory; pairs at the shortest length, time alone.
 from __future__ import annotations
 
 import argparse
-import tempfile
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from datasets import disable_progress_bars
 from figures import keep, row, table_of
 from hardware import describe_hardware
 from reward_models import Case
-from reward_step import RIVAL, measure_times, memory_in_own_process
+from reward_step import RIVAL, measure_case
 from rich.console import Console
 
 matplotlib.use("Agg")
@@ -40,15 +40,14 @@ STYLES = {
 
 
 def measure(cases: list[Case], repeats: int, is_memory_wanted: bool, console: Console) -> list[dict[str, dict]]:
-    """For each case, by method: seconds of a step, and its peak memory in MiB where that is wanted."""
+    """For each case, by method: seconds of a step and, if wanted, peak MiB; `None` where a GPU has too little."""
     measured = []
     for case in cases:
         console.print(f"measuring {case.setting} ...")
-        with tempfile.TemporaryDirectory() as folder:
-            times = measure_times(case, repeats, folder)
+        times, memory = measure_case(case, repeats, tuple(NAMES), is_memory_wanted)
         figures = {"seconds": {method: times[method] for method in NAMES}}
         if is_memory_wanted:
-            figures["mib"] = {method: memory_in_own_process(method, case) for method in NAMES}
+            figures["mib"] = memory
         measured.append(figures)
     return measured
 
@@ -80,14 +79,15 @@ def draw(
     )
     for axes, (places, values, shares) in zip(panels, drawn, strict=True):
         for method, (style, color) in STYLES.items():
-            heights = [value[method] / share for value, share in zip(values, shares, strict=True)]
+            reached = [math.nan if value[method] is None else value[method] for value in values]
+            heights = [height / share for height, share in zip(reached, shares, strict=True)]
             axes.plot(places, heights, style, color=color, label=NAMES[method])
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:,}" for place in places])
         axes.set_ylim(0)
         axes.grid(alpha=0.25)
     panels[0].set(title="Step of one pair", xlabel="tokens of a text", ylabel="seconds")
-    panels[1].set(title="Peak memory of the process", xlabel="tokens of a text", ylabel="MiB")
+    panels[1].set(title="Peak memory", xlabel="tokens of a text", ylabel="MiB")
     panels[2].set(title=f"Step a pair, {lengths[0]} tokens", xlabel="pairs of a batch", ylabel="seconds a pair")
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=9)

@@ -16,6 +16,7 @@ from hf_interdistill.interaction.pairs import read_preference
 
 WORDS = [f"w{i}" for i in range(2000)]
 SPECIALS = ["<pad>", "<s>", "</s>", "[CLS]", "[SEP]", "<unk>"]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # models are made there: a GPU draws faster
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def make_student(case: Case, attention: str) -> LlamaForSequenceClassification:
         pad_token_id=0,
     )
     config._attn_implementation = attention
-    return LlamaForSequenceClassification(config)
+    with DEVICE:
+        return LlamaForSequenceClassification(config)
 
 
 def make_teacher(case: Case) -> InteractionTeacher:
@@ -120,4 +122,6 @@ def make_teacher(case: Case) -> InteractionTeacher:
     )
     # Invented, to keep the warning for untrained teachers quiet: only time and memory are measured here.
     metrics = {"accuracy": 0.5, "standard_error": 0.0, "pairs": 0, "is_better_than_chance": True}
-    return InteractionTeacher(BertModel(config), make_tokenizer(True), metrics=metrics)
+    with DEVICE:
+        encoder = BertModel(config)
+    return InteractionTeacher(encoder, make_tokenizer(True), metrics=metrics)

@@ -1,22 +1,25 @@
 """Step time and peak memory of interaction distillation against TRL's `RewardTrainer` and the naive way.
 
-`python recipes/benchmarks/reward_step.py [--full] [--data preferences.jsonl] [--output runs/bench/results.json]`
+`python recipes/benchmarks/reward_step.py [--full] [--lengths 256 512 ...] [--data preferences.jsonl] [--output FILE]`
 
-All train the same Llama on the same batch, with gradient checkpointing as TRL sets it by default. Times: steps
-in turn, ours and theirs, in one process; the median of each. Memory: one process for each, peak resident size (CPU)
-or peak allocation (GPU) over the steps. The naive way asks the model for `output_attentions=True`, which needs eager
-attention and holds layers x heads x length x length.
+All train the same Llama on the same batch, with gradient checkpointing as TRL sets it by default. On a CPU steps are
+timed in turn, ours and theirs, in one process, and memory is the peak resident size of a process for each. On a GPU
+each has it to itself, one after the other in one process: seconds, and peak allocation over the steps. Times are
+medians. The naive way asks the model for `output_attentions=True`, which needs eager attention and holds layers x
+heads x length x length; where that is more than the GPU has, its figures say so.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -105,48 +108,45 @@ def make_step(method: str, case: Case, folder: str):
         trainer.training_step(trainer.model, dict(batch), num_items_in_batch=None)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
-        if is_gpu:
-            torch.cuda.synchronize()
+        _wait()
         return time.perf_counter() - start
 
     step.trainer, step.batch = trainer, batch
     return step
 
 
+def _wait() -> None:
+    """Wait for a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def alignment_seconds(step) -> float:
     """Time of the alignment alone, teacher left out: simulated map, teacher's rows from its queries and keys, loss
     and gradient."""
-    trainer = step.trainer
-    read = trainer.teacher.read
-    spent = []
+    trainer, spent = step.trainer, []
 
-    def timed_read(*arguments):
-        start = time.perf_counter()
-        result = read(*arguments)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - start)
-        return result
+    def timed(function: Callable) -> Callable:
+        def run(*arguments):
+            _wait()  # for the passes before it
+            start = time.perf_counter()
+            result = function(*arguments)
+            _wait()
+            spent.append(time.perf_counter() - start)
+            return result
 
-    align = trainer._align
+        return run
 
-    def timed_align(*arguments):
-        start = time.perf_counter()
-        result = align(*arguments)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - start)
-        return result
-
-    trainer.teacher.read, trainer._align = timed_read, timed_align
+    read, align = trainer.teacher.read, trainer._align
+    trainer.teacher.read, trainer._align = timed(read), timed(align)
     step()
     trainer.teacher.read, trainer._align = read, align
     return spent[1] - spent[0]
 
 
-def measure_times(case: Case, repeats: int, folder: str) -> dict[str, float]:
-    steps = {method: make_step(method, case, folder) for method in METHODS}
-    times = {method: [] for method in METHODS}
+def measure_times(case: Case, repeats: int, folder: str, methods: Sequence[str]) -> dict[str, float]:
+    steps = {method: make_step(method, case, folder) for method in methods}
+    times = {method: [] for method in methods}
     for number in range(repeats + 1):
         for method, step in steps.items():
             seconds = step()
@@ -158,13 +158,11 @@ def measure_times(case: Case, repeats: int, folder: str) -> dict[str, float]:
 
 
 def measure_memory(method: str, case: Case) -> float:
-    """Peak MiB of three steps, in this process."""
+    """Peak resident MiB of this process, after three steps."""
     with tempfile.TemporaryDirectory() as folder:
         step = make_step(method, case, folder)
         for _ in range(3):
             step()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
     return peak_resident_mib()
 
 
@@ -178,11 +176,53 @@ def memory_in_own_process(method: str, case: Case) -> float:
     return float(run.stdout.strip().splitlines()[-1])
 
 
-def run_case(case: Case, repeats: int) -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-        times = measure_times(case, repeats, folder)
-    memory = {method: memory_in_own_process(method, case) for method in METHODS}
+def measure_alone(method: str, case: Case, repeats: int) -> dict[str, float]:
+    """On a GPU with nothing else on it: `seconds` of a step, peak `mib` over the steps, seconds of the `alignment`.
 
+    Raises:
+        torch.OutOfMemoryError: the GPU has too little memory.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        step = make_step(method, case, folder)
+        step()  # warms up
+        torch.cuda.reset_peak_memory_stats()
+        figures = {"seconds": statistics.median(step() for _ in range(repeats))}
+        figures["mib"] = torch.cuda.max_memory_allocated() / 2**20
+        if method == "ours":
+            figures["alignment"] = statistics.median(alignment_seconds(step) for _ in range(repeats))
+    return figures
+
+
+def measure_on_gpu(
+    case: Case, repeats: int, methods: Sequence[str]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Seconds and MiB by method, one after the other; `None` where the GPU has too little memory."""
+    measured: dict[str, dict[str, float]] = {}
+    for method in methods:
+        gc.collect()  # trainers hold themselves in circles
+        torch.cuda.empty_cache()
+        try:
+            measured[method] = measure_alone(method, case, repeats)
+        except torch.OutOfMemoryError:
+            measured[method] = {}
+    times = {method: figures.get("seconds") for method, figures in measured.items()}
+    times["alignment"] = measured["ours"].get("alignment")
+    return times, {method: figures.get("mib") for method, figures in measured.items()}
+
+
+def measure_case(
+    case: Case, repeats: int, methods: Sequence[str] = METHODS, is_memory_wanted: bool = True
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Seconds of a step and of the `alignment`, and peak MiB, by method."""
+    if torch.cuda.is_available():
+        return measure_on_gpu(case, repeats, methods)
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure_times(case, repeats, folder, methods)
+    return times, {method: memory_in_own_process(method, case) for method in methods if is_memory_wanted}
+
+
+def run_case(case: Case, repeats: int) -> list[dict]:
+    times, memory = measure_case(case, repeats)
     naive = "two passes against output_attentions=True, eager"
     compared = (
         ("reward_step_time", times, "ours", "parent", "s", f"two passes against {RIVAL}"),
@@ -200,13 +240,15 @@ def run_case(case: Case, repeats: int) -> list[dict]:
     ]
 
 
-def cases(is_full: bool, data: str | None) -> list[Case]:
+def cases(is_full: bool, data: str | None, lengths: Sequence[int] | None) -> list[Case]:
     if torch.cuda.is_available():
         shape = {"hidden": 1024, "layers": 24, "teacher_hidden": 384, "teacher_layers": 6}
         real = [Case(0, 32, data, **shape)] if data else []
-        return real + [Case(length, max(1, 8192 // length), **shape) for length in (256, 512, 1024, 2048, 4096)]
+        lengths = (256, 512, 1024, 2048, 4096) if lengths is None else lengths
+        return real + [Case(length, max(1, 8192 // length), **shape) for length in lengths]
     tokens = 4096 if is_full else 2048
-    lengths = (256, 512, 1024, 2048) if is_full else (256, 512, 1024)
+    if lengths is None:
+        lengths = (256, 512, 1024, 2048) if is_full else (256, 512, 1024)
     real = [Case(0, 8, data)] if data else []
     if data and is_full:
         real.append(Case(0, 8, data, teacher_hidden=384, teacher_layers=6))  # a teacher of MiniLM's size
@@ -216,6 +258,8 @@ def cases(is_full: bool, data: str | None) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true", help="larger batches, more repeats, length 2,048")
+    parser.add_argument("--lengths", type=int, nargs="*", help="tokens of prompt and response (none: only `--data`)")
+    parser.add_argument("--repeats", type=int, help="steps timed (default 3; 7 with --full; 20 on a GPU)")
     parser.add_argument("--data", help="JSONL of preferences: one more setting, with the lengths of its texts")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
@@ -225,10 +269,11 @@ def main() -> None:
     if arguments.memory_of:
         print(measure_memory(arguments.memory_of, Case(**arguments.case)))
         return
+    repeats = arguments.repeats or (20 if torch.cuda.is_available() else 7 if arguments.full else 3)
     console, results = Console(), []
-    for case in cases(arguments.full, arguments.data):
+    for case in cases(arguments.full, arguments.data, arguments.lengths):
         console.print(f"measuring {case.setting} ...")
-        results += run_case(case, repeats=7 if arguments.full else 3)
+        results += run_case(case, repeats)
         keep(results, arguments.output)  # case by case: a run that is stopped keeps what it has measured
     console.print(table_of("Reward step", results))
     console.print(f"Kept in {arguments.output}.")
