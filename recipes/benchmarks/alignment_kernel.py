@@ -4,19 +4,22 @@
 
 One pair, a student's layer of the shape of a 0.5B decoder's (14 heads of width 64, 2 of keys), a teacher's of MiniLM's
 (12 heads of width 32), three units for four tokens, `joint` KL, loss and gradient. On a GPU: the Triton kernels
-against the path in torch, and against the step of a 0.5B decoder, from a config, on two rows of 2,048 tokens.
-Elsewhere the path in torch alone. Each setting has a process of its own; on a CPU seconds are the processor's.
+against the path in torch, and against the step of a 0.5B decoder, from a config, on two rows of 2,048 tokens; by the
+clock, and by the GPU's own time (of its kernels, without the waits for a host that is slower to launch them).
+Elsewhere the path in torch alone; seconds are then the processor's, and each setting has a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -77,7 +80,8 @@ def make_step():
         **{"vocab_size": 151_936, "hidden_size": HIDDEN, "intermediate_size": 4864, "num_hidden_layers": LAYERS},
         **{"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "num_labels": 1, "pad_token_id": 0},
     )
-    model = Qwen2ForSequenceClassification(config).to(DEVICE, DTYPE).train()
+    with torch.device(DEVICE):
+        model = Qwen2ForSequenceClassification(config).to(DTYPE).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(1, config.vocab_size, (2, STEP_LENGTH), device=DEVICE)
@@ -103,9 +107,20 @@ def median_seconds(function, repeats: int) -> float:
     return statistics.median(times[IS_GPU:])
 
 
+def busy_seconds(function, repeats: int) -> float:
+    """Time of the GPU's kernels in a call; 0 where the profiler sees none."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            function()
+        torch.cuda.synchronize()
+    return sum(each.self_device_time_total for each in profile.key_averages()) / 1e6 / repeats
+
+
 def _memory_mark() -> float:
     """Memory held now, MiB; the peak is counted from here."""
     if IS_GPU:
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     with suppress(OSError):
@@ -115,18 +130,23 @@ def _memory_mark() -> float:
 
 def measure_here(kernel: str, tokens: int, repeats: int) -> dict[str, float]:
     if kernel == "step":
-        return {"seconds": median_seconds(make_step(), repeats), "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
-    pair = make_pair(tokens)
-    align(make_pair(16), "torch")  # libraries take memory once
-    if kernel == "triton":
-        align(pair, kernel)  # compiled, and checked against the path in torch
-    before = _memory_mark()
-    seconds = median_seconds(lambda: align(pair, kernel), repeats)
+        before, function = _memory_mark(), make_step()
+    else:
+        pair = make_pair(tokens)
+        align(make_pair(16), "torch")  # libraries take memory once
+        if kernel == "triton":
+            align(pair, kernel)  # compiled, and checked against the path in torch
+        before, function = _memory_mark(), partial(align, pair, kernel)
+    seconds = median_seconds(function, repeats)
     peak = torch.cuda.max_memory_allocated() / 2**20 if IS_GPU else peak_resident_mib()
-    return {"seconds": seconds, "peak_mib": peak - before}
+    busy = {"busy_seconds": busy_seconds(function, min(repeats, 5))} if IS_GPU else {}
+    return {"seconds": seconds, "peak_mib": peak - before, **busy}
 
 
 def measure(kernel: str, tokens: int, repeats: int) -> dict[str, float]:
+    """Seconds and peak memory: on a GPU here, where the peak can start again, else in a process of its own."""
+    if IS_GPU:
+        return measure_here(kernel, tokens, repeats)
     command = [sys.executable, __file__, "--one", kernel, str(tokens), "--repeats", str(repeats)]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
@@ -182,8 +202,11 @@ def rows_of(measured: dict[str, list[dict]], tokens: list[int], step: dict | Non
             rows.append(row("alignment_kernel_memory", setting, own["peak_mib"], by_torch["peak_mib"], "MiB"))
         if step is not None:
             setting = f"{count} tokens, Triton / step of a 0.5B decoder on 2 x {STEP_LENGTH} tokens"
-            own = measured["triton"][place]["seconds"]
-            rows.append(row("alignment_kernel_share", setting, own, step["seconds"], "s"))
+            own = measured["triton"][place]
+            rows.append(row("alignment_kernel_share", setting, own["seconds"], step["seconds"], "s"))
+            if own["busy_seconds"] and step["busy_seconds"]:
+                setting += ", the GPU's own time"
+                rows.append(row("alignment_kernel_share", setting, own["busy_seconds"], step["busy_seconds"], "s"))
     return rows
 
 
@@ -206,12 +229,16 @@ def main() -> None:
         for kernel in (("triton", "torch") if IS_GPU else ("torch",))
     }
     step = measure("step", 0, arguments.repeats) if IS_GPU else None
-    names = ("tokens", "path", "seconds", "peak MiB", "FLOPs of the kernels / step")
+    names = ("tokens", "path", "seconds", "the GPU's own", "peak MiB", "FLOPs of the kernels / step")
     table = columns("Alignment of one pair", names)
     for kernel, figures in measured.items():
         for count, values in zip(tokens, figures, strict=True):
             seconds, peak = f"{values['seconds']:.4g}", f"{values['peak_mib']:.0f}"
-            table.add_row(f"{count:,}", kernel, seconds, peak, f"{floor(count):.4f}")
+            busy = f"{values['busy_seconds']:.4g}" if IS_GPU else ""
+            table.add_row(f"{count:,}", kernel, seconds, busy, peak, f"{floor(count):.4f}")
+    if step is not None:
+        seconds, busy, peak = (step[name] for name in ("seconds", "busy_seconds", "peak_mib"))
+        table.add_row(f"2 x {STEP_LENGTH:,}", "step", f"{seconds:.4g}", f"{busy:.4g}", f"{peak:.0f}", "")
     console.print(table)
     if not IS_GPU:
         console.print("Triton kernels, and their share of a 0.5B decoder's step: not measured, there is no GPU.")
