@@ -156,11 +156,14 @@ def grow_in_own_process(arguments) -> list[Sample]:
     return [Sample(**each) for each in json.loads(run.stdout.strip().splitlines()[-1])]
 
 
+def grow_on(bench: Bench, arguments) -> list[Sample]:
+    """In this process: a GPU's peak starts again."""
+    return grow(bench.model, bench.tokenizer, bench.texts(questions(1)[0])[0], arguments.tree_iterations)
+
+
 def grow_here(arguments) -> None:
     """Print the samples as JSON."""
-    bench = prepare(arguments)
-    samples = grow(bench.model, bench.tokenizer, bench.texts(questions(1)[0])[0], arguments.tree_iterations)
-    print(json.dumps([asdict(each) for each in samples]))
+    print(json.dumps([asdict(each) for each in grow_on(prepare(arguments), arguments)]))
 
 
 def argument_parser(description: str, plot: str) -> argparse.ArgumentParser:
@@ -207,7 +210,7 @@ def measure(arguments) -> None:
     console.print("a whole answer, and plain generation ...")
     results += against_vanilla(bench, arguments.new_tokens)
     console.print("a growing tree ...")
-    samples = grow_in_own_process(arguments)
+    samples = grow_on(bench, arguments) if bench.model.device.type == "cuda" else grow_in_own_process(arguments)
     results += memory_rows(bench.setting, samples)
     draw(samples, arguments.plot, f"{bench.setting}; {describe_hardware()}")
     keep(results, arguments.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def grow(model, tokenizer, prompt: str, iterations: int, samples: int = 20) -> l
     ids = tuple(tokenizer(prompt)["input_ids"])
     limit = model.config.max_position_embeddings - len(ids)
     engine.start([Prompt(ids, prompt, StopRules(limit, frozenset([model.config.eos_token_id])))], 0)
+    if model.device.type == "cuda":
+        gc.collect()  # searches before this one
+        torch.cuda.reset_peak_memory_stats()
     engine.round()  # reads the prompt
     before, taken = _peak(model), []
     for number in range(2, iterations + 1):

@@ -1,9 +1,9 @@
 """The authors' released search (SafeAILab/RAIN, folder `HH`), run from a copy that the user has.
 
 Nothing of it is kept here: its functions and constants are taken from `main.py` as they stand, and get the model,
-tokenizer and encoder of the benchmark. What is different from running the script: `.cuda()` moves to the benchmark's
-device and `.cpu()` copies from there, its log of visits is not written, and the loop is left after a number of
-iterations.
+tokenizer and encoder of the benchmark. What is different from running the script: where the benchmark is not on a GPU
+`.cuda()` moves to its device and `.cpu()` copies from there; its log of visits is not written, and the loop is left
+after a number of iterations.
 """
 
 from __future__ import annotations
@@ -142,11 +142,15 @@ class ReleasedRain:
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
-        """`.cuda()` moves to the model's device, and `.cpu()` copies, as from a GPU.
+        """Off a GPU `.cuda()` moves to the model's device, and `.cpu()` copies, as from a GPU.
 
         On a CPU it would return a view, and the script would keep the logits of every token that it ever read.
         """
         device, to_cpu = self.model.device, torch.Tensor.cpu
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                yield
+            return
         cuda = mock.patch.object(torch.Tensor, "cuda", lambda tensor, *args, **kwargs: tensor.to(device))
         cpu = mock.patch.object(torch.Tensor, "cpu", lambda tensor: to_cpu(tensor).clone())
         with cuda, cpu:

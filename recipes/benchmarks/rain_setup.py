@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hf_interdistill.rain.similarity import TextEncoder
 
@@ -107,7 +107,8 @@ def build_model(size: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
         eos_token_id=2,
         pad_token_id=3,
     )
-    return LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
+    with torch.device(device):  # a GPU draws weights faster
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def load_encoder(name: str | None, device: str) -> TextEncoder:
