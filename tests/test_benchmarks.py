@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -126,6 +127,64 @@ def test_released_functions_run_on_our_model_and_stop(benchmarks, repository):
     assert (judge.positive, judge.negative, judge.orders) == ("It is good.", "It is bad.", 2)
 
 
+def test_on_a_gpu_the_released_code_moves_tensors_as_it_stands(benchmarks, repository, monkeypatch):
+    from rain_released import ReleasedRain
+    from rain_setup import build_tokenizer
+
+    class Model:
+        device = torch.device("cuda:0")
+
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    released = ReleasedRain(repository, Model(), build_tokenizer(), None)
+    with released._on_device():
+        assert not {"cpu", "cuda"} & set(vars(torch.Tensor))
+
+
+def test_a_step_that_a_gpu_has_no_memory_for_is_a_figure(benchmarks, monkeypatch):
+    import reward_step
+    from figures import table_of
+    from rich.console import Console
+
+    def make_step(method, case, folder):
+        if method == "naive":
+            raise torch.OutOfMemoryError
+        return lambda: 0.5
+
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**20)
+    monkeypatch.setattr(reward_step, "make_step", make_step)
+    monkeypatch.setattr(reward_step, "alignment_seconds", lambda step: 0.01)
+    measured = reward_step.measure_on_gpu(reward_step.Case(64, 2), 3, reward_step.METHODS)
+    monkeypatch.setattr(reward_step, "measure_case", lambda case, repeats: measured)
+    rows = reward_step.run_case(reward_step.Case(64, 2), 3)
+    lost = [row for row in rows if row["rival"] is None]
+    assert [(row["name"], row["ours"], row["ratio"]) for row in lost] == [
+        ("reward_step_time", 0.5, None),
+        ("reward_step_memory", 1.0, None),
+    ]
+    assert all(row["ratio"] for row in rows if row not in lost)
+    console = Console(width=200, record=True)
+    console.print(table_of("Steps", rows))
+    assert console.export_text().count("out of memory") == 2
+
+
+def test_the_kernels_share_of_a_step_by_both_clocks(benchmarks, monkeypatch, tmp_path, capsys):
+    import alignment_kernel
+
+    figures = {"seconds": 0.2, "busy_seconds": 0.1, "peak_mib": 3.0}
+    step = {"seconds": 4.0, "busy_seconds": 4.0, "peak_mib": 9.0}
+    monkeypatch.setattr(alignment_kernel, "IS_GPU", True)
+    monkeypatch.setattr(alignment_kernel, "measure", lambda kernel, *_: step if kernel == "step" else figures)
+    paths = ["--output", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "plot.png")]
+    monkeypatch.setattr(sys, "argv", ["alignment_kernel.py", "--tokens", "32", *paths])
+    alignment_kernel.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    shares = [row["ratio"] for row in rows if row["name"] == "alignment_kernel_share"]
+    assert shares == [pytest.approx(0.05), pytest.approx(0.025)]
+    assert "2 x 2,048" in capsys.readouterr().out
+
+
 def test_another_tokenizer_or_folder_is_refused(benchmarks, repository, tmp_path):
     from rain_released import ReleasedRain
 
@@ -135,13 +194,14 @@ def test_another_tokenizer_or_folder_is_refused(benchmarks, repository, tmp_path
         ReleasedRain(tmp_path / "nowhere", None, None, None)
 
 
-def run_script(name: str, arguments: list[str], folder) -> tuple[str, list[dict]]:
+def run_script(name: str, arguments: list[str], folder, is_plotted: bool = True) -> tuple[str, list[dict]]:
     """Run a benchmark as a user would; what it printed and the rows it kept."""
     output, plot = folder / "results.json", folder / "plot.png"
-    command = [sys.executable, str(BENCHMARKS / name), *arguments, "--output", str(output), "--plot", str(plot)]
+    command = [sys.executable, str(BENCHMARKS / name), *arguments, "--output", str(output)]
+    command += ["--plot", str(plot)] if is_plotted else []
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert run.returncode == 0, run.stderr[-2000:]
-    assert plot.stat().st_size > 10_000
+    assert not is_plotted or plot.stat().st_size > 10_000
     return run.stdout, json.loads(output.read_text())
 
 
@@ -165,6 +225,20 @@ def test_the_benchmark_of_the_alignment(tmp_path):
     if not torch.cuda.is_available():
         assert "not measured, there is no GPU" in " ".join(printed.split())
         assert "alignment_kernel_share" not in rows
+
+
+@pytest.mark.slow
+def test_the_step_of_a_reward_model(tmp_path):
+    arguments = ["--lengths", "32", "--repeats", "1"]
+    _, rows = run_script("reward_step.py", arguments, tmp_path, is_plotted=False)
+    assert {row["setting"].split(",")[0] for row in rows} == {"length 32"}
+    assert {row["name"]: row["unit"] for row in rows} == {
+        "reward_step_time": "s",
+        "shared_prompt_step_time": "s",
+        "alignment_share": "s",
+        "reward_step_memory": "MiB",
+    }
+    assert all(row["ratio"] > 0 for row in rows)
 
 
 @pytest.mark.slow
