@@ -12,14 +12,20 @@ from .split_attention import Common
 
 @dataclass
 class Plan:
-    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)`, and all
-    see, `apart` `(apart,)`, if attention is split (`common`)."""
+    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)` (`None`:
+    the one line sees the whole pool, in place); and what all see, `apart` `(apart,)`, if attention is split
+    (`common`)."""
 
     slots: torch.Tensor
-    seen: torch.Tensor
+    seen: torch.Tensor | None
     apart: torch.Tensor
     capacity: int
     common: Common | None = None
+
+    @property
+    def length(self) -> int:
+        """Slots that a line sees."""
+        return self.capacity if self.seen is None else self.seen.shape[1]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -41,8 +47,9 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self._put(self.keys, key_states)
-        self.values = self._put(self.values, value_states)
+        self.grow(self.plan.capacity)
+        self._put(self.keys, key_states)
+        self._put(self.values, value_states)
         if self.plan.common is not None:
             apart = self.plan.apart.unsqueeze(0)
             self.plan.common.keys, self.plan.common.values = (
@@ -50,26 +57,34 @@ class SlotLayer(CacheLayerMixin):
             )
         return self._fetch(self.keys, self.plan.seen), self._fetch(self.values, self.plan.seen)
 
-    def _put(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Write `(lines, heads, width, head_dim)` into the slots; the pool that holds them."""
-        if len(held) < self.plan.capacity:
-            wider = held.new_zeros(self.plan.capacity, *held.shape[1:])
-            wider[: len(held)] = held
-            held = wider
+    def grow(self, capacity: int) -> None:
+        """Make room for a pool of so many slots."""
+        if len(self.keys) < capacity:
+            self.keys, self.values = (_widened(held, capacity) for held in (self.keys, self.values))
+
+    def _put(self, held: torch.Tensor, states: torch.Tensor) -> None:
+        """Write `(lines, heads, width, head_dim)` into the slots."""
         held[self.plan.slots.to(held.device)] = states.transpose(1, 2).flatten(0, 1)
-        return held
 
     @staticmethod
-    def _fetch(held: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`."""
+    def _fetch(held: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`; all of them without a copy."""
+        if seen is None:
+            return held.transpose(0, 1).unsqueeze(0)
         seen = seen.to(held.device)
         return held.index_select(0, seen.flatten()).unflatten(0, seen.shape).transpose(1, 2)
 
     def get_seq_length(self) -> int:
-        return self.plan.seen.shape[1] if self.plan else 0
+        return self.plan.length if self.plan else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.plan.seen.shape[1], 0
+        return self.plan.length, 0
 
     def get_max_length(self) -> int:
         return -1
+
+
+def _widened(held: torch.Tensor, capacity: int) -> torch.Tensor:
+    wider = held.new_zeros(capacity, *held.shape[1:])
+    wider[: len(held)] = held
+    return wider
