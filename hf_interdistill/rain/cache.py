@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from .graphs import Graphs
 from .heads import PackedHead, head_for
 from .lines import choose_lines, families, split_passes
 from .slot_layers import Plan, SlotLayer
@@ -86,15 +87,17 @@ class TreeCache(Counting):
         model: a causal LM with full attention in every layer, run with sdpa or eager attention.
         rows: prompts held at once.
         split_cost: what it costs to keep apart what all texts of a pass see (see `lines.py`); `None`: never.
+        graphs: replay passes that fit (see `graphs.py`); `None`: all are read eagerly.
     """
 
     mixes_lengths = True  # texts of all lengths are read in one pass
 
-    def __init__(self, model, rows: int, split_cost: float | None = None):
+    def __init__(self, model, rows: int, split_cost: float | None = None, graphs: Graphs | None = None):
         super().__init__()
         self.model = model
         self.rows = rows
         self.split_cost = split_cost
+        self.graphs = graphs
         self.pool = SlotPool(rows)
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
@@ -146,29 +149,34 @@ class TreeCache(Counting):
             left.append(feed)
         feeds = left
         reads: list[Read | None] = [None] * len(feeds)
-        for lines, apart in self._passes(feeds, handles):
-            keep = max(map(len, lines))
-            logits = self._forward(self._lay_out(feeds, handles, lines, apart), keep, columns)
-            self.count(_tokens_by_row(feeds[i] for line in lines for i in line))
+        for chosen in self._passes(feeds):
+            lines = [chosen]
+            logits = self._replay(feeds, handles, chosen, columns)
+            if logits is None:
+                lines, apart = self._lines(feeds, handles, chosen)
+                logits = self._read_eagerly(self._lay_out(feeds, handles, lines, apart), max(map(len, lines)), columns)
+            self.count(_tokens_by_row(feeds[i] for i in chosen))
             for own, line in zip(logits, lines, strict=True):
-                for position, number in enumerate(line, start=keep - len(line)):
+                for position, number in enumerate(line, start=len(own) - len(line)):
                     reads[number] = Read(handles[number], own[position], len(feeds[number].tokens))
         return reads
 
-    def _passes(self, feeds: Sequence[Feed], handles: Sequence[Handle]) -> list[tuple[list[list[int]], np.ndarray]]:
-        """The feeds of each line of each pass, and slots that all of them see and that are kept apart."""
+    @staticmethod
+    def _passes(feeds: Sequence[Feed]) -> list[list[int]]:
+        """The feeds of each pass."""
         members = families([feed.parent if isinstance(feed.parent, int) else None for feed in feeds])
         members.sort(key=lambda family: feeds[family[0]].row)
-        passes = []
-        for numbers in split_passes([sum(len(feeds[i].tokens) for i in family) for family in members]):
-            chosen = [i for number in numbers for i in members[number]]
-            own = np.mean([len(self._seen(handles, [i])) for i in chosen])
-            together = len(self._seen(handles, chosen))
-            lengths = [len(feeds[i].tokens) for i in chosen]
-            common = _NO_SLOTS if self.split_cost is None else self._common(feeds, handles, chosen)
-            lines, is_split = choose_lines(lengths, own, together, len(common), self.split_cost)
-            passes.append(([[chosen[place] for place in line] for line in lines], common if is_split else _NO_SLOTS))
-        return passes
+        passes = split_passes([sum(len(feeds[i].tokens) for i in family) for family in members])
+        return [[i for number in numbers for i in members[number]] for numbers in passes]
+
+    def _lines(self, feeds: Sequence[Feed], handles: Sequence[Handle], chosen: Sequence[int]):
+        """The feeds of each line of a pass, and slots that all of them see and that are kept apart."""
+        own = np.mean([len(self._seen(handles, [i])) for i in chosen])
+        together = len(self._seen(handles, chosen))
+        lengths = [len(feeds[i].tokens) for i in chosen]
+        common = _NO_SLOTS if self.split_cost is None else self._common(feeds, handles, chosen)
+        lines, is_split = choose_lines(lengths, own, together, len(common), self.split_cost)
+        return [[chosen[place] for place in line] for line in lines], common if is_split else _NO_SLOTS
 
     @staticmethod
     def _common(feeds: Sequence[Feed], handles: Sequence[Handle], chosen: Sequence[int]) -> np.ndarray:
@@ -177,10 +185,16 @@ class TreeCache(Counting):
         first = min(before, key=len)
         return first[: min(common_beginning(first, other) for other in before)]
 
-    def _lay_out(self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, apart: np.ndarray) -> dict:
-        """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end."""
-        width = max(sum(len(feeds[i].tokens) for i in line) for line in lines)
-        seen = [self._seen(handles, line, len(apart)) for line in lines]
+    def _lay_out(
+        self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, apart: np.ndarray, width: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end.
+        With a `width`, the line is padded to it, and sees the whole pool in place."""
+        if width is None:
+            width = max(sum(len(feeds[i].tokens) for i in line) for line in lines)
+            seen = [self._seen(handles, line, len(apart)) for line in lines]
+        else:
+            seen = [np.arange(self.pool.capacity)]
         most = max(map(len, seen))
         ids = np.zeros((len(lines), width), dtype=np.int64)
         positions, slots = np.zeros_like(ids), np.zeros_like(ids)
@@ -209,8 +223,7 @@ class TreeCache(Counting):
                 rows = columns[:, None]
                 mask[place, 0, rows, column_of[chain[len(apart) : start]]] = True
                 mask[place, 0, rows, column_of[chain[start:]]] = np.tri(len(tokens), dtype=bool)
-        plan = Plan(*map(self._on_device, (slots.ravel(), fetched, apart)), self.pool.capacity)
-        return {"ids": ids, "positions": positions, "mask": mask, "plan": plan}
+        return {"ids": ids, "positions": positions, "slots": slots, "seen": fetched, "apart": apart, "mask": mask}
 
     def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(numbers).to(self.model.device)
@@ -224,29 +237,47 @@ class TreeCache(Counting):
             is_seen[handles[number].slots[apart:]] = True
         return np.flatnonzero(is_seen)
 
-    @torch.no_grad()
-    def _forward(self, inputs: dict, keep: int, columns: torch.Tensor | None) -> torch.Tensor:
+    def _replay(self, feeds: Sequence[Feed], handles: Sequence[Handle], chosen, columns) -> torch.Tensor | None:
+        """Logits of a pass by its graph, `(1, chosen, vocabulary or columns)`; `None` where there is none."""
+        if self.graphs is None:
+            return None
+        tokens = sum(len(feeds[i].tokens) for i in chosen)
+        layers = self.cache.layers
+        shape = self.graphs.shape(self.model, layers, tokens, len(chosen), self.pool.capacity, columns)
+        if shape is None:
+            return None
+        laid = self._lay_out(feeds, handles, [chosen], _NO_SLOTS, shape.width)
+        logits = self.graphs.read(self.model, shape, laid, self._forward)
+        return None if logits is None else logits[:, -len(chosen) :].to(torch.float32, copy=True)
+
+    def _read_eagerly(self, laid: dict[str, np.ndarray], keep: int, columns: torch.Tensor | None) -> torch.Tensor:
         """Logits of the last `keep` tokens of each line, float32 `(lines, keep, vocabulary or columns)`."""
-        plan = inputs["plan"]
+        on_device = {name: self._on_device(values) for name, values in laid.items()}
+        plan = Plan(on_device["slots"].flatten(), on_device["seen"], on_device["apart"], self.pool.capacity)
+        ids, positions, mask = (on_device[name] for name in ("ids", "positions", "mask"))
+        return self._forward(ids, positions, mask, plan, keep, columns).float()
+
+    @torch.no_grad()
+    def _forward(self, ids, positions, mask: torch.Tensor, plan: Plan, keep: int, columns) -> torch.Tensor:
+        """Logits as in `_read_eagerly`, in the model's dtype; `mask` is boolean, and all is on the device."""
         for layer in self.cache.layers:
             layer.plan = plan
         extra = {"logits_to_keep": keep} if self.keeps_logits else {}
         # An additive mask: sdpa would make one of a boolean mask in every layer.
-        mask = self._on_device(inputs["mask"])
         mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self.model.dtype).min
         )
         splitting = split_attention(self.model) if len(plan.apart) else nullcontext()
         with head_for(self.model, columns, self.packed_head) as is_narrow, splitting as plan.common:
             logits = self.model(
-                input_ids=self._on_device(inputs["ids"]),
-                position_ids=self._on_device(inputs["positions"]),
+                input_ids=ids,
+                position_ids=positions,
                 attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
                 **extra,
             ).logits[:, -keep:]
-        return (logits if is_narrow or columns is None else logits[..., columns.to(logits.device)]).float()
+        return logits if is_narrow or columns is None else logits[..., columns.to(logits.device)]
 
 
 def _tokens_by_row(feeds: Iterable[Feed]) -> dict[int, int]:

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .cache import Feed, TreeCache
 from .copying import CopyingCache
+from .graphs import CAPTURES, Graphs, say, why_not
 from .heads import LOCK, is_compiled
 from .lines import SPLIT_COST
 from .split_attention import can_split
@@ -22,17 +23,20 @@ _MASKED_ATTENTION = ("sdpa", "eager")
 _PROBED: WeakKeyDictionary = WeakKeyDictionary()  # model -> {circumstances -> why it cannot read a tree, or None}
 
 
-def build_cache(model, rows: int) -> TreeCache | CopyingCache:
+def build_cache(model, rows: int, cuda_graphs: bool | None = None) -> TreeCache | CopyingCache:
     """A `TreeCache` if the model allows it, else a `CopyingCache`, which is said once a model.
 
     Args:
-        model: a causal LM. rows: prompts held at once.
+        model: a causal LM. rows: prompts held at once. cuda_graphs: see `RainConfig`.
+
+    Raises:
+        ValueError: `cuda_graphs` is true, and the model's passes cannot be replayed.
     """
     with LOCK:
-        return _choose_cache(model, rows)
+        return _choose_cache(model, rows, cuda_graphs)
 
 
-def _choose_cache(model, rows: int) -> TreeCache | CopyingCache:
+def _choose_cache(model, rows: int, cuda_graphs: bool | None) -> TreeCache | CopyingCache:
     known = _PROBED.setdefault(model, {})
     # With dropout no two readings are alike, so a model in training is tried anew when it has been put in eval mode.
     key = (model.config._attn_implementation, model.dtype, model.training)
@@ -44,8 +48,36 @@ def _choose_cache(model, rows: int) -> TreeCache | CopyingCache:
                 f"time than one shared tree: {reason}."
             )
     if known[key]:
+        if cuda_graphs:
+            _refuse_graphs(f"RAIN branches by copying with this model: {known[key]}")
         return CopyingCache(model, rows)
-    return TreeCache(model, rows, SPLIT_COST if _splits(model, known, key) else None)
+    graphs = _graphs(model, known, key, cuda_graphs)
+    return TreeCache(model, rows, SPLIT_COST if _splits(model, known, key) else None, graphs)
+
+
+def _graphs(model, known: dict, key: tuple, wanted: bool | None) -> Graphs | None:
+    """Graphs where they are wanted and possible; on a device that has them it is said why not."""
+    if wanted is False:
+        return None
+    reason = why_not(model)
+    if reason is None:
+        if ("graphs", key) not in known:
+            known["graphs", key] = _trial(model, None, Graphs())
+        reason = known["graphs", key]
+    if reason is None:
+        return Graphs()
+    if wanted:
+        _refuse_graphs(reason)
+    if model.device.type in CAPTURES:
+        say(model, reason)
+    return None
+
+
+def _refuse_graphs(reason: str) -> None:
+    raise ValueError(
+        f"`cuda_graphs` is True, but passes can only be replayed of a model for which nothing is in the way, and here "
+        f"something is: {reason}. Set it to None, for graphs wherever they are possible."
+    )
 
 
 def _splits(model, known: dict, key: tuple) -> bool:
@@ -70,20 +102,25 @@ def _why_not_tree(model) -> str | None:
     return _trial(model, split_cost=None)
 
 
-def _trial(model, split_cost: float | None) -> str | None:
-    """What is wrong with the logits of a small tree, or `None`."""
+def _trial(model, split_cost: float | None, graphs: Graphs | None = None) -> str | None:
+    """What is wrong with the logits of a small tree, or `None`. Of graphs, the third pass is captured, and the fourth
+    replayed with other inputs."""
     try:
-        cache = TreeCache(model, 2, split_cost)
-        tokens = [token % model.config.get_text_config().vocab_size for token in (5, 7, 11, 13, 17, 19)]
+        cache = TreeCache(model, 2, split_cost, graphs)
+        tokens = [token % model.config.get_text_config().vocab_size for token in (5, 7, 11, 13, 17, 19, 23, 29)]
         (root,) = cache.read([Feed(1, None, tokens[:2])])
         *_, branch = cache.read(
-            [Feed(1, root.handle, [tokens[2], tokens[2]]), Feed(1, root.handle, tokens[3:5]), Feed(1, 1, tokens[5:])]
+            [Feed(1, root.handle, [tokens[2], tokens[2]]), Feed(1, root.handle, tokens[3:5]), Feed(1, 1, tokens[5:6])]
         )
+        for token in tokens[6:]:
+            (branch,) = cache.read([Feed(1, branch.handle, [token])])
         ids = torch.tensor([[*tokens[:2], *tokens[3:]]], device=model.device)
         with torch.no_grad():
             separate = model(input_ids=ids).logits[0, -1].float()
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"a trial failed ({type(error).__name__}: {error})"
+    if graphs is not None and (graphs.failure or not len(graphs)):
+        return graphs.failure or "a trial captured nothing"
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     difference = (branch.logits - separate).abs().max() / separate.abs().max().clamp(min=1e-6)
     return None if difference < tolerance else "its logits in a tree differ from those of separate sequences"

@@ -7,7 +7,9 @@ import torch
 from conftest import SHARED_DATA, STUDENT_FAMILIES, tokenizer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from hf_interdistill.rain.cache import Feed, TreeCache
 from hf_interdistill.rain.config import RainConfig
+from hf_interdistill.rain.graphs import CAPTURES, Graphs
 
 STORIES = SHARED_DATA / "stories260k"
 CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"]}
@@ -16,6 +18,9 @@ PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to learn how
 COPYING_FAMILIES = ("mistral", "gemma3_text")
 # Few iterations, so that a test takes a second; long enough edges to branch and to be pruned.
 QUICK = {"seed": 3, "iterations": 8, "extra_iterations": 3, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6}
+TEXT, OTHER = list(range(10, 40)), list(range(50, 57))
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 
 
 def build_causal(family: str = "llama", attention: str = "sdpa", seed: int = 0, **changes):
@@ -82,3 +87,61 @@ def stories():
     tokenizer = AutoTokenizer.from_pretrained(STORIES)
     tokenizer.pad_token_id = 0
     return AutoModelForCausalLM.from_pretrained(STORIES).eval(), tokenizer
+
+
+class Repeating:
+    """What a capture is on a CPU: a replay calls the pass again, on the same buffers, into the same tensor."""
+
+    captured = 0
+
+    def __init__(self, device):
+        pass
+
+    def __call__(self, run):
+        type(self).captured += 1
+        output = run().clone()
+
+        def replay():
+            return output.copy_(run())
+
+        return replay
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    """Where passes can be replayed, in plain float32."""
+    if request.param == "cpu":
+        monkeypatch.setitem(CAPTURES, "cpu", Repeating)
+    monkeypatch.setattr(Repeating, "captured", 0)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield request.param
+    torch.set_float32_matmul_precision(precision)
+
+
+def build_on(device: str, *args, **changes):
+    return build_causal(*args, **changes).to(device)
+
+
+def separate(model, tokens) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0, -1].float()
+
+
+def assert_reads_separately(model, reads, sequences, columns=None):
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if model.device.type == "cpu" else {"atol": 1e-3, "rtol": 1e-3}
+    for read, tokens in zip(reads, sequences, strict=True):
+        wanted = separate(model, tokens)
+        wanted = wanted if columns is None else wanted[columns]
+        torch.testing.assert_close(read.logits, wanted, **tolerance)
+        assert read.handle.length == len(tokens)
+
+
+def grown(model, steps: int = 4) -> TreeCache:
+    """A cache whose passes of one token are replayed."""
+    cache = TreeCache(model, 1, graphs=Graphs())
+    (read,) = cache.read([Feed(0, None, TEXT)])
+    for token in range(steps):
+        (read,) = cache.read([Feed(0, read.handle, [token])])
+    assert len(cache.graphs) > 0
+    return cache

@@ -1,0 +1,285 @@
+"""Forward passes as CUDA graphs.
+
+A pass of a small model is bound by the launch of its kernels; a graph launches all of them at once. What it works on
+lies where it lay when it was captured: ids, positions, slots and mask in one buffer, keys and values in the pool,
+which is attended to in place and as a whole. So there is a graph for each shape of a pass, and none outlives its pool
+or the model's weights; weights that change in place are seen.
+
+Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs (warm-up, shared memory of graphs).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_modules
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .heads import LOCK, is_compiled
+from .slot_layers import Plan, SlotLayer
+
+logger = logging.getLogger(__name__)
+
+WIDTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens, padding among them
+_MOST_SLOTS = 16_384  # of a pool; in a larger one, fetching what is seen costs less than comparing with all
+_MOST_COMPARISONS = 2**21  # tokens times slots: from here on the arithmetic takes longer than the launches
+_USES = 2  # a shape is captured when it comes so often: a capture costs as much as a few passes
+_NUMBERS = 3  # ids, positions, slots
+_SAID: WeakKeyDictionary = WeakKeyDictionary()  # model -> reasons that were given
+
+
+class CudaCapture:
+    """Captures the passes of one model; its graphs share their memory, for they never run at once."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        with torch.cuda.device(device):
+            self.stream = torch.cuda.Stream()
+            self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Warm up and capture what `run` does; the result does it again, and gives the same tensor each time."""
+        with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream()
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):  # comes back after an error too, which torch.cuda.graph does not
+                run()
+                graph = torch.cuda.CUDAGraph()
+                # Other threads may go on allocating and waiting meanwhile.
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                    output = run()
+            current.wait_stream(self.stream)
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+CAPTURES: dict[str, Callable] = {"cuda": CudaCapture}  # by the type of device
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What passes of one graph have in common: tokens of the line, its last ones whose logits are kept, slots of the
+    pool, and the token ids whose logits are wanted (`None`: all)."""
+
+    width: int
+    keep: int
+    capacity: int
+    columns: tuple[int, ...] | None
+
+
+class _Pass:
+    """What one graph reads: a buffer on the device, filled by one copy."""
+
+    def __init__(self, shape: Shape, device: torch.device):
+        width, cut = shape.width, 8 * _NUMBERS * shape.width
+        with torch.inference_mode(False):  # else nothing could be written once that mode is left
+            self.buffer = torch.zeros(cut + width * shape.capacity, dtype=torch.uint8, device=device)
+            numbers = self.buffer[:cut].view(torch.int64).view(_NUMBERS, 1, width)
+            self.columns = None if shape.columns is None else torch.tensor(shape.columns, device=device)
+        self.ids, self.positions, slots = numbers
+        self.mask = self.buffer[cut:].view(torch.bool).view(1, 1, width, shape.capacity)
+        self.plan = Plan(slots[0], None, slots[0, :0], shape.capacity)
+        self.replay: Callable[[], torch.Tensor] | None = None
+
+    def load(self, laid: dict[str, np.ndarray]) -> None:
+        numbers = [laid[name].ravel().view(np.uint8) for name in ("ids", "positions", "slots")]
+        self.buffer.copy_(torch.from_numpy(np.concatenate([*numbers, laid["mask"].ravel().view(np.uint8)])))
+
+
+class Graphs:
+    """The graphs of one cache. It holds no model and no weights.
+
+    Attributes:
+        failure: why a capture failed, after which all passes are eager; `None` if none did.
+    """
+
+    def __init__(self):
+        self.failure: str | None = None
+        self._facts: list | None = None
+        self._reason: str | None = None
+        self._uses: Counter = Counter()
+        self._passes: dict[Shape, _Pass] = {}
+        self._capture: Callable | None = None
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def shape(
+        self, model, layers: Sequence[SlotLayer], tokens: int, ends: int, capacity: int, columns: torch.Tensor | None
+    ) -> Shape | None:
+        """The shape in which a pass is to be replayed (see `read`); `None`: it is to be read eagerly.
+
+        Args:
+            model: a causal LM. layers: its keys and values; they get as wide as the pool.
+            tokens: of the pass. ends: feeds. capacity: slots of the pool. columns: as in `TreeCache.read`.
+        """
+        width = _at_least(tokens)
+        is_worth_it = width is not None and capacity <= _MOST_SLOTS and width * capacity <= _MOST_COMPARISONS
+        if self.failure or not is_worth_it or not all(layer.is_initialized for layer in layers):
+            return None
+        for layer in layers:
+            layer.grow(capacity)
+        with LOCK:
+            facts = _facts(model, layers)
+            if facts != self._facts:
+                self._drop()
+                self._facts, self._reason = facts, why_not(model)
+        if self._reason:
+            say(model, self._reason)
+            return None
+        wanted = None if columns is None else tuple(columns.tolist())
+        shape = Shape(width, _at_least(ends), capacity, wanted)
+        self._uses[shape] += 1
+        return shape if self._uses[shape] >= _USES else None
+
+    def read(self, model, shape: Shape, laid: dict[str, np.ndarray], forward: Callable) -> torch.Tensor | None:
+        """Logits `(1, shape.keep, vocabulary or columns)` of a pass; they are the graph's, and the next pass with it
+        writes over them. `None`, which is said, if it cannot be captured.
+
+        Args:
+            laid: ids, positions and slots `(1, shape.width)`, mask `(1, 1, shape.width, shape.capacity)`.
+            forward: `forward(ids, positions, mask, plan, keep, columns) -> logits`, on tensors of the device.
+        """
+        try:
+            if shape not in self._passes:
+                self._passes[shape] = self._captured(model, shape, laid, forward)
+            own = self._passes[shape]
+            own.load(laid)
+            return own.replay()
+        except RuntimeError as error:
+            self._drop()
+            self.failure = f"a capture failed ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+            say(model, self.failure)
+            return None
+
+    def _captured(self, model, shape: Shape, laid: dict[str, np.ndarray], forward: Callable) -> _Pass:
+        new = _Pass(shape, model.device)
+        new.load(laid)
+
+        def run() -> torch.Tensor:
+            return forward(new.ids, new.positions, new.mask, new.plan, shape.keep, new.columns)
+
+        with LOCK:  # nobody replaces a part of the model meanwhile
+            if self._capture is None:
+                with _Watch(model.device):
+                    run()
+                self._capture = CAPTURES[model.device.type](model.device)
+            new.replay = self._capture(run)
+        return new
+
+    def _drop(self) -> None:
+        self._passes.clear()
+        self._uses.clear()
+        self._capture = None
+
+
+class _Watch(TorchDispatchMode):
+    """Raises `RuntimeError` where a pass waits for its device or copies to it, in this thread: a failed capture may
+    leave torch's allocator and streams in disorder, and this leaves nothing."""
+
+    _WAITING = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+    _BY_INDEX = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self._BY_INDEX:
+            waits = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        else:
+            waits = not self._WAITING.isdisjoint(func.tags)
+        result = func(*args, **(kwargs or {}))
+        copies = isinstance(result, torch.Tensor) and self._is_copy(name, result, args)
+        if waits or copies:
+            raise RuntimeError(f"the model waits for its device in `{name}`")
+        return result
+
+    def _is_copy(self, name: str, result: torch.Tensor, args: Sequence) -> bool:
+        if name == "lift_fresh":  # torch.tensor(..., device=...)
+            return result.device.type != "cpu"
+        source = args[1] if name == "copy_" else args[0] if name == "_to_copy" else result
+        return source.device != result.device
+
+
+def why_not(model) -> str | None:
+    """Why a model's passes cannot be replayed; `None` if nothing is in the way. The last word has a trial."""
+    device = model.device
+    if device.type not in CAPTURES:
+        return f"the model is on {device}, and graphs are of what a CUDA device does"
+    tensors = [*chain(model.parameters(), model.buffers())]
+    elsewhere = {each.device for each in tensors} - {device}
+    if elsewhere:
+        return f"its weights are on {', '.join(sorted(map(str, {device, *elsewhere})))}, and a graph is of one device"
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        return "its weights are quantized"
+    if others := {type(each) for each in tensors} - {torch.Tensor, nn.Parameter}:
+        return f"its weights are of type {', '.join(sorted(kind.__name__ for kind in others))}"
+    if model.training:
+        return "the model is in training mode"
+    if torch.is_autocast_enabled(device.type):
+        return "autocast is on"
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return "all modules have a forward hook, which a replay would not call"
+    for name, module in model.named_modules():
+        what = f"module `{name}`" if name else "the model"
+        if "forward" in vars(module):
+            return f"the `forward` of {what} was replaced, and a replay would not call it"
+        if any(map(_is_foreign, chain(module._forward_hooks.values(), module._forward_pre_hooks.values()))):
+            return f"{what} has a forward hook, which a replay would not call"
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            return f"{what} is compiled"
+    return "the model is compiled" if is_compiled(model) else None
+
+
+def _is_foreign(hook: Callable) -> bool:
+    """Whether a hook is none of transformers', which do nothing unless hidden states are asked for."""
+    return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
+
+
+def say(model, reason: str) -> None:
+    """Warn that passes are eager, once a model and reason."""
+    said = _SAID.setdefault(model, set())
+    if reason not in said:
+        said.add(reason)
+        logger.warning(
+            f"RAIN reads with {type(model).__name__} without CUDA graphs, and so is slower: {reason}. "
+            "`cuda_graphs=False` in the RainConfig says that this is wanted."
+        )
+
+
+def _facts(model, layers: Sequence[SlotLayer]) -> list:
+    """What graphs depend on, cheap enough to look at before every pass."""
+    found = [model.config._attn_implementation, model.dtype, model.training]
+    found.append(torch.is_autocast_enabled(model.device.type))
+    found.append(len(torch_modules._global_forward_hooks) + len(torch_modules._global_forward_pre_hooks))
+    for layer in layers:
+        found += (layer.keys.data_ptr(), layer.values.data_ptr())
+    modules = [model]
+    for module in modules:  # not `model.modules()`, which takes longer than all of the rest
+        parts = vars(module)
+        modules.extend(each for each in parts["_modules"].values() if each is not None)
+        found += ("forward" in parts, "_compiled_call_impl" in parts)
+        found += (len(parts["_forward_hooks"]), len(parts["_forward_pre_hooks"]))
+        for tensor in chain(parts["_parameters"].values(), parts["_buffers"].values()):
+            if tensor is not None:
+                found.append(tensor.data_ptr())
+    return found
+
+
+def _at_least(count: int) -> int | None:
+    """The first of `WIDTHS` that is no less."""
+    return next((width for width in WIDTHS if width >= count), None)
