@@ -88,9 +88,13 @@ class RainConfig:
             again; the tokens are the same.
         read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
             probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
-            same. `None`: 16; on a CPU, where tokens cost more than passes, the prompts in flight share them, with 3
+            same. `None`: 32; on a CPU, where tokens cost more than passes, the prompts in flight share 16, with 3
             each at least. Not used with models that branch by copying. Scorers that allow it (`judges_ahead`; of ours
             `"self"`) judge such rollouts ahead too.
+        cuda_graphs: whether forward passes, those of the judge `"self"` too, are replayed as CUDA graphs, which saves
+            the time to launch their kernels: the most of a pass of a small model. `None`: wherever it is possible (one
+            CUDA device; no quantized weights, forward hooks, autocast or compiled code), and it is said where it is
+            not; true: an error where it is not. What is decoded is the same but for rounding.
         prompts_in_flight: prompts searched at once; more wait for a free row.
         seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).
 
@@ -121,6 +125,7 @@ class RainConfig:
     judge_vote: str = "hard"
     expand_on_visit: int = 2
     read_ahead: int | None = None
+    cuda_graphs: bool | None = None
     prompts_in_flight: int = 16
     seed: int | None = None
 
@@ -138,6 +143,8 @@ class RainConfig:
             _check(name, getattr(self, name), _is_count(getattr(self, name), 0), "a whole number, at least 0")
         ahead = self.read_ahead
         _check("read_ahead", ahead, ahead is None or _is_count(ahead, 0), "None or a whole number, at least 0")
+        graphs = self.cuda_graphs
+        _check("cuda_graphs", graphs, graphs is None or isinstance(graphs, bool), "None, true or false")
         for name in ("exploration", "similarity_weight", "widening_variance"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or a positive number")
         for name in ("value_threshold", "widening_value", "similarity_threshold"):

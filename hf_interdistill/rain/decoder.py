@@ -66,7 +66,7 @@ class RainDecoder:
     ):
         self.tokenizer = tokenizer
         self.config = RainConfig.resolve(config)
-        self.scorer = as_scorer(scorer, self.config.judge, self.config.judge_vote)
+        self.scorer = as_scorer(scorer, self.config.judge, self.config.judge_vote, self.config.cuda_graphs)
         self.embedder = embedder
         self.streamer = streamer
         self._is_prompt_streamed = False

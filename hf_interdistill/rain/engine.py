@@ -110,7 +110,7 @@ class RainEngine:
             self.jobs.append(_Job(number, prompt, key, search))
             self.verdicts.open(prompt.shown)
         self._queue.extend(self.jobs)
-        self.cache = build_cache(self.model, rows)
+        self.cache = build_cache(self.model, rows, self.config.cuda_graphs)
         self.reader = Reader(self.cache, self.config)
         self._rows = list(range(self.cache.rows))[::-1]
 

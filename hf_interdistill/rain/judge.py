@@ -23,7 +23,7 @@ from .scorers import Costs, Exchange, Scorer, ScorerError
 from .shared_texts import SharedTexts, fingerprint
 from .text_ends import TextEnds
 
-_KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer) -> SharedTexts}
+_KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer, graphs) -> SharedTexts}
 _TRIALS = ("a", "7 z", "\n")  # completions with nothing in common, to see what is the same for all
 
 
@@ -38,6 +38,7 @@ class SelfEvaluationScorer(Scorer):
         vote: `hard` or `probability`.
         model: the judge; the generating model if not given.
         tokenizer: the judge's tokenizer; needed with `model`.
+        cuda_graphs: whether the judge's passes are replayed as CUDA graphs, see `RainConfig`.
 
     Raises:
         ValueError: labels that are not distinct single tokens after the question.
@@ -45,13 +46,22 @@ class SelfEvaluationScorer(Scorer):
 
     judges_ahead = True
 
-    def __init__(self, prompt: str | Path | JudgePrompt = "harmlessness", *, vote="hard", model=None, tokenizer=None):
+    def __init__(
+        self,
+        prompt: str | Path | JudgePrompt = "harmlessness",
+        *,
+        vote="hard",
+        model=None,
+        tokenizer=None,
+        cuda_graphs: bool | None = None,
+    ):
         if vote not in JUDGE_VOTES:
             raise ValueError(f"`vote` is {vote!r}, but must be one of {', '.join(JUDGE_VOTES)}.")
         if (model is None) != (tokenizer is None):
             raise ValueError("A judge of its own needs both `model` and `tokenizer`; one of them is missing.")
         self.prompt = JudgePrompt.load(prompt)
         self.vote = vote
+        self.cuda_graphs = cuda_graphs
         self.model = model
         self.tokenizer = tokenizer
         self._costs = Costs([])
@@ -64,7 +74,9 @@ class SelfEvaluationScorer(Scorer):
         """See `Scorer.bind`."""
         if self.model is not None:
             return self
-        return SelfEvaluationScorer(self.prompt, vote=self.vote, model=model, tokenizer=tokenizer)
+        return SelfEvaluationScorer(
+            self.prompt, vote=self.vote, model=model, tokenizer=tokenizer, cuda_graphs=self.cuda_graphs
+        )
 
     def costs(self, count: int) -> Costs:
         """See `Scorer.costs`."""
@@ -133,9 +145,9 @@ class SelfEvaluationScorer(Scorer):
     def _texts(self) -> SharedTexts:
         """The judge prompt's keys and values: read once a process, and again when the model's weights change."""
         kept = _KEPT.setdefault(self.model, {})
-        key = (self.prompt, id(self.tokenizer))
+        key = (self.prompt, id(self.tokenizer), self.cuda_graphs)
         version = fingerprint(self.model)
         if key not in kept or kept[key].version != version:
             prefix = self._common([self.prompt.texts(Exchange(end, end)) for end in _TRIALS])
-            kept[key] = SharedTexts(self.model, prefix, version)
+            kept[key] = SharedTexts(self.model, prefix, version, self.cuda_graphs)
         return kept[key]

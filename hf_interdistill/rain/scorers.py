@@ -258,7 +258,7 @@ class WeightedScorer(Scorer):
         )
 
 
-def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard") -> Scorer:
+def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", cuda_graphs: bool | None = None) -> Scorer:
     """A scorer from what users pass.
 
     Args:
@@ -266,6 +266,7 @@ def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard") -> Scorer
             which is taken for a reward model with scale 1.
         judge: judge prompt of `"self"`.
         vote: vote of `"self"`.
+        cuda_graphs: of `"self"`, see `RainConfig`.
     """
     from .judge import SelfEvaluationScorer
 
@@ -277,7 +278,7 @@ def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard") -> Scorer
                 f"The scorer is {scorer!r}, but the only scorer with a name is 'self'. Pass a Scorer, a RewardScorer, "
                 "or a function of a list of texts."
             )
-        return SelfEvaluationScorer(judge, vote=vote)
+        return SelfEvaluationScorer(judge, vote=vote, cuda_graphs=cuda_graphs)
     if not callable(scorer):
         raise TypeError(
             f"The scorer is a {type(scorer).__name__}, but must be 'self', a Scorer, a RewardScorer, or a function of "

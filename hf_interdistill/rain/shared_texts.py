@@ -26,11 +26,12 @@ class SharedTexts:
         model: the model; not kept (see `reading_with`).
         prefix: token ids that all texts begin with.
         version: what `fingerprint` said of the model.
+        cuda_graphs: see `RainConfig`.
     """
 
-    def __init__(self, model, prefix: list[int], version):
+    def __init__(self, model, prefix: list[int], version, cuda_graphs: bool | None = None):
         self.version = version
-        self.cache = build_cache(model, 1)  # the texts of a call stand side by side in one row
+        self.cache = build_cache(model, 1, cuda_graphs)  # the texts of a call stand side by side in one row
         self.prefix = Stem(prefix)
         self.known = (ReadTexts if self.cache.mixes_lengths else PromptStems)(self.cache, self.prefix)
         self._passes = 0

@@ -1,0 +1,200 @@
+"""Replayed passes against eager ones: CUDA graphs on a GPU, and on a CPU what stands in for them."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from hf_interdistill.rain import graphs as module
+from hf_interdistill.rain.cache import Feed, TreeCache
+from hf_interdistill.rain.cache_choice import build_cache
+from hf_interdistill.rain.decoder import RainDecoder
+from hf_interdistill.rain.graphs import CAPTURES, Graphs
+from hf_interdistill.rain.judge import _KEPT, SelfEvaluationScorer
+from hf_interdistill.rain.scorers import Exchange
+from rain.conftest import (
+    NO_GPU,
+    OTHER,
+    PROMPTS,
+    TEXT,
+    TREE_FAMILIES,
+    Repeating,
+    assert_reads_separately,
+    build_causal,
+    build_on,
+    encode,
+    grown,
+    likes_short_words,
+    quick_config,
+    separate,
+)
+from rain.test_engine import shape
+from rain.test_judge import SHORT
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", TREE_FAMILIES)
+def test_logits_equal_those_of_separate_sequences(family, attention, device):
+    model = build_on(device, family, attention)
+    cache = build_cache(model, 2)
+    columns = torch.tensor([7, 3, 41])
+    first, other = cache.read([Feed(0, None, TEXT), Feed(1, None, OTHER)])
+    texts = {0: (first.handle, TEXT), 1: (other.handle, OTHER)}
+    for step in range(8):  # the pool grows on the way, and slots are freed and written again
+        (start, text), (beside, beside_text) = texts[0], texts[1]
+        tails = [[3 + step], [60, 61, 62 + step], [60, 61, 62 + step, 5], [9, 8 * step]]
+        feeds = [Feed(0, start, tails[0]), Feed(0, start, tails[1]), Feed(0, 1, [5]), Feed(1, beside, tails[3])]
+        wanted = columns if step % 2 else None
+        reads = cache.read(feeds, wanted)
+        sequences = [[*text, *tail] for tail in tails[:3]] + [[*beside_text, *tails[3]]]
+        assert_reads_separately(model, reads, sequences, wanted)
+        texts = {0: (reads[2].handle, sequences[2]), 1: (reads[3].handle, sequences[3])}
+        cache.keep_only(0, [reads[2].handle])
+    assert cache.pool.capacity > 64 and len(cache.graphs) == 2 and cache.graphs.failure is None
+
+
+def test_half_precision_is_close(device):
+    model = build_on(device, "llama").bfloat16()
+    cache = grown(model)
+    (read,) = cache.read([Feed(0, None, TEXT)])
+    (read,) = cache.read([Feed(0, read.handle, [3])])
+    assert read.logits.dtype == torch.float32
+    wanted = separate(model, [*TEXT, 3])
+    assert (read.logits - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_logits_stay_when_the_next_pass_is_replayed(device):
+    cache = grown(build_on(device))
+    (root,) = cache.read([Feed(0, None, [*TEXT, 1])])
+    (first,) = cache.read([Feed(0, root.handle, [3])])
+    kept = first.logits.clone()
+    cache.read([Feed(0, root.handle, [44])])
+    torch.testing.assert_close(first.logits, kept, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "capacity", "width"),
+    [(1, 64, 8), (8, 64, 8), (9, 64, 16), (512, 4096, 512), (513, 64, None), (257, 8192, None), (1, 32768, None)],
+)
+def test_width_of_a_pass(tokens, capacity, width, model, monkeypatch):
+    monkeypatch.setitem(CAPTURES, "cpu", Repeating)
+    monkeypatch.setattr("hf_interdistill.rain.slot_layers.SlotLayer.grow", lambda layer, capacity: None)
+    cache = TreeCache(model, 1)
+    cache.read([Feed(0, None, TEXT)])
+    graphs = Graphs()
+    shapes = [graphs.shape(model, cache.cache.layers, tokens, 1, capacity, None) for _ in range(2)]
+    assert shapes[0] is None  # a shape that comes once is not worth a capture
+    assert shapes[1] == (None if width is None else module.Shape(width, 8, capacity, None))
+
+
+def test_padding_is_not_counted(device):
+    cache = grown(build_on(device), steps=3)
+    assert (cache.forward_passes, cache.forward_tokens) == (4, len(TEXT) + 3)
+
+
+def change_in_place(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+
+
+def change_tensors(model):
+    for parameter in model.parameters():
+        parameter.data = 1.1 * parameter.data
+
+
+def change_module(model):
+    model.model.layers[0].mlp = build_causal(seed=1).to(model.device).model.layers[0].mlp
+
+
+def change_attention(model):
+    model.set_attn_implementation("eager")
+
+
+@pytest.mark.parametrize("change", [change_in_place, change_tensors, change_module, change_attention])
+def test_changes_of_the_model_are_seen(change, device):
+    model = build_on(device)
+    cache = grown(model)
+    before = next(iter(cache.graphs._passes.values()))
+    change(model)
+    cache.clear(0)
+    (root,) = cache.read([Feed(0, None, OTHER)])
+    for token in (3, 4, 5):
+        (read,) = cache.read([Feed(0, root.handle, [token])])
+        assert_reads_separately(model, [read], [[*OTHER, token]])
+    assert (before in cache.graphs._passes.values()) == (change is change_in_place)
+
+
+def search(model, tokenizer, config, scorer, **settings):
+    decoder = RainDecoder(tokenizer, config, scorer)
+    inputs = {name: values.to(model.device) for name, values in encode(tokenizer, PROMPTS).items()}
+    settings = {"max_new_tokens": 12, "return_dict_in_generate": True, **settings}
+    return model.generate(**inputs, custom_generate=decoder, **settings)
+
+
+@pytest.mark.parametrize("judges", [True, False])
+def test_searches_grow_the_same_trees(judges, tokenizer, device, monkeypatch):
+    """Of prompts in lock-step, with commits; a judge has a cache of its own, and reads two columns."""
+    model = build_on(device)
+    made = []
+    monkeypatch.setattr(module.Graphs, "_captured", _noting(module.Graphs._captured, made))
+    plain, replayed = (
+        search(
+            model,
+            tokenizer,
+            quick_config(iterations=20, cuda_graphs=wanted),
+            SelfEvaluationScorer(SHORT, cuda_graphs=wanted) if judges else likes_short_words,
+        )
+        for wanted in (False, True)
+    )
+    assert [shape(record.tree) for record in replayed.rain] == [shape(record.tree) for record in plain.rain]
+    for name in ("forward_passes", "forward_tokens", "judge_calls"):
+        assert replayed.rain_totals[name] == plain.rain_totals[name]
+    assert len({each.capacity for each in made}) > 1  # pools grew
+    assert any(each.columns for each in made) == judges
+
+
+def _noting(captured, made):
+    def note(self, model, shape, *args):
+        made.append(shape)
+        return captured(self, model, shape, *args)
+
+    return note
+
+
+def test_no_graphs_where_they_are_not_wanted(tokenizer, device):
+    model = build_on(device, max_position_embeddings=2048)
+    assert build_cache(model, 1, cuda_graphs=False).graphs is None
+    search(model, tokenizer, quick_config(cuda_graphs=False), "self", max_new_tokens=2)
+    assert Repeating.captured == 0
+    assert {texts.cache.graphs for texts in _KEPT[model].values()} == {None}
+
+
+@NO_GPU
+def test_a_judge_keeps_no_weights(tokenizer):
+    model = build_on("cuda")
+    scorer = SelfEvaluationScorer(SHORT, model=model, tokenizer=tokenizer)
+    for end in "abcd":
+        scorer.score([Exchange("Tell me", f" that {end}")])
+    (kept,) = _KEPT[model].values()
+    assert len(kept.cache.graphs) > 0
+    head = weakref.ref(model.get_output_embeddings().weight)
+    graphs = kept.cache.graphs
+    del model, scorer, kept
+    gc.collect()
+    assert head() is None and len(graphs) > 0
+
+
+@NO_GPU
+def test_graphs_of_another_stream_and_mode():
+    model = build_on("cuda")
+    with torch.inference_mode():
+        cache = grown(model)
+    (root,) = cache.read([Feed(0, None, OTHER)])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for token in (3, 4, 5):
+            (read,) = cache.read([Feed(0, root.handle, [token])])
+            assert_reads_separately(model, [read], [[*OTHER, token]])
