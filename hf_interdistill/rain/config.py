@@ -88,9 +88,9 @@ class RainConfig:
             again; the tokens are the same.
         read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
             probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
-            same. `None`: 32; on a CPU, where tokens cost more than passes, the prompts in flight share 16, with 3
-            each at least. Not used with models that branch by copying. Scorers that allow it (`judges_ahead`; of ours
-            `"self"`) judge such rollouts ahead too.
+            same. `None`: the prompts in flight share 48, with 16 each at least; on a CPU, where tokens cost more than
+            passes, 16, with 3. Not used with models that branch by copying. Scorers that allow it (`judges_ahead`; of
+            ours `"self"`) judge such rollouts ahead too.
         cuda_graphs: whether forward passes, those of the judge `"self"` too, are replayed as CUDA graphs, which saves
             the time to launch their kernels: the most of a pass of a small model. `None`: wherever it is possible (one
             CUDA device; no quantized weights, forward hooks, autocast or compiled code), and it is said where it is

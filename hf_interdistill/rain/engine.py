@@ -26,13 +26,13 @@ from .verdicts import Question, Verdicts
 from .works import DecodeTask
 
 _STILL_DECODING = 0.5  # share of the searches in flight that a round leaves behind at most
-_AHEAD = 32  # works that may ride along with each prompt
-_AHEAD_ON_CPU, _LEAST_AHEAD = 16, 3  # with all prompts, and with each at least
+_AHEAD, _AHEAD_ON_CPU = (48, 16), (16, 3)  # works that may ride along with all prompts, and with each at least
 
 
 def works_ahead(device_type: str, prompts: int) -> int:
     """`read_ahead` of each of so many prompts in flight, where the user gave none."""
-    return max(_LEAST_AHEAD, _AHEAD_ON_CPU // prompts) if device_type == "cpu" else _AHEAD
+    together, least = _AHEAD_ON_CPU if device_type == "cpu" else _AHEAD
+    return max(least, together // prompts)
 
 
 @dataclass(frozen=True)
