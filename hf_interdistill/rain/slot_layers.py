@@ -37,6 +37,7 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
         self.plan: Plan | None = None
 
+    @torch.inference_mode(False)  # else nothing could be written once that mode is left; in `grow` too
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys, self.values = (
             states.new_zeros(self.plan.capacity, states.shape[1], states.shape[3])
@@ -57,6 +58,7 @@ class SlotLayer(CacheLayerMixin):
             )
         return self._fetch(self.keys, self.plan.seen), self._fetch(self.values, self.plan.seen)
 
+    @torch.inference_mode(False)
     def grow(self, capacity: int) -> None:
         """Make room for a pool of so many slots."""
         if len(self.keys) < capacity:

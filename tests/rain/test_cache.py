@@ -173,6 +173,18 @@ def test_memory_grows_with_tokens_and_freed_slots_are_used_again(model):
     assert cache.held_tokens == 0
 
 
+def test_a_pool_serves_in_and_out_of_inference_mode(model):
+    """As a judge's, which is kept from one call to the next."""
+    cache = TreeCache(model, 1)
+    with torch.inference_mode():
+        (root,) = cache.read([Feed(0, None, PROMPT)])
+    (branch,) = cache.read([Feed(0, root.handle, [1])])
+    assert_reads(model, [branch], [[*PROMPT, 1]])
+    with torch.inference_mode():
+        (longer,) = cache.read([Feed(0, branch.handle, OTHER * 6)])  # the pool grows
+    assert_reads(model, cache.read([Feed(0, longer.handle, [2])]), [[*PROMPT, 1, *OTHER * 6, 2]])
+
+
 def test_dropping_frees_what_lies_beyond(model):
     cache = TreeCache(model, 1)
     (root,) = cache.read([Feed(0, None, PROMPT)])
