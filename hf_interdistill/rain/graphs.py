@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from weakref import WeakKeyDictionary
@@ -53,9 +54,13 @@ class CudaCapture:
             with torch.cuda.stream(self.stream):  # comes back after an error too, which torch.cuda.graph does not
                 run()
                 graph = torch.cuda.CUDAGraph()
-                # Other threads may go on allocating and waiting meanwhile.
-                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                    output = run()
+                try:
+                    # Other threads may go on allocating meanwhile.
+                    with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                        output = run()
+                except RuntimeError:
+                    self._end_allocating()
+                    raise
             current.wait_stream(self.stream)
 
         def replay() -> torch.Tensor:
@@ -63,6 +68,11 @@ class CudaCapture:
             return output
 
         return replay
+
+    def _end_allocating(self) -> None:
+        """Undo what torch leaves of a capture that CUDA broke off: its allocator would go on asking for this one."""
+        with suppress(AttributeError, RuntimeError):  # no public name; and there may be nothing left to undo
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
 
 
 CAPTURES: dict[str, Callable] = {"cuda": CudaCapture}  # by the type of device
@@ -102,7 +112,7 @@ class Graphs:
     """The graphs of one cache. It holds no model and no weights.
 
     Attributes:
-        failure: why a capture failed, after which all passes are eager; `None` if none did.
+        failure: why a capture or a replay failed, after which all passes are eager; `None` if none did.
     """
 
     def __init__(self):
@@ -160,7 +170,8 @@ class Graphs:
             return own.replay()
         except RuntimeError as error:
             self._drop()
-            self.failure = f"a capture failed ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+            said = next(iter(str(error).splitlines()), "")
+            self.failure = f"a capture or its replay failed ({type(error).__name__}: {said})"
             say(model, self.failure)
             return None
 

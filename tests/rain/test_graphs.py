@@ -186,15 +186,26 @@ def test_a_judge_keeps_no_weights(tokenizer):
     assert head() is None and len(graphs) > 0
 
 
-@NO_GPU
-def test_graphs_of_another_stream_and_mode():
-    model = build_on("cuda")
-    with torch.inference_mode():
+@pytest.mark.parametrize("is_captured_inside", [True, False])
+def test_graphs_serve_in_and_out_of_inference_mode(is_captured_inside, device):
+    model = build_on(device)
+    with torch.inference_mode(is_captured_inside):
         cache = grown(model)
-    (root,) = cache.read([Feed(0, None, OTHER)])
-    stream = torch.cuda.Stream()
+    with torch.inference_mode(not is_captured_inside):
+        (root,) = cache.read([Feed(0, None, OTHER)])
+        for token in (3, 4, 5):
+            (read,) = cache.read([Feed(0, root.handle, [token])])
+            assert_reads_separately(model, [read], [[*OTHER, token]])
+    assert len(cache.graphs) == 1 and cache.graphs.failure is None
+
+
+@NO_GPU
+def test_graphs_are_replayed_on_the_current_stream():
+    model = build_on("cuda")
+    cache, stream = grown(model), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        (root,) = cache.read([Feed(0, None, OTHER)])
         for token in (3, 4, 5):
             (read,) = cache.read([Feed(0, root.handle, [token])])
             assert_reads_separately(model, [read], [[*OTHER, token]])
