@@ -27,6 +27,7 @@ from .slots import SlotPool, common_beginning
 from .split_attention import split_attention
 
 _NO_SLOTS = np.zeros(0, dtype=np.int64)
+_SLOTS_OF_GRAPHS = 2048  # of the pool, at first, for each row up to four: when it grows, all graphs are gone
 
 
 @dataclass(eq=False)
@@ -98,7 +99,7 @@ class TreeCache(Counting):
         self.rows = rows
         self.split_cost = split_cost
         self.graphs = graphs
-        self.pool = SlotPool(rows)
+        self.pool = SlotPool(rows) if graphs is None else SlotPool(rows, _SLOTS_OF_GRAPHS * min(rows, 4))
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
         self.packed_head = PackedHead()
@@ -154,7 +155,9 @@ class TreeCache(Counting):
             logits = self._replay(feeds, handles, chosen, columns)
             if logits is None:
                 lines, apart = self._lines(feeds, handles, chosen)
-                logits = self._read_eagerly(self._lay_out(feeds, handles, lines, apart), max(map(len, lines)), columns)
+                seen = [self._seen(handles, line, len(apart)) for line in lines]
+                laid = self._lay_out(feeds, handles, lines, seen, apart)
+                logits = self._read_eagerly(laid, max(map(len, lines)), columns)
             self.count(_tokens_by_row(feeds[i] for i in chosen))
             for own, line in zip(logits, lines, strict=True):
                 for position, number in enumerate(line, start=len(own) - len(line)):
@@ -186,16 +189,12 @@ class TreeCache(Counting):
         return first[: min(common_beginning(first, other) for other in before)]
 
     def _lay_out(
-        self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, apart: np.ndarray, width: int | None = None
+        self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, seen, apart: np.ndarray, width=0, most=0
     ) -> dict[str, np.ndarray]:
         """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end.
-        With a `width`, the line is padded to it, and sees the whole pool in place."""
-        if width is None:
-            width = max(sum(len(feeds[i].tokens) for i in line) for line in lines)
-            seen = [self._seen(handles, line, len(apart)) for line in lines]
-        else:
-            seen = [np.arange(self.pool.capacity)]
-        most = max(map(len, seen))
+        Lines have `width` tokens and see `most` slots, or as many more as they need."""
+        width = max(width, *(sum(len(feeds[i].tokens) for i in line) for line in lines))
+        most = max(most, *map(len, seen))
         ids = np.zeros((len(lines), width), dtype=np.int64)
         positions, slots = np.zeros_like(ids), np.zeros_like(ids)
         fetched = np.zeros((len(lines), most), dtype=np.int64)
@@ -239,15 +238,18 @@ class TreeCache(Counting):
 
     def _replay(self, feeds: Sequence[Feed], handles: Sequence[Handle], chosen, columns) -> torch.Tensor | None:
         """Logits of a pass by its graph, `(1, chosen, vocabulary or columns)`; `None` where there is none."""
-        if self.graphs is None:
+        layers, capacity = self.cache.layers, self.pool.capacity
+        if self.graphs is None or not all(layer.is_initialized for layer in layers):
             return None
+        seen = self._seen(handles, chosen)
+        for layer in layers:
+            layer.grow(capacity)
         tokens = sum(len(feeds[i].tokens) for i in chosen)
-        layers = self.cache.layers
-        shape = self.graphs.shape(self.model, layers, tokens, len(chosen), self.pool.capacity, columns)
+        shape = self.graphs.shape(self.model, layers, tokens, len(chosen), len(seen), columns)
         if shape is None:
             return None
-        laid = self._lay_out(feeds, handles, [chosen], _NO_SLOTS, shape.width)
-        logits = self.graphs.read(self.model, shape, laid, self._forward)
+        laid = self._lay_out(feeds, handles, [chosen], [seen], _NO_SLOTS, shape.width, shape.seen)
+        logits = self.graphs.read(self.model, shape, laid, capacity, self._forward)
         return None if logits is None else logits[:, -len(chosen) :].to(torch.float32, copy=True)
 
     def _read_eagerly(self, laid: dict[str, np.ndarray], keep: int, columns: torch.Tensor | None) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Forward passes as CUDA graphs.
 
 A pass of a small model is bound by the launch of its kernels; a graph launches all of them at once. What it works on
-lies where it lay when it was captured: ids, positions, slots and mask in one buffer, keys and values in the pool,
-which is attended to in place and as a whole. So there is a graph for each shape of a pass, and none outlives its pool
-or the model's weights; weights that change in place are seen.
+lies where it lay when it was captured: ids, positions, slots and mask in one buffer, keys and values in the pool. So
+there is a graph for each shape of a pass, and none outlives its pool or the model's weights; weights that change in
+place are seen. There are few shapes, for padding costs less than another capture.
 
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs (warm-up, shared memory of graphs).
 """
@@ -29,11 +29,10 @@ from .slot_layers import Plan, SlotLayer
 
 logger = logging.getLogger(__name__)
 
-WIDTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens, padding among them
-_MOST_SLOTS = 16_384  # of a pool; in a larger one, fetching what is seen costs less than comparing with all
-_MOST_COMPARISONS = 2**21  # tokens times slots: from here on the arithmetic takes longer than the launches
+WIDTHS = (16, 64, 256, 512)  # tokens of the line, padding among them
+SEEN = (1024, 4096, 16_384)  # slots that it sees, likewise
+_MOST_COMPARISONS = 2**22  # tokens times slots: from here on the arithmetic takes longer than the launches
 _USES = 2  # a shape is captured when it comes so often: a capture costs as much as a few passes
-_NUMBERS = 3  # ids, positions, slots
 _SAID: WeakKeyDictionary = WeakKeyDictionary()  # model -> reasons that were given
 
 
@@ -42,6 +41,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device):
         self.device = device
+        torch.cuda.empty_cache()  # graphs get memory of their own
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream()
             self.pool = torch.cuda.graph_pool_handle()
@@ -51,13 +51,10 @@ class CudaCapture:
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):  # comes back after an error too, which torch.cuda.graph does not
+            with torch.cuda.stream(self.stream):
                 run()
-                graph = torch.cuda.CUDAGraph()
                 try:
-                    # Other threads may go on allocating meanwhile.
-                    with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                        output = run()
+                    graph, output = self._captured(run)
                 except RuntimeError:
                     self._end_allocating()
                     raise
@@ -68,6 +65,16 @@ class CudaCapture:
             return output
 
         return replay
+
+    def _captured(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """Not by `torch.cuda.graph`, which empties the allocator's cache each time: eager passes would pay for it."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(self.pool, capture_error_mode="thread_local")  # other threads may go on allocating
+        try:
+            output = run()
+        finally:
+            graph.capture_end()
+        return graph, output
 
     def _end_allocating(self) -> None:
         """Undo what torch leaves of a capture that CUDA broke off: its allocator would go on asking for this one."""
@@ -80,32 +87,33 @@ CAPTURES: dict[str, Callable] = {"cuda": CudaCapture}  # by the type of device
 
 @dataclass(frozen=True)
 class Shape:
-    """What passes of one graph have in common: tokens of the line, its last ones whose logits are kept, slots of the
-    pool, and the token ids whose logits are wanted (`None`: all)."""
+    """What passes of one graph have in common: tokens of the line, its last ones whose logits are kept, slots that it
+    sees, and the token ids whose logits are wanted (`None`: all)."""
 
     width: int
     keep: int
-    capacity: int
+    seen: int
     columns: tuple[int, ...] | None
 
 
 class _Pass:
     """What one graph reads: a buffer on the device, filled by one copy."""
 
-    def __init__(self, shape: Shape, device: torch.device):
-        width, cut = shape.width, 8 * _NUMBERS * shape.width
+    def __init__(self, shape: Shape, capacity: int, device: torch.device):
+        width, seen = shape.width, shape.seen
+        numbers = 8 * (3 * width + seen)
         with torch.inference_mode(False):  # else nothing could be written once that mode is left
-            self.buffer = torch.zeros(cut + width * shape.capacity, dtype=torch.uint8, device=device)
-            numbers = self.buffer[:cut].view(torch.int64).view(_NUMBERS, 1, width)
+            self.buffer = torch.zeros(numbers + width * seen, dtype=torch.uint8, device=device)
+            lines = self.buffer[:numbers].view(torch.int64).unsqueeze(0)
             self.columns = None if shape.columns is None else torch.tensor(shape.columns, device=device)
-        self.ids, self.positions, slots = numbers
-        self.mask = self.buffer[cut:].view(torch.bool).view(1, 1, width, shape.capacity)
-        self.plan = Plan(slots[0], None, slots[0, :0], shape.capacity)
+        self.ids, self.positions, slots, fetched = lines.split([width, width, width, seen], dim=1)
+        self.mask = self.buffer[numbers:].view(torch.bool).view(1, 1, width, seen)
+        self.plan = Plan(slots[0], fetched, slots[0, :0], capacity)
         self.replay: Callable[[], torch.Tensor] | None = None
 
     def load(self, laid: dict[str, np.ndarray]) -> None:
-        numbers = [laid[name].ravel().view(np.uint8) for name in ("ids", "positions", "slots")]
-        self.buffer.copy_(torch.from_numpy(np.concatenate([*numbers, laid["mask"].ravel().view(np.uint8)])))
+        parts = [laid[name].ravel().view(np.uint8) for name in ("ids", "positions", "slots", "seen", "mask")]
+        self.buffer.copy_(torch.from_numpy(np.concatenate(parts)))
 
 
 class Graphs:
@@ -127,20 +135,18 @@ class Graphs:
         return len(self._passes)
 
     def shape(
-        self, model, layers: Sequence[SlotLayer], tokens: int, ends: int, capacity: int, columns: torch.Tensor | None
+        self, model, layers: Sequence[SlotLayer], tokens: int, ends: int, seen: int, columns: torch.Tensor | None
     ) -> Shape | None:
         """The shape in which a pass is to be replayed (see `read`); `None`: it is to be read eagerly.
 
         Args:
-            model: a causal LM. layers: its keys and values; they get as wide as the pool.
-            tokens: of the pass. ends: feeds. capacity: slots of the pool. columns: as in `TreeCache.read`.
+            model: a causal LM. layers: its keys and values, as wide as the pool.
+            tokens: of the pass. ends: feeds. seen: slots that they see. columns: as in `TreeCache.read`.
         """
-        width = _at_least(tokens)
-        is_worth_it = width is not None and capacity <= _MOST_SLOTS and width * capacity <= _MOST_COMPARISONS
-        if self.failure or not is_worth_it or not all(layer.is_initialized for layer in layers):
+        width, length = _at_least(tokens, WIDTHS), _at_least(seen, SEEN)
+        is_worth_it = width is not None and length is not None and width * length <= _MOST_COMPARISONS
+        if self.failure or not is_worth_it:
             return None
-        for layer in layers:
-            layer.grow(capacity)
         with LOCK:
             facts = _facts(model, layers)
             if facts != self._facts:
@@ -150,21 +156,24 @@ class Graphs:
             say(model, self._reason)
             return None
         wanted = None if columns is None else tuple(columns.tolist())
-        shape = Shape(width, _at_least(ends), capacity, wanted)
+        shape = Shape(width, _at_least(ends, WIDTHS), length, wanted)
         self._uses[shape] += 1
         return shape if self._uses[shape] >= _USES else None
 
-    def read(self, model, shape: Shape, laid: dict[str, np.ndarray], forward: Callable) -> torch.Tensor | None:
+    def read(
+        self, model, shape: Shape, laid: dict[str, np.ndarray], capacity: int, forward: Callable
+    ) -> torch.Tensor | None:
         """Logits `(1, shape.keep, vocabulary or columns)` of a pass; they are the graph's, and the next pass with it
         writes over them. `None`, which is said, if it cannot be captured.
 
         Args:
-            laid: ids, positions and slots `(1, shape.width)`, mask `(1, 1, shape.width, shape.capacity)`.
+            laid: ids, positions and slots `(1, shape.width)`, seen `(1, shape.seen)`, mask `(1, 1, shape.width,
+                shape.seen)`. capacity: slots of the pool.
             forward: `forward(ids, positions, mask, plan, keep, columns) -> logits`, on tensors of the device.
         """
         try:
             if shape not in self._passes:
-                self._passes[shape] = self._captured(model, shape, laid, forward)
+                self._passes[shape] = self._captured(model, shape, laid, capacity, forward)
             own = self._passes[shape]
             own.load(laid)
             return own.replay()
@@ -175,8 +184,8 @@ class Graphs:
             say(model, self.failure)
             return None
 
-    def _captured(self, model, shape: Shape, laid: dict[str, np.ndarray], forward: Callable) -> _Pass:
-        new = _Pass(shape, model.device)
+    def _captured(self, model, shape: Shape, laid: dict[str, np.ndarray], capacity: int, forward: Callable) -> _Pass:
+        new = _Pass(shape, capacity, model.device)
         new.load(laid)
 
         def run() -> torch.Tensor:
@@ -291,6 +300,6 @@ def _facts(model, layers: Sequence[SlotLayer]) -> list:
     return found
 
 
-def _at_least(count: int) -> int | None:
-    """The first of `WIDTHS` that is no less."""
-    return next((width for width in WIDTHS if width >= count), None)
+def _at_least(count: int, sizes: Sequence[int]) -> int | None:
+    """The first of ascending sizes that is no less."""
+    return next((size for size in sizes if size >= count), None)

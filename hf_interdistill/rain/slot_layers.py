@@ -12,20 +12,14 @@ from .split_attention import Common
 
 @dataclass
 class Plan:
-    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)` (`None`:
-    the one line sees the whole pool, in place); and what all see, `apart` `(apart,)`, if attention is split
-    (`common`)."""
+    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)`, and all
+    see, `apart` `(apart,)`, if attention is split (`common`)."""
 
     slots: torch.Tensor
-    seen: torch.Tensor | None
+    seen: torch.Tensor
     apart: torch.Tensor
     capacity: int
     common: Common | None = None
-
-    @property
-    def length(self) -> int:
-        """Slots that a line sees."""
-        return self.capacity if self.seen is None else self.seen.shape[1]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -69,18 +63,16 @@ class SlotLayer(CacheLayerMixin):
         held[self.plan.slots.to(held.device)] = states.transpose(1, 2).flatten(0, 1)
 
     @staticmethod
-    def _fetch(held: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
-        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`; all of them without a copy."""
-        if seen is None:
-            return held.transpose(0, 1).unsqueeze(0)
+    def _fetch(held: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """The slots `seen` `(lines, seen)`, `(lines, heads, seen, head_dim)`."""
         seen = seen.to(held.device)
         return held.index_select(0, seen.flatten()).unflatten(0, seen.shape).transpose(1, 2)
 
     def get_seq_length(self) -> int:
-        return self.plan.length if self.plan else 0
+        return self.plan.seen.shape[1] if self.plan else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.plan.length, 0
+        return self.plan.seen.shape[1], 0
 
     def get_max_length(self) -> int:
         return -1

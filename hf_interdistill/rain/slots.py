@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_GROWTH = 64  # slots; the pool grows by doubling, in multiples of this
+_LEAST = 64  # slots
 _LEAST_SHARED = 16  # tokens; a shorter beginning (a first token, a word) is not worth reading prompts in one pass
 
 
@@ -28,15 +28,15 @@ class SlotPool:
     """A pool of slots.
 
     Args:
-        rows: that share it.
+        rows: that share it. capacity: slots at first; the pool grows by doubling.
 
     Attributes:
         capacity: slots of the pool; slot 0 takes the padding of shorter lines, and no token.
         held: slots that hold tokens; one that several rows share counts once.
     """
 
-    def __init__(self, rows: int):
-        self.capacity = _GROWTH
+    def __init__(self, rows: int, capacity: int = _LEAST):
+        self.capacity = capacity
         self._next = 1
         self._freed: list[int] = []
         self._in_use: list[set[int]] = [set() for _ in range(rows)]

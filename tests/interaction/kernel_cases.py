@@ -126,14 +126,17 @@ def test_padding_and_pairs_with_nothing_to_align():
 
 @pytest.mark.parametrize("scale", [1e-4, 300.0])
 def test_extreme_scores(scale):
+    """Of large ones, the gradients are those of rounding: scores that are worked out twice differ in it on a GPU."""
     query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
     states, rows = (query * scale, key * scale), DenseRows(teacher.to(DEVICE))
     result, gradients = align(states, token_units, segments, rows, kernel="triton")
     in_torch, expected = align(states, token_units, segments, rows, kernel="torch")
     assert_near(result.loss, in_torch.loss, 1e-4)
+    largest = 0.6 * states[0].norm(dim=-1).max() * states[1].norm(dim=-1).max()
+    rounding = torch.finfo(torch.float32).eps * largest * max(state.norm() for state in states)
     for own, other in zip(gradients, expected, strict=True):
         assert torch.isfinite(own).all()
-        assert_near(own, other, 1e-3)
+        assert (own - other).norm() <= 1e-3 * other.norm() + rounding
 
 
 def test_teachers_recorded_layer():
@@ -234,7 +237,9 @@ def test_training_by_kernels_is_training_in_torch(tmp_path, tokenizer, fitted_te
     for kernel in ("torch", "triton"):
         trainer = InteractionDistillationTrainer(
             build_student(),
-            config(tmp_path, max_steps=2, per_device_train_batch_size=1, alignment_kernel=kernel),
+            config(
+                tmp_path, max_steps=2, per_device_train_batch_size=1, alignment_kernel=kernel, use_cpu=DEVICE == "cpu"
+            ),
             train_dataset=data,
             processing_class=tokenizer,
             teacher=fitted_teacher,

@@ -113,6 +113,7 @@ def device(request, monkeypatch):
     """Where passes can be replayed, in plain float32."""
     if request.param == "cpu":
         monkeypatch.setitem(CAPTURES, "cpu", Repeating)
+    monkeypatch.setattr("hf_interdistill.rain.cache._SLOTS_OF_GRAPHS", 64)  # so that pools grow
     monkeypatch.setattr(Repeating, "captured", 0)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

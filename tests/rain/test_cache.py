@@ -92,9 +92,9 @@ def test_split_attention_gives_the_logits_of_separate_sequences(family, dtype, m
     splits = []
     lay_out = cache._lay_out
 
-    def watch(feeds, handles, lines, apart):
+    def watch(feeds, handles, lines, seen, apart):
         splits.append((len(lines), len(apart)))
-        return lay_out(feeds, handles, lines, apart)
+        return lay_out(feeds, handles, lines, seen, apart)
 
     monkeypatch.setattr(cache, "_lay_out", watch)
     in_lines = [[0, 1], [2, 4], [3]]
