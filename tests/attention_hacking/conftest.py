@@ -72,7 +72,6 @@ def tiny_config(folder, encoder: str) -> dict:
     config["teacher"] |= {"teacher_max_length": 256, "evals_per_epoch": 1}
     tiny = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     pretrained = config["students"]["larger"]
-    pretrained["arguments"]["bf16"] = pretrained["pretraining"]["bf16"] = False
     pretrained["shape"] |= tiny
     pretrained["pretraining"] |= {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0, **quick}
     config["diagnosis"]["limit"] = 2

@@ -168,9 +168,9 @@ def checksum(settings: dict[str, Any]) -> str:
 
 
 def describe_hardware() -> str:
-    """Processor or accelerator, and cores in use."""
+    """Processor or accelerator, and cores in use, or how products are rounded."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
+        return f"{torch.cuda.get_device_name(0)}, {'TF32' if torch.backends.cuda.matmul.allow_tf32 else 'float32'}"
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from arms import Arm
 from claims import claim
@@ -258,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
     parser.add_argument("--report", action="store_true", help="only write tables and plots of what is there")
     options = parser.parse_args(arguments)
+    torch.set_float32_matmul_precision("high")  # on a GPU, products are rounded to TF32
     config = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
     study = Study(config, time.monotonic() + 60 * options.minutes)
     results = study.results if options.report else study.run()
