@@ -176,11 +176,13 @@ def draw(measured: dict[str, list[dict]], tokens: list[int], path: Path) -> None
     left.set(title="Loss and gradient of a pair", xlabel="tokens", ylabel="seconds", xscale="log", yscale="log")
     naive = [HEADS * count**2 * 4 / 2**20 for count in tokens]
     right.plot(tokens, naive, "^--", color="#555555", label="one heads x tokens x tokens tensor, computed")
-    right.set(title="Memory beyond queries and keys", xlabel="tokens", ylabel="MiB (peak)", ylim=0)
+    highest = max(naive + [figure["peak_mib"] for figures in measured.values() for figure in figures])
+    limits = (0, 1.4 * highest)  # room for the legend
+    right.set(title="Memory beyond queries and keys", xlabel="tokens", ylabel="MiB (peak)", ylim=limits)
     left.set_xticks(tokens, [f"{count:,}" for count in tokens], rotation=45)
     left.minorticks_off()
     for axes in (left, right):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
         axes.grid(alpha=0.25)
     figure.suptitle(f"{describe_hardware()}; {HEADS} heads of width {WIDTH}, {str(DTYPE)[6:]}", fontsize=9)
     figure.savefig(path, dpi=130)
