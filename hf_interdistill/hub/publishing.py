@@ -33,7 +33,14 @@ _TRAINING_SETTINGS = (
 )
 _METHOD_SETTINGS = (
     *("alignment_weight", "alignment_schedule", "alignment_loss", "alignment_scope", "alignment_queries"),
-    *("alignment_control", "student_layers", "teacher_layers", "share_prompt", "teacher_cache_top_k"),
+    *(
+        "alignment_rope",
+        "alignment_control",
+        "student_layers",
+        "teacher_layers",
+        "share_prompt",
+        "teacher_cache_top_k",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ from trl import RewardConfig
 from .kernel_choice import ALIGNMENT_KERNELS
 from .losses import ALIGNMENT_LOSSES, ALIGNMENT_QUERIES, ALIGNMENT_SCOPES
 from .map_codec import MAP_PRECISIONS
+from .recording import ALIGNMENT_ROPES
 from .schedules import ALIGNMENT_SCHEDULES
 from .sharing import SHARE_PROMPT_CHOICES
 
@@ -33,6 +34,8 @@ class InteractionDistillationConfig(RewardConfig):
         alignment_loss: `kl` (nats) or `mse`.
         alignment_scope: `joint` (whole rows), `intra` (the unit's own sequence), `inter` (the other response).
         alignment_queries: units whose rows are aligned: `all`; `response` (no prompt); `last` (each response's last).
+        alignment_rope: the student's queries and keys `after` rotary positions, as it compares them, or `before` them,
+            so that its simulated map knows no distance (an error where the model has none, or turns only a part).
         alignment_control: `none`; `uniform` or `shuffled` replace the teacher's map in a controlled experiment.
         student_layers: student layers to align, negative from the end; paired in order with `teacher_layers`.
         teacher_layers: the teacher's layers.
@@ -71,6 +74,10 @@ class InteractionDistillationConfig(RewardConfig):
     alignment_queries: str = field(
         default="all",
         metadata={"help": "Units whose rows are aligned.", "choices": list(ALIGNMENT_QUERIES)},
+    )
+    alignment_rope: str = field(
+        default="after",
+        metadata={"help": "The student's queries and keys after or before RoPE.", "choices": list(ALIGNMENT_ROPES)},
     )
     alignment_control: str = field(
         default="none",
@@ -111,6 +118,7 @@ class InteractionDistillationConfig(RewardConfig):
             "alignment_loss": ALIGNMENT_LOSSES,
             "alignment_scope": ALIGNMENT_SCOPES,
             "alignment_queries": ALIGNMENT_QUERIES,
+            "alignment_rope": ALIGNMENT_ROPES,
             "alignment_control": ALIGNMENT_CONTROLS,
             "share_prompt": SHARE_PROMPT_CHOICES,
             "teacher_cache_precision": MAP_PRECISIONS,

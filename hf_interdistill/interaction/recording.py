@@ -1,6 +1,6 @@
 """Records the queries and keys of chosen attention layers while a model runs its own attention.
 
-Queries and keys are those that the model used: after rotary positions, after query/key norms.
+Queries and keys are those that the model used: after query/key norms, after rotary positions or (`rope`) before them.
 
 Under (non-reentrant) gradient checkpointing the layer runs again in backward. That happens outside the context, so
 the second visit leaves no trace, and the graph of the first one is what gradients flow through.
@@ -15,6 +15,9 @@ import torch
 from torch import nn
 
 from .interception import AttentionInterceptor
+from .rotary import RotaryInterceptor
+
+ALIGNMENT_ROPES = ("after", "before")
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,20 @@ class AttentionRecorder(AttentionInterceptor):
     Args:
         model: any transformers model whose attention goes through `AttentionInterface`, wrapped or not.
         layers: numbers of the layers to record, from 0.
+        rope: queries and keys `after` rotary positions, as they are compared, or `before` them.
 
     After the context `records` holds one `RecordedAttention` a layer, in the order asked for.
 
-    Raises (on leaving the context):
-        ValueError: a layer that did no softmax attention through the interface, or did it more than once.
+    Raises:
+        ValueError: on leaving the context, a layer that did no softmax attention through the interface, or did it more
+            than once; with `before`, a model without rotary positions, or a layer that compares something else than
+            what they gave.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]):
+    def __init__(self, model: nn.Module, layers: Sequence[int], rope: str = "after"):
         super().__init__(model)
         self.layers = list(layers)
+        self._rotary = RotaryInterceptor(model) if rope == "before" else None
         self._by_layer: dict[int, RecordedAttention] = {}
         self._visits: dict[int, int] = {}
 
@@ -77,10 +84,14 @@ class AttentionRecorder(AttentionInterceptor):
 
     def __enter__(self) -> AttentionRecorder:
         self._by_layer, self._visits = {}, {}
+        if self._rotary is not None:
+            self._rotary.__enter__()
         return super().__enter__()
 
     def __exit__(self, exception_type, exception, traceback) -> None:
         super().__exit__(exception_type, exception, traceback)
+        if self._rotary is not None:
+            self._rotary.__exit__(exception_type, exception, traceback)
         if exception_type is None:
             self._check()
 
@@ -92,9 +103,10 @@ class AttentionRecorder(AttentionInterceptor):
         self._visits[layer] = self._visits.get(layer, 0) + 1
         if layer in self.layers:
             scaling = kwargs.get("scaling")
+            own_query, own_key = (query, key) if self._rotary is None else self._rotary.before(layer, query, key)
             self._by_layer[layer] = RecordedAttention(
-                query=_as_attended(query),
-                key=_as_attended(key),
+                query=_as_attended(own_query),
+                key=_as_attended(own_key),
                 scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
                 softcap=kwargs.get("softcap"),
                 window=kwargs.get("sliding_window"),

@@ -95,7 +95,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
         self._student_layers = resolve_layers(args.student_layers, layers, "student_layers")
         self.teacher.check_layers(args.teacher_layers)
         require_trainable_below(self.model, self._student_layers)
-        self._recorder = AttentionRecorder(self.model, self._student_layers)
+        self._recorder = AttentionRecorder(self.model, self._student_layers, args.alignment_rope)
         self.teacher_max_length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
         self._cached_teacher: CachedTeacher | None = None
         self.data_collator = AlignmentCollator(

@@ -45,6 +45,7 @@ def test_every_option_changes_the_loss(dataset, tmp_path, tokenizer, fitted_teac
         {"alignment_scope": "inter"},
         {"alignment_queries": "response"},
         {"alignment_queries": "last"},
+        {"alignment_rope": "before"},
         {"alignment_control": "uniform"},
         {"alignment_control": "shuffled"},
         {"student_layers": [0]},
