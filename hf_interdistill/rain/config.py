@@ -94,7 +94,8 @@ class RainConfig:
         cuda_graphs: whether forward passes, those of the judge `"self"` too, are replayed as CUDA graphs, which saves
             the time to launch their kernels: the most of a pass of a small model. `None`: wherever it is possible (one
             CUDA device; no quantized weights, forward hooks, autocast or compiled code), and it is said where it is
-            not; true: an error where it is not. What is decoded is the same but for rounding.
+            not; true: an error where it is not. What is decoded is the same but for rounding. They cost memory: their
+            own, and keys and values have room for 2,048 tokens a prompt (of the first four) from the start.
         prompts_in_flight: prompts searched at once; more wait for a free row.
         seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).
 

@@ -4,8 +4,6 @@ A pass of a small model is bound by the launch of its kernels; a graph launches 
 lies where it lay when it was captured: ids, positions, slots and mask in one buffer, keys and values in the pool. So
 there is a graph for each shape of a pass, and none outlives its pool or the model's weights; weights that change in
 place are seen. There are few shapes, for padding costs less than another capture.
-
-Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs (warm-up, shared memory of graphs).
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from weakref import WeakKeyDictionary
@@ -24,6 +21,7 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .captures import CAPTURES
 from .heads import LOCK, is_compiled
 from .slot_layers import Plan, SlotLayer
 
@@ -34,55 +32,6 @@ SEEN = (1024, 4096, 16_384)  # slots that it sees, likewise
 _MOST_COMPARISONS = 2**22  # tokens times slots: from here on the arithmetic takes longer than the launches
 _USES = 2  # a shape is captured when it comes so often: a capture costs as much as a few passes
 _SAID: WeakKeyDictionary = WeakKeyDictionary()  # model -> reasons that were given
-
-
-class CudaCapture:
-    """Captures the passes of one model; its graphs share their memory, for they never run at once."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        torch.cuda.empty_cache()  # graphs get memory of their own
-        with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream()
-            self.pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Warm up and capture what `run` does; the result does it again, and gives the same tensor each time."""
-        with torch.cuda.device(self.device):
-            current = torch.cuda.current_stream()
-            self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                run()
-                try:
-                    graph, output = self._captured(run)
-                except RuntimeError:
-                    self._end_allocating()
-                    raise
-            current.wait_stream(self.stream)
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return output
-
-        return replay
-
-    def _captured(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        """Not by `torch.cuda.graph`, which empties the allocator's cache each time: eager passes would pay for it."""
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(self.pool, capture_error_mode="thread_local")  # other threads may go on allocating
-        try:
-            output = run()
-        finally:
-            graph.capture_end()
-        return graph, output
-
-    def _end_allocating(self) -> None:
-        """Undo what torch leaves of a capture that CUDA broke off: its allocator would go on asking for this one."""
-        with suppress(AttributeError, RuntimeError):  # no public name; and there may be nothing left to undo
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
-
-
-CAPTURES: dict[str, Callable] = {"cuda": CudaCapture}  # by the type of device
 
 
 @dataclass(frozen=True)
