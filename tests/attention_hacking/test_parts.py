@@ -181,10 +181,10 @@ def test_the_summary_has_a_line_for_each_condition_and_arm(modules):
 def test_teachers_are_alike_if_they_judge_alike(modules):
     first = {"kind": "fitted", "checksum": 1, "accuracy": 0.516, "pairs": 161}
     alike = modules.study._are_alike
-    for accuracy in (0.522, 0.477, 0.555):  # fitted anew, on another machine: within one standard error, 0.039
+    for accuracy in (0.522, 0.461, 0.571):  # fitted anew elsewhere: within a difference's standard error, 0.056
         assert alike(first, {**first, "checksum": 2, "accuracy": accuracy})
-    assert not alike(first, {**first, "checksum": 2, "accuracy": 0.556})
-    assert not alike(first, {**first, "checksum": 2, "accuracy": 0.476})
+    assert not alike(first, {**first, "checksum": 2, "accuracy": 0.572})
+    assert not alike(first, {**first, "checksum": 2, "accuracy": 0.460})
     assert not alike(first, {**first, "checksum": 2, "pairs": 160})
     unknown = {**first, "accuracy": None, "pairs": None}
     assert alike(unknown, unknown) and not alike(unknown, {**unknown, "checksum": 2})

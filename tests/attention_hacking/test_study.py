@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from attention_hacking.conftest import CONFIG, FOLDER, SETS, tiny_config
 
 EQUAL_AT_FIRST = ("bradley_terry", "bradley_terry_longer", "uniform")  # `uniform` is in the run above
+NOT_FOR_MINILM = ("interaction_before_rope",)
 
 
 def write(config: dict, folder) -> str:
@@ -120,19 +121,24 @@ def test_several_processes_share_the_runs(modules, encoder, tmp_path, monkeypatc
     assert theirs in done
 
 
-@pytest.mark.parametrize("arm", [name for name in CONFIG["arms"] if name not in EQUAL_AT_FIRST])
+@pytest.mark.parametrize("arm", [name for name in CONFIG["arms"] if name not in EQUAL_AT_FIRST + NOT_FOR_MINILM])
 def test_each_arm_trains_with_its_own_loss(modules, encoder, arm, arm_losses):
     losses = arm_losses(modules, encoder, arm)
     assert np.isfinite(losses).all() and losses[0] != arm_losses(modules, encoder, "bradley_terry")[0]
+
+
+def test_a_map_from_before_rope_is_another_than_the_one_after_it(modules, encoder, arm_losses):
+    arms = ("bradley_terry", "interaction_joint", *NOT_FOR_MINILM)
+    assert len({arm_losses(modules, encoder, arm, "small")[0] for arm in arms}) == 3
 
 
 @pytest.fixture(scope="module")
 def arm_losses(tmp_path_factory):
     folder, kept = tmp_path_factory.mktemp("arms"), {}
 
-    def losses(modules, encoder, name):
-        if name in kept:
-            return kept[name]
+    def losses(modules, encoder, name, student="minilm"):
+        if (name, student) in kept:
+            return kept[name, student]
         if "bench" not in kept:
             config = tiny_config(folder, encoder)
             # The tiny encoder has three layers.
@@ -142,7 +148,7 @@ def arm_losses(tmp_path_factory):
                 config["arms"][arm]["arguments"] |= {"student_layers": layers, "teacher_layers": [-1] * len(layers)}
             kept["bench"] = modules.running.Bench(config, encoder)
         bench = kept["bench"]
-        run = modules.running.Run("hh_harmless", "minilm", "clean", name, 0)
+        run = modules.running.Run("hh_harmless", student, "clean", name, 0)
         arm = modules.arms.Arm(**bench.config["arms"][name])
         settings = bench.settings(run, arm)
         logs = []
@@ -158,7 +164,7 @@ def arm_losses(tmp_path_factory):
             bench.train(run, arm, settings["arguments"])
         finally:
             modules.running.StudyTrainer.train = train
-        kept[name] = logs
+        kept[name, student] = logs
         return logs
 
     return losses

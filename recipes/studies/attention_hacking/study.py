@@ -225,7 +225,7 @@ def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np
 
 
 def _are_alike(teacher: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two teachers are the same, or judge held-out pairs alike, within one standard error.
+    """Whether two teachers are the same, or judge held-out pairs alike, within one standard error of a difference.
 
     The settings that they were fitted with belong to those of a run and are compared there; with the same ones,
     teachers that were fitted on two machines differ in rounding, and after some hundred steps in a few pairs.
@@ -236,7 +236,7 @@ def _are_alike(teacher: dict[str, Any], other: dict[str, Any]) -> bool:
     if None in accuracies or teacher["pairs"] != other["pairs"]:
         return False
     mean = sum(accuracies) / 2
-    return abs(accuracies[0] - accuracies[1]) <= math.sqrt(mean * (1 - mean) / teacher["pairs"])
+    return abs(accuracies[0] - accuracies[1]) <= math.sqrt(2 * mean * (1 - mean) / teacher["pairs"])
 
 
 def _candidate_runs(choice: dict[str, Any], candidate: dict[str, Any]) -> list[Run]:
