@@ -65,3 +65,26 @@ def test_the_audit_counts_nothing_unasked_as_sound():
     status, lines = audit.judge({"dependencies": [sound, bad, unasked]})
     assert status == 1 and lines[0] == "b 2: CVE-1, mended in 3"
     assert lines[-1] == "2 of 3 versions looked up, 1 with known vulnerabilities."
+
+
+def test_versions_above_those_tested_are_warned_of_once(monkeypatch, caplog):
+    from hf_interdistill import versions
+
+    installed = {**{name: f"{tested}.7" for name, tested in versions.TESTED.items()}, "trl": "99.0.1"}
+    monkeypatch.setattr(versions, "version", installed.get)
+    versions.warn_if_untested.cache_clear()
+    for _ in range(2):
+        versions.warn_if_untested()
+    assert [record.getMessage() for record in caplog.records if "not tested" in record.getMessage()] == [
+        "hf_interdistill was not tested with trl 99.0.1 (tested up to 1.16). If something fails, install the tested "
+        "versions or a newer hf_interdistill."
+    ]
+    versions.warn_if_untested.cache_clear()
+
+
+def test_the_pinned_versions_are_the_newest_tested():
+    from hf_interdistill.versions import TESTED
+
+    pins = pinned("constraints.txt")
+    for name in ("transformers", "trl", "accelerate"):
+        assert pins[name].startswith(f"{TESTED[name]}."), name

@@ -18,6 +18,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
 from ..hub.publishing import HubPublishing
+from ..versions import warn_if_untested
 from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .kernel_choice import require_device
@@ -72,6 +73,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
     _paper = PAPER
 
     def __init__(self, model, args=None, *rest, teacher: InteractionTeacher | str | None = None, **kwargs):
+        warn_if_untested()
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = InteractionDistillationConfig(f"{name.split('/')[-1]}-Reward")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
 
 from .graphs import Graphs
 from .heads import PackedHead, head_for
@@ -26,6 +27,7 @@ from .slot_layers import Plan, SlotLayer
 from .slots import SlotPool, common_beginning
 from .split_attention import split_attention
 
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 _NO_SLOTS = np.zeros(0, dtype=np.int64)
 _SLOTS_OF_GRAPHS = 2048  # of the pool, at first, for each row up to four: when it grows, all graphs are gone
 
@@ -57,6 +59,15 @@ class Read:
     handle: Handle
     logits: torch.Tensor
     tokens: int
+
+
+def cache_argument(model) -> str:
+    """The name under which a model's forward takes its cache: `cache` since transformers 5.24, before that
+    `past_key_values` or (Mamba) `cache_params`; models with code of their own may keep an older name."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    taken = inspect.signature(base.forward).parameters
+    usual = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return next(name for names in (taken, usual) for name in _CACHE_ARGUMENTS if name in names)
 
 
 class Counting:
@@ -104,6 +115,7 @@ class TreeCache(Counting):
         self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
         self.packed_head = PackedHead()
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.cache_argument = cache_argument(model)
 
     @property
     def held_tokens(self) -> int:
@@ -275,8 +287,8 @@ class TreeCache(Counting):
                 input_ids=ids,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=self.cache,
                 use_cache=True,
+                **{self.cache_argument: self.cache},
                 **extra,
             ).logits[:, -keep:]
         return logits if is_narrow or columns is None else logits[..., columns.to(logits.device)]

@@ -50,6 +50,9 @@ def _choose_cache(model, rows: int, cuda_graphs: bool | None) -> TreeCache | Cop
     if known[key]:
         if cuda_graphs:
             _refuse_graphs(f"RAIN branches by copying with this model: {known[key]}")
+        if ("copying", key) not in known:
+            known["copying", key] = _trial(model, CopyingCache(model, 2))
+        _require_right(model, known["copying", key])
         return CopyingCache(model, rows)
     graphs = _graphs(model, known, key, cuda_graphs)
     return TreeCache(model, rows, SPLIT_COST if _splits(model, known, key) else None, graphs)
@@ -62,7 +65,7 @@ def _graphs(model, known: dict, key: tuple, wanted: bool | None) -> Graphs | Non
     reason = why_not(model)
     if reason is None:
         if ("graphs", key) not in known:
-            known["graphs", key] = _trial(model, None, Graphs())
+            known["graphs", key] = _trial_of_graphs(model)
         reason = known["graphs", key]
     if reason is None:
         return Graphs()
@@ -85,7 +88,7 @@ def _splits(model, known: dict, key: tuple) -> bool:
     if not can_split(model) or is_compiled(model):
         return False
     if ("split", key) not in known:
-        known["split", key] = _trial(model, split_cost=-math.inf)
+        known["split", key] = _trial(model, TreeCache(model, 2, -math.inf))
     return known["split", key] is None
 
 
@@ -99,14 +102,32 @@ def _why_not_tree(model) -> str | None:
         return "not all of its layers have full attention"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "its forward takes no position_ids"
-    return _trial(model, split_cost=None)
+    return _trial(model, TreeCache(model, 2))
 
 
-def _trial(model, split_cost: float | None, graphs: Graphs | None = None) -> str | None:
-    """What is wrong with the logits of a small tree, or `None`. Of graphs, the third pass is captured, and the fourth
-    replayed with other inputs."""
+def _require_right(model, reason: str | None) -> None:
+    """Raise `ValueError` for a model that no cache serves; what is wrong is `reason`."""
+    if reason is None:
+        return
+    mode = "put it in evaluation mode (`model.eval()`)" if model.training else "use another model"
+    raise ValueError(
+        f"RAIN would write other tokens than {type(model).__name__} itself: with keys and values kept between passes, "
+        f"{reason}. Every branch of the search goes on from what was kept, so this model cannot be searched: {mode}."
+    )
+
+
+def _trial_of_graphs(model) -> str | None:
+    """As `_trial`, with passes replayed: the third is captured, and the fourth replayed with other inputs."""
+    graphs = Graphs()
+    reason = _trial(model, TreeCache(model, 2, graphs=graphs))
+    if reason is None and (graphs.failure or not len(graphs)):
+        return graphs.failure or "a trial captured nothing"
+    return reason
+
+
+def _trial(model, cache: TreeCache | CopyingCache) -> str | None:
+    """What is wrong with the logits of a small tree, read step by step with the cache, or `None`."""
     try:
-        cache = TreeCache(model, 2, split_cost, graphs)
         tokens = [token % model.config.get_text_config().vocab_size for token in (5, 7, 11, 13, 17, 19, 23, 29)]
         (root,) = cache.read([Feed(1, None, tokens[:2])])
         *_, branch = cache.read(
@@ -119,8 +140,6 @@ def _trial(model, split_cost: float | None, graphs: Graphs | None = None) -> str
             separate = model(input_ids=ids).logits[0, -1].float()
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"a trial failed ({type(error).__name__}: {error})"
-    if graphs is not None and (graphs.failure or not len(graphs)):
-        return graphs.failure or "a trial captured nothing"
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     difference = (branch.logits - separate).abs().max() / separate.abs().max().clamp(min=1e-6)
-    return None if difference < tolerance else "its logits in a tree differ from those of separate sequences"
+    return None if difference < tolerance else "its logits differ from those of separate sequences"

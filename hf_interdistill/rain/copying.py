@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .cache import Counting, Feed, Handle, Read
+from .cache import Counting, Feed, Handle, Read, cache_argument
 
 
 class CopyingCache(Counting):
@@ -27,6 +27,7 @@ class CopyingCache(Counting):
         super().__init__()
         self.model = model
         self.rows = rows
+        self.cache_argument = cache_argument(model)
 
     def clear(self, row: int) -> None:
         """Nothing to do: a place's cache goes with its handle."""
@@ -67,7 +68,8 @@ class CopyingCache(Counting):
         ids = torch.tensor([list(feed.tokens) for feed in feeds], device=device)
         total = length + ids.shape[1]
         mask = torch.ones(len(feeds), total, dtype=torch.long, device=device)
-        logits = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]
+        kwargs = {"attention_mask": mask, self.cache_argument: cache}
+        logits = self.model(input_ids=ids, use_cache=True, **kwargs).logits[:, -1]
         if columns is not None:
             logits = logits[:, columns.to(device)]
         tokens: dict[int, int] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..versions import warn_if_untested
 from .config import RainConfig
 from .engine import RainEngine
 from .preparation import build_prompts, check_inputs, check_model, check_tokenizer, shown_prompts, strip_padding
@@ -70,15 +71,24 @@ class RainDecoder:
         self.embedder = embedder
         self.streamer = streamer
         self._is_prompt_streamed = False
+        self._given: dict[str, Any] | None = None
 
-    def streaming_to(self, streamer) -> RainDecoder:
-        """A copy for one call whose `generate` has the streamer too, and so has sent it the prompt."""
+    def for_call(self, given: dict[str, Any], streamer=None) -> RainDecoder:
+        """A copy for one call of `generate`.
+
+        Args:
+            given: the arguments that the user passed, by name.
+            streamer: the call's own, if there is one: `generate` has it too, and so has sent it the prompt.
+        """
         copied = copy.copy(self)
-        copied.streamer, copied._is_prompt_streamed = streamer, True
+        copied._given = given
+        if streamer is not None:
+            copied.streamer, copied._is_prompt_streamed = streamer, True
         return copied
 
     def build_engine(self, model) -> RainEngine:
         """An engine for a model, with the scorer bound and the encoder loaded."""
+        warn_if_untested()
         check_model(model)
         check_tokenizer(model, self.tokenizer)
         if self.embedder is None and self.config.similarity_model is not None:
@@ -117,7 +127,7 @@ class RainDecoder:
             `(rows, length)` token ids, or a `RainDecoderOutput`.
         """
         check_model(model, generation_config)
-        check_inputs(model_kwargs)
+        check_inputs(model, input_ids, model_kwargs, self._given)
         engine = self.build_engine(model)
         mask = model_kwargs.get("attention_mask")
         rows = strip_padding(input_ids, mask)

@@ -35,8 +35,7 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
     tokenizer = kwargs.pop("tokenizer", None)
     decoder = _decoder(kwargs, tokenizer)
     _check(model, kwargs, decoder)
-    if kwargs.get("streamer") is not None:
-        decoder = decoder.streaming_to(kwargs["streamer"])
+    decoder = decoder.for_call(dict(kwargs), kwargs.get("streamer"))
     strings, settings = _stop_strings(model, kwargs)
     if not strings:
         return original(**kwargs, custom_generate=decoder)

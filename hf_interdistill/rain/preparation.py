@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.cache_utils import Cache
+from transformers.generation import EosTokenCriteria, GenerationConfig, MaxLengthCriteria
 
 from .engine import Prompt
 from .rules import StopRules
@@ -20,17 +21,8 @@ _UNAVAILABLE = ("output_scores", "output_logits", "output_attentions", "output_h
 # Processors that count from the padded start of a row; they are moved to the prompt's own.
 _LENGTH_FIELDS = ("prompt_length_to_skip", "min_length", "max_length", "begin_index")
 _IGNORED_FIELD = "prompt_ignore_length"  # a tensor holds each row's padding, of which nothing is left here
-# Inputs that are derived again from ids and mask, or say how a plain loop would run.
-_UNDERSTOOD = (
-    "attention_mask",
-    "position_ids",
-    "cache_position",
-    "past_key_values",
-    "use_cache",
-    "logits_to_keep",
-    "token_type_ids",
-    "tokenizer",
-)
+# Inputs that say how a plain loop would run; the search has its own ways.
+_WITHOUT_EFFECT = ("attention_mask", "cache_position", "use_cache", "logits_to_keep")
 _SPARE_VOCABULARY = 0.1
 
 
@@ -91,13 +83,70 @@ def check_cache_settings(settings) -> None:
         )
 
 
-def check_inputs(model_kwargs: dict[str, Any]) -> None:
-    """Raise `ValueError` for model inputs that the search would not pass on (images, embeddings, adapters, ...)."""
-    for name, value in model_kwargs.items():
-        if value is not None and name not in _UNDERSTOOD:
+def check_inputs(model, input_ids: torch.Tensor, model_kwargs: dict[str, Any], given: dict[str, Any] | None) -> None:
+    """Raise `ValueError` for model inputs of the user's that the search would not pass on (images, a cache, ...).
+
+    What `generate` adds by itself differs by version and model, so no list of such names is kept: only what the user
+    gave is looked at.
+
+    Args:
+        model: the model. input_ids: `(rows, length)`.
+        model_kwargs: model inputs as prepared by `generate`.
+        given: what the user passed to `generate`; `None` if nobody knows. Then `generate` is asked what it adds to a
+            call that has nothing but ids and a mask.
+    """
+    kwargs = {name: value for name, value in model_kwargs.items() if not _is_empty(value)}
+    if given is None:
+        added = set(kwargs) if kwargs.keys() <= {*_WITHOUT_EFFECT} else _inputs_added_by_generate(model, input_ids)
+        given = {name: value for name, value in kwargs.items() if name not in added}
+    for name, value in kwargs.items():
+        is_given = name in given or any(value is each for each in given.values())  # generate renames some
+        is_given |= name == "position_ids" or _is_filled_cache(value)  # generate's own are counted, and empty
+        if name in _WITHOUT_EFFECT or not is_given or _says_nothing_new(name, kwargs):
+            continue
+        if isinstance(value, Cache):
             raise ValueError(
-                f"`{name}` was passed to the model, but RAIN reads token ids only. Leave it out, or decode plainly."
+                f"`{name}` was passed, but RAIN keeps keys and values of its own, those of a tree, and would not use "
+                "it. Leave it out, and pass the whole prompt as `input_ids`."
             )
+        raise ValueError(
+            f"`{name}` was passed to the model, but RAIN reads token ids only. Leave it out, or decode plainly."
+        )
+
+
+def _is_empty(value) -> bool:
+    """Nothing, or a container or tensor with nothing in it (what processors of images give for a text)."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 0
+    return value is None or (isinstance(value, list | tuple | dict | set) and not value)
+
+
+def _is_filled_cache(value) -> bool:
+    return isinstance(value, Cache) and any(getattr(layer, "is_initialized", False) for layer in value.layers)
+
+
+def _says_nothing_new(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether an input holds what follows from ids and mask anyway: counted positions, types that are all 0."""
+    value, mask = kwargs[name], kwargs.get("attention_mask")
+    if name == "token_type_ids":
+        return not bool(torch.as_tensor(value).any())
+    if name != "position_ids":
+        return False
+    counted = torch.arange(value.shape[-1], device=value.device) if mask is None else mask.cumsum(dim=-1) - 1
+    return bool(((value == counted) | (False if mask is None else mask == 0)).all())
+
+
+def _inputs_added_by_generate(model, input_ids: torch.Tensor) -> set[str]:
+    """Names of model inputs that `generate` adds by itself, in this version and for this model."""
+    ids, added = input_ids[:1], set()
+
+    def note(model, input_ids, **kwargs):
+        added.update(kwargs)
+        return input_ids
+
+    settings = GenerationConfig(max_new_tokens=1, pad_token_id=0)
+    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, custom_generate=note)
+    return added
 
 
 def check_tokenizer(model, tokenizer) -> None:

@@ -12,7 +12,9 @@ from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.graphs import CAPTURES, Graphs
 
 STORIES = SHARED_DATA / "stories260k"
-CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"]}
+CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"], "jamba": STUDENT_FAMILIES["llama"]}
+_RECURRENT = {name: STUDENT_FAMILIES["llama"][name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
+CAUSAL_FAMILIES.update(dict.fromkeys(("mamba", "mamba2", "rwkv"), _RECURRENT))
 TREE_FAMILIES = ("llama", "qwen3", "gemma", "gpt2")
 PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to learn how to play the piano?"]
 COPYING_FAMILIES = ("mistral", "gemma3_text")

@@ -225,7 +225,8 @@ def test_a_model_is_tried_anew_when_circumstances_change():
     model = build_causal("gpt2")
     assert isinstance(build_cache(model, 1), TreeCache)
     model.train()
-    assert isinstance(build_cache(model, 1), CopyingCache)  # dropout: no two readings are alike
+    with pytest.raises(ValueError, match=r"other tokens than GPT2LMHeadModel .* put it in evaluation mode"):
+        build_cache(model, 1)  # dropout: no two readings are alike
     assert isinstance(build_cache(model.eval(), 1), TreeCache)
 
 
