@@ -35,10 +35,9 @@ _Pieces = tuple[Piece, Piece, Piece]  # prompt, chosen, rejected
 
 @dataclass(frozen=True)
 class Example:
-    """A pair and the probability with which its chosen response is to be the better one."""
+    """A pair, tokenized: prompt, chosen and rejected."""
 
     pieces: _Pieces
-    target: float = 1.0
 
     @property
     def length(self) -> int:
@@ -63,7 +62,7 @@ class StageCollator:
             [row for example in examples for row in self.reading.rows(*example.pieces)]
         )
         batch.pop("units")
-        return {**batch, "labels": torch.tensor([example.target for example in examples])}
+        return {**batch, "labels": torch.ones(len(examples))}  # `Trainer` takes a loss where there are labels
 
 
 class SimilarLengths(torch.utils.data.Sampler):
@@ -110,10 +109,9 @@ class _StageTrainer(SafeTraining, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
-        targets = inputs.pop("labels")[:, None]
+        inputs.pop("labels")
         margins = reward_margins(model(**inputs, is_pairwise=self.is_pairwise))
-        targets = targets.expand_as(margins)
-        loss = nn.functional.binary_cross_entropy_with_logits(margins, targets)
+        loss = -nn.functional.logsigmoid(margins).mean()
         if model.training:
             self.require_finite(loss)
         return (loss, {"margins": margins.mean(1)}) if return_outputs else loss
@@ -140,24 +138,6 @@ def is_finished(stage: Stage, is_resumed: bool) -> bool:
     if fault is not None:
         logger.warning(f"{weights} {fault}: this stage of the teacher is trained again.")
     return fault is None
-
-
-def anchored(teacher, stage: Stage, examples: Sequence[Example], args) -> list[Example]:
-    """The examples with targets that are in part what the teacher thinks of them in a stage it has finished."""
-    order = sorted(range(len(examples)), key=lambda index: -examples[index].length)
-    arguments = _stage_arguments(args, stage, len(examples))
-    arguments.eval_strategy, arguments.load_best_model_at_end = IntervalStrategy.NO, False
-    collator = StageCollator(teacher, stage.is_pairwise)
-    trainer = _StageTrainer(
-        model=teacher.reader, args=arguments, data_collator=collator, is_pairwise=stage.is_pairwise
-    )
-    margins = trainer.predict([examples[index] for index in order]).predictions
-    probabilities = dict(zip(order, 1 / (1 + np.exp(-np.asarray(margins, dtype=np.float64).ravel())), strict=True))
-    share = args.warm_start_anchor
-    return [
-        replace(example, target=1 - share + share * float(probabilities[index]))
-        for index, example in enumerate(examples)
-    ]
 
 
 def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resumed: bool) -> None:

@@ -18,7 +18,7 @@ from transformers import TrainingArguments, set_seed
 from .checkpoints import writing
 from .pairs import Preference, read_preference, text_pieces
 from .teacher import InteractionTeacher
-from .teacher_stages import Example, Stage, anchored, clear, is_finished, run_stage
+from .teacher_stages import Example, Stage, clear, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,6 @@ class InteractionTeacherConfig(TrainingArguments):
         warm_start_epochs: epochs on single responses before the pairs. An encoder fresh from pre-training that starts
             with pairs learns little from a few thousand of them.
         num_train_epochs: epochs on pairs.
-        warm_start_anchor: part of each pair's target that is the judgement of the warm start (single responses)
-            instead of the label. Labels of preferences are noisy, and an encoder that learns to read pairs forgets
-            part of what it knew of single responses; the anchor is to hold it. 0 trains on labels alone, and is the
-            default, for what was measured so far speaks for neither; without a warm start the anchor has no say.
         eval_fraction: part of the prompts that is held out when `fit` is given no `eval_dataset`.
         early_stopping_patience: evaluations without a better held-out loss after which a stage stops.
     """
@@ -50,9 +46,6 @@ class InteractionTeacherConfig(TrainingArguments):
     )
     warm_start_epochs: float = field(default=2.0, metadata={"help": "Epochs on single responses before the pairs."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs on pairs."})
-    warm_start_anchor: float = field(
-        default=0.0, metadata={"help": "Part of a pair's target that the warm start judges; 0: labels alone."}
-    )
     eval_fraction: float = field(default=0.1, metadata={"help": "Part of the prompts held out for early stopping."})
     early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -66,8 +59,6 @@ class InteractionTeacherConfig(TrainingArguments):
         super().__post_init__()
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must lie between 0 and 1, got {self.eval_fraction}.")
-        if not 0 <= self.warm_start_anchor <= 1:
-            raise ValueError(f"`warm_start_anchor` must lie between 0 and 1, got {self.warm_start_anchor}.")
         if self.warm_start_epochs < 0 or self.num_train_epochs <= 0:
             raise ValueError(
                 f"`warm_start_epochs` ({self.warm_start_epochs}) must not be negative and `num_train_epochs` "
@@ -110,9 +101,7 @@ def fit_teacher(
     Two stages, each with early stopping on the held-out loss: single responses (as an ordinary reward model, but
     bidirectional), then pairs. Where responses meet in the top layers, the pairs train those layers alone: what lies
     below has seen the same responses already, and would learn them by heart. Where a pair is one row
-    (`interaction_layers=0`), it is read in both orders at each visit, so that no step can teach a place. The target of
-    a pair is the label mixed with what the first stage thinks of it (`warm_start_anchor`), as in self-distillation
-    under noisy labels (Reed et al., arXiv 1412.6596, the soft bootstrap). Source: otherwise ours.
+    (`interaction_layers=0`), it is read in both orders at each visit, so that no step can teach a place. Source: ours.
 
     Args:
         teacher: the teacher; changed in place.
@@ -163,8 +152,6 @@ def _run_stages(teacher, folder: Path, training, held_out, args, callbacks, is_r
                 clear(pair)
     if single.epochs:
         run_stage(teacher, single, train, held_out_examples, args, callbacks, is_resumed)
-        if args.warm_start_anchor and not is_finished(pair, is_resumed):
-            train = anchored(teacher, single, train, args)
         if teacher.interaction_layers:
             teacher.reader.freeze_below_meeting()
     run_stage(teacher, pair, train, held_out_examples, args, callbacks, is_resumed)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +20,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
 from .graphs import Graphs
-from .heads import PackedHead, head_for
-from .lines import choose_lines, families, split_passes
+from .lines import families, split_passes
 from .slot_layers import Plan, SlotLayer
-from .slots import SlotPool, common_beginning
-from .split_attention import split_attention
+from .slots import SlotPool
 
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
-_NO_SLOTS = np.zeros(0, dtype=np.int64)
 _SLOTS_OF_GRAPHS = 2048  # of the pool, at first, for each row up to four: when it grows, all graphs are gone
 
 
@@ -98,22 +94,19 @@ class TreeCache(Counting):
     Args:
         model: a causal LM with full attention in every layer, run with sdpa or eager attention.
         rows: prompts held at once.
-        split_cost: what it costs to keep apart what all texts of a pass see (see `lines.py`); `None`: never.
         graphs: replay passes that fit (see `graphs.py`); `None`: all are read eagerly.
     """
 
     mixes_lengths = True  # texts of all lengths are read in one pass
 
-    def __init__(self, model, rows: int, split_cost: float | None = None, graphs: Graphs | None = None):
+    def __init__(self, model, rows: int, graphs: Graphs | None = None):
         super().__init__()
         self.model = model
         self.rows = rows
-        self.split_cost = split_cost
         self.graphs = graphs
         self.pool = SlotPool(rows) if graphs is None else SlotPool(rows, _SLOTS_OF_GRAPHS * min(rows, 4))
         layers = len(DynamicCache(config=model.config).layers)
         self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
-        self.packed_head = PackedHead()
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache_argument = cache_argument(model)
 
@@ -166,9 +159,8 @@ class TreeCache(Counting):
             lines = [chosen]
             logits = self._replay(feeds, handles, chosen, columns)
             if logits is None:
-                lines, apart = self._lines(feeds, handles, chosen)
-                seen = [self._seen(handles, line, len(apart)) for line in lines]
-                laid = self._lay_out(feeds, handles, lines, seen, apart)
+                lines = self._lines(feeds, chosen)
+                laid = self._lay_out(feeds, handles, lines)
                 logits = self._read_eagerly(laid, max(map(len, lines)), columns)
             self.count(_tokens_by_row(feeds[i] for i in chosen))
             for own, line in zip(logits, lines, strict=True):
@@ -184,27 +176,20 @@ class TreeCache(Counting):
         passes = split_passes([sum(len(feeds[i].tokens) for i in family) for family in members])
         return [[i for number in numbers for i in members[number]] for numbers in passes]
 
-    def _lines(self, feeds: Sequence[Feed], handles: Sequence[Handle], chosen: Sequence[int]):
-        """The feeds of each line of a pass, and slots that all of them see and that are kept apart."""
-        own = np.mean([len(self._seen(handles, [i])) for i in chosen])
-        together = len(self._seen(handles, chosen))
-        lengths = [len(feeds[i].tokens) for i in chosen]
-        common = _NO_SLOTS if self.split_cost is None else self._common(feeds, handles, chosen)
-        lines, is_split = choose_lines(lengths, own, together, len(common), self.split_cost)
-        return [[chosen[place] for place in line] for line in lines], common if is_split else _NO_SLOTS
-
     @staticmethod
-    def _common(feeds: Sequence[Feed], handles: Sequence[Handle], chosen: Sequence[int]) -> np.ndarray:
-        """Slots that all tokens of the chosen feeds see: those that their texts before them begin with."""
-        before = [handles[i].slots[: -len(feeds[i].tokens)] for i in chosen]
-        first = min(before, key=len)
-        return first[: min(common_beginning(first, other) for other in before)]
+    def _lines(feeds: Sequence[Feed], chosen: Sequence[int]) -> list[list[int]]:
+        """The feeds of each line of a pass: one line a row, so that no prompt is compared with another's tokens."""
+        lines: dict[int, list[int]] = {}
+        for number in chosen:
+            lines.setdefault(feeds[number].row, []).append(number)
+        return list(lines.values())
 
     def _lay_out(
-        self, feeds: Sequence[Feed], handles: Sequence[Handle], lines, seen, apart: np.ndarray, width=0, most=0
+        self, feeds: Sequence[Feed], handles: Sequence[Handle], lines: Sequence[Sequence[int]], width=0, most=0
     ) -> dict[str, np.ndarray]:
         """Ids, positions, slots and mask of one forward pass; the last token of each feed stands at its line's end.
         Lines have `width` tokens and see `most` slots, or as many more as they need."""
+        seen = [self._seen(handles, line) for line in lines]
         width = max(width, *(sum(len(feeds[i].tokens) for i in line) for line in lines))
         most = max(most, *map(len, seen))
         ids = np.zeros((len(lines), width), dtype=np.int64)
@@ -224,7 +209,7 @@ class TreeCache(Counting):
                 start = len(chain) - len(tokens)
                 if len(tokens) == 1:
                     ids[place, final], positions[place, final], slots[place, final] = tokens[0], start, chain[-1]
-                    mask[place, 0, final, column_of[chain[len(apart) :]]] = True
+                    mask[place, 0, final, column_of[chain]] = True
                     continue
                 columns = np.array([*range(column, column + len(tokens) - 1), final])
                 column += len(tokens) - 1
@@ -232,20 +217,19 @@ class TreeCache(Counting):
                 positions[place, columns] = np.arange(start, len(chain))
                 slots[place, columns] = chain[start:]
                 rows = columns[:, None]
-                mask[place, 0, rows, column_of[chain[len(apart) : start]]] = True
+                mask[place, 0, rows, column_of[chain[:start]]] = True
                 mask[place, 0, rows, column_of[chain[start:]]] = np.tri(len(tokens), dtype=bool)
-        return {"ids": ids, "positions": positions, "slots": slots, "seen": fetched, "apart": apart, "mask": mask}
+        return {"ids": ids, "positions": positions, "slots": slots, "seen": fetched, "mask": mask}
 
     def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(numbers).to(self.model.device)
 
-    def _seen(self, handles: Sequence[Handle], line: Sequence[int], apart: int = 0) -> np.ndarray:
-        """All slots that the feeds of a line see beyond the first `apart`, ascending; slot 0, for padding, comes
-        first."""
+    def _seen(self, handles: Sequence[Handle], line: Sequence[int]) -> np.ndarray:
+        """All slots that the feeds of a line see, ascending; slot 0, for padding, comes first."""
         is_seen = np.zeros(self.pool.capacity, dtype=bool)
         is_seen[0] = True
         for number in line:
-            is_seen[handles[number].slots[apart:]] = True
+            is_seen[handles[number].slots] = True
         return np.flatnonzero(is_seen)
 
     def _replay(self, feeds: Sequence[Feed], handles: Sequence[Handle], chosen, columns) -> torch.Tensor | None:
@@ -260,14 +244,14 @@ class TreeCache(Counting):
         shape = self.graphs.shape(self.model, layers, tokens, len(chosen), len(seen), columns)
         if shape is None:
             return None
-        laid = self._lay_out(feeds, handles, [chosen], [seen], _NO_SLOTS, shape.width, shape.seen)
+        laid = self._lay_out(feeds, handles, [chosen], shape.width, shape.seen)
         logits = self.graphs.read(self.model, shape, laid, capacity, self._forward)
         return None if logits is None else logits[:, -len(chosen) :].to(torch.float32, copy=True)
 
     def _read_eagerly(self, laid: dict[str, np.ndarray], keep: int, columns: torch.Tensor | None) -> torch.Tensor:
         """Logits of the last `keep` tokens of each line, float32 `(lines, keep, vocabulary or columns)`."""
         on_device = {name: self._on_device(values) for name, values in laid.items()}
-        plan = Plan(on_device["slots"].flatten(), on_device["seen"], on_device["apart"], self.pool.capacity)
+        plan = Plan(on_device["slots"].flatten(), on_device["seen"], self.pool.capacity)
         ids, positions, mask = (on_device[name] for name in ("ids", "positions", "mask"))
         return self._forward(ids, positions, mask, plan, keep, columns).float()
 
@@ -281,17 +265,15 @@ class TreeCache(Counting):
         mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self.model.dtype).min
         )
-        splitting = split_attention(self.model) if len(plan.apart) else nullcontext()
-        with head_for(self.model, columns, self.packed_head) as is_narrow, splitting as plan.common:
-            logits = self.model(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=mask,
-                use_cache=True,
-                **{self.cache_argument: self.cache},
-                **extra,
-            ).logits[:, -keep:]
-        return logits if is_narrow or columns is None else logits[..., columns.to(logits.device)]
+        logits = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            use_cache=True,
+            **{self.cache_argument: self.cache},
+            **extra,
+        ).logits[:, -keep:]
+        return logits if columns is None else logits[..., columns.to(logits.device)]
 
 
 def _tokens_by_row(feeds: Iterable[Feed]) -> dict[int, int]:

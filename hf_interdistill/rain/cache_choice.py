@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
+import threading
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,13 +13,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from .cache import Feed, TreeCache
 from .copying import CopyingCache
 from .graphs import CAPTURES, Graphs, say, why_not
-from .heads import LOCK, is_compiled
-from .lines import SPLIT_COST
-from .split_attention import can_split
 
 logger = logging.getLogger(__name__)
 
 _MASKED_ATTENTION = ("sdpa", "eager")
+_LOCK = threading.Lock()
 _PROBED: WeakKeyDictionary = WeakKeyDictionary()  # model -> {circumstances -> why it cannot read a tree, or None}
 
 
@@ -32,7 +30,7 @@ def build_cache(model, rows: int, cuda_graphs: bool | None = None) -> TreeCache 
     Raises:
         ValueError: `cuda_graphs` is true, and the model's passes cannot be replayed.
     """
-    with LOCK:
+    with _LOCK:
         return _choose_cache(model, rows, cuda_graphs)
 
 
@@ -55,7 +53,7 @@ def _choose_cache(model, rows: int, cuda_graphs: bool | None) -> TreeCache | Cop
         _require_right(model, known["copying", key])
         return CopyingCache(model, rows)
     graphs = _graphs(model, known, key, cuda_graphs)
-    return TreeCache(model, rows, SPLIT_COST if _splits(model, known, key) else None, graphs)
+    return TreeCache(model, rows, graphs)
 
 
 def _graphs(model, known: dict, key: tuple, wanted: bool | None) -> Graphs | None:
@@ -81,15 +79,6 @@ def _refuse_graphs(reason: str) -> None:
         f"`cuda_graphs` is True, but passes can only be replayed of a model for which nothing is in the way, and here "
         f"something is: {reason}. Set it to None, for graphs wherever they are possible."
     )
-
-
-def _splits(model, known: dict, key: tuple) -> bool:
-    """Whether a model may attend in two parts. Code that was compiled for one attention would be compiled again."""
-    if not can_split(model) or is_compiled(model):
-        return False
-    if ("split", key) not in known:
-        known["split", key] = _trial(model, TreeCache(model, 2, -math.inf))
-    return known["split", key] is None
 
 
 def _why_not_tree(model) -> str | None:
@@ -119,7 +108,7 @@ def _require_right(model, reason: str | None) -> None:
 def _trial_of_graphs(model) -> str | None:
     """As `_trial`, with passes replayed: the third is captured, and the fourth replayed with other inputs."""
     graphs = Graphs()
-    reason = _trial(model, TreeCache(model, 2, graphs=graphs))
+    reason = _trial(model, TreeCache(model, 2, graphs))
     if reason is None and (graphs.failure or not len(graphs)):
         return graphs.failure or "a trial captured nothing"
     return reason

@@ -21,8 +21,8 @@ DEVIATIONS: dict[str, str] = {
     "variance of one embedding is NaN and the parent never widens.",
     "empty_answer": "The root is expanded before the first iteration, so no empty answer is judged; the released code "
     "spends its first iteration on one.",
-    "lazy_expansion": "A leaf is expanded when it is selected again (`expand_on_visit=2`), not at its first visit. "
-    "The search is the same, token for token, for candidates never looked at are never drawn; `1` expands at once.",
+    "lazy_expansion": "A leaf is expanded when it is selected again, not at its first visit. The search is the same, "
+    "token for token; candidates that are never looked at are never drawn.",
     "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, for both need an "
     "encoder. A plain `RainConfig` names none; the presets name the one of the published runs.",
     "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call a backup; the mean is the same.",
@@ -84,8 +84,6 @@ class RainConfig:
         turn_markers: strings that open a new turn, and so end the generation.
         judge: name of a judge prompt of ours (`harmlessness`, `truthfulness`, `sentiment`) or a YAML file.
         judge_vote: `hard` (one vote an order) or `probability` (of the positive label).
-        expand_on_visit: 1 expands a leaf at its first visit (in the same passes as its rollout), 2 when it is selected
-            again; the tokens are the same.
         read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
             probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
             same. `None`: the prompts in flight share 48, with 16 each at least; on a CPU, where tokens cost more than
@@ -124,7 +122,6 @@ class RainConfig:
     turn_markers: tuple[str, ...] = ()
     judge: str = "harmlessness"
     judge_vote: str = "hard"
-    expand_on_visit: int = 2
     read_ahead: int | None = None
     cuda_graphs: bool | None = None
     prompts_in_flight: int = 16
@@ -158,7 +155,6 @@ class RainConfig:
         longest = self.rollout_max_tokens
         _check("rollout_max_tokens", longest, longest is None or _is_count(longest, 1), "None or at least 1")
         _check("judge_vote", self.judge_vote, self.judge_vote in JUDGE_VOTES, f"one of {', '.join(JUDGE_VOTES)}")
-        _check("expand_on_visit", self.expand_on_visit, self.expand_on_visit in (1, 2), "1 or 2")
         _check("seed", self.seed, self.seed is None or _is_count(self.seed, 0), "None or a whole number, at least 0")
 
     @classmethod

@@ -22,7 +22,6 @@ from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .captures import CAPTURES
-from .heads import LOCK, is_compiled
 from .slot_layers import Plan, SlotLayer
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class _Pass:
             self.columns = None if shape.columns is None else torch.tensor(shape.columns, device=device)
         self.ids, self.positions, slots, fetched = lines.split([width, width, width, seen], dim=1)
         self.mask = self.buffer[numbers:].view(torch.bool).view(1, 1, width, seen)
-        self.plan = Plan(slots[0], fetched, slots[0, :0], capacity)
+        self.plan = Plan(slots[0], fetched, capacity)
         self.replay: Callable[[], torch.Tensor] | None = None
 
     def load(self, laid: dict[str, np.ndarray]) -> None:
@@ -96,11 +95,10 @@ class Graphs:
         is_worth_it = width is not None and length is not None and width * length <= _MOST_COMPARISONS
         if self.failure or not is_worth_it:
             return None
-        with LOCK:
-            facts = _facts(model, layers)
-            if facts != self._facts:
-                self._drop()
-                self._facts, self._reason = facts, why_not(model)
+        facts = _facts(model, layers)
+        if facts != self._facts:
+            self._drop()
+            self._facts, self._reason = facts, why_not(model)
         if self._reason:
             say(model, self._reason)
             return None
@@ -140,12 +138,11 @@ class Graphs:
         def run() -> torch.Tensor:
             return forward(new.ids, new.positions, new.mask, new.plan, shape.keep, new.columns)
 
-        with LOCK:  # nobody replaces a part of the model meanwhile
-            if self._capture is None:
-                with _Watch(model.device):
-                    run()
-                self._capture = CAPTURES[model.device.type](model.device)
-            new.replay = self._capture(run)
+        if self._capture is None:
+            with _Watch(model.device):
+                run()
+            self._capture = CAPTURES[model.device.type](model.device)
+        new.replay = self._capture(run)
         return new
 
     def _drop(self) -> None:
@@ -252,3 +249,8 @@ def _facts(model, layers: Sequence[SlotLayer]) -> list:
 def _at_least(count: int, sizes: Sequence[int]) -> int | None:
     """The first of ascending sizes that is no less."""
     return next((size for size in sizes if size >= count), None)
+
+
+def is_compiled(model) -> bool:
+    """Whether a model runs code that was compiled for its modules as they are."""
+    return hasattr(model.forward, "_torchdynamo_orig_callable") or model._compiled_call_impl is not None

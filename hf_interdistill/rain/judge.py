@@ -21,7 +21,6 @@ from .config import JUDGE_VOTES
 from .judge_prompts import JudgePrompt, label_tokens
 from .scorers import Costs, Exchange, Scorer, ScorerError
 from .shared_texts import SharedTexts, fingerprint
-from .text_ends import TextEnds
 
 _KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer, graphs) -> SharedTexts}
 _TRIALS = ("a", "7 z", "\n")  # completions with nothing in common, to see what is the same for all
@@ -68,7 +67,6 @@ class SelfEvaluationScorer(Scorer):
         self._control = None if tokenizer is None else control_pattern(tokenizer)
         if model is not None:
             self._labels = label_tokens(self.prompt, tokenizer)
-            self._ids_of = TextEnds(tokenizer, self.prompt.examples)
 
     def bind(self, model, tokenizer) -> Scorer:
         """See `Scorer.bind`."""
@@ -121,7 +119,7 @@ class SelfEvaluationScorer(Scorer):
     def _contexts(self, shown: Sequence[list[str]]) -> list[list[list[int]]]:
         """Token ids of each text up to the label (with it, for a tokenizer may join it to what comes before)."""
         texts = [text + self.prompt.labels[0] for orders in shown for text in orders]
-        ids = iter(self._ids_of(texts))
+        ids = iter(self.tokenizer(texts, verbose=False)["input_ids"])
         return [[next(ids)[:-1] for _ in orders] for orders in shown]
 
     def _stem(self, prompt) -> list[int]:

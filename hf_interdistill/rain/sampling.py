@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 _WORD = (1 << 63) - 1
@@ -23,9 +21,6 @@ _MIX_SECOND = 0x94D049BB133111EB - (1 << 64)
 _LARGEST = 54 * math.log(2)  # of `-log u`
 _NEAR = 1.0  # more than the quick noise may be off
 _AT_ONCE = 1 << 18  # scores, on a CPU: their noise should stay in its cache
-_FRACTION = 1 << 23  # of a float32
-_SLACK = 0.01  # binary digits, for rounding
-_STRIDE = 32  # columns of which one is looked at for a first bound
 
 
 def stream_key(*parts: int | str | Sequence[int]) -> int:
@@ -77,9 +72,6 @@ def draw(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None = N
     Raises:
         ValueError: a score is not a number.
     """
-    if ids is None and scores.device.type == "cpu" and scores.dtype == torch.float32:
-        drawn = [_draw_row(row, key) for row, key in zip(scores.numpy(), keys, strict=True)]
-        return torch.tensor(drawn, dtype=torch.int64)
     return torch.tensor(_draw_rows(scores, keys, ids), dtype=torch.int64, device=scores.device)
 
 
@@ -111,60 +103,3 @@ def _draw(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> list[i
             "bfloat16 or float32 instead of float16) or in a logits processor."
         )
     return [best[row][1] for row in range(len(scores))]
-
-
-class _Scratch(threading.local):
-    """Arrays to work in, of one length: fresh ones of this size are fetched from the system each time."""
-
-    columns = 0
-
-    def fit(self, columns: int) -> None:
-        """Make them so long."""
-        if columns == self.columns:
-            return
-        self.columns = columns
-        self.counters = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(_GOLDEN % (1 << 64))
-        self.state, self.spare = np.empty_like(self.counters), np.empty_like(self.counters)
-        self.bits = np.empty(columns, np.uint32)
-        self.complement, self.logarithm, self.most = np.empty((3, columns), np.float32)
-        self.may_win = np.empty(columns, bool)
-
-
-_SCRATCH = _Scratch()
-
-
-def _draw_row(row: np.ndarray, key: int) -> int:
-    """`draw` of one row of a whole vocabulary, float32, for a CPU: the noise of few columns is worked out.
-
-    A column of score `s` beats one of sum `b` only if `-log u <= exp(s - b)`, so only if `1 - u <= exp(s - b)`. Of
-    `1 - u`, which are bits, the logarithm is read off a float's exponent and fraction: that is never too large.
-    """
-    work = _SCRATCH
-    work.fit(len(row))
-    state, spare = work.state, work.spare
-    np.add(work.counters, np.uint64(key), out=state)
-    for shift, factor in ((30, _MIX_FIRST), (27, _MIX_SECOND), (31, None)):
-        np.right_shift(state, np.uint64(shift), out=spare)
-        np.bitwise_xor(state, spare, out=state)
-        if factor is not None:
-            np.multiply(state, np.uint64(factor % (1 << 64)), out=state)
-    first = np.append(np.arange(0, len(row), _STRIDE), row.argmax())
-    bound = _exact_sums(row, state, first).max()
-    if not math.isfinite(bound):
-        return _draw_rows(torch.from_numpy(row[None]), [key], None)[0]
-    np.invert(state, out=spare)
-    np.right_shift(spare, np.uint64(33), out=spare)
-    np.copyto(work.bits, spare, casting="unsafe")
-    np.copyto(work.complement, work.bits.view(np.int32), casting="unsafe")  # (1 - u) 2^31
-    # 2^23 (127 + 31 + log2(1 - u)), or up to 0.09 * 2^23 less
-    np.copyto(work.logarithm, work.complement.view(np.int32), casting="unsafe")
-    np.multiply(row, np.float32(_FRACTION / math.log(2)), out=work.most)
-    np.add(work.most, np.float32(_FRACTION * (127 + 31 + _SLACK - bound / math.log(2))), out=work.most)
-    few = np.flatnonzero(np.less_equal(work.logarithm, work.most, out=work.may_win))
-    return int(few[_exact_sums(row, state, few).argmax()])
-
-
-def _exact_sums(row: np.ndarray, state: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Scores and noise (see `_gumbel`), float64."""
-    uniform = ((state[columns] >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)
-    return row[columns].astype(np.float64) - np.log(-np.log(np.minimum(uniform, 1 - 2**-53)))

@@ -62,16 +62,10 @@ class PromptSearch:
         tokens = leaf.tokens_from_origin()
         rollout: tuple[int, ...] = ()
         is_rollout = not leaf.is_terminal and not self.rules.stops_rollout(tokens)
-        expansion = None
-        if self.config.expand_on_visit == 1 and not leaf.is_terminal:
-            expansion = self._expansion(leaf)
-        if is_rollout or expansion:
-            answer, candidates = yield Decode(leaf, is_rollout, expansion, partial(self._ahead, leaf))
-            rollout = tuple(answer or ())
+        if is_rollout:
+            rollout, _ = yield Decode(leaf, is_rollout, ahead=partial(self._ahead, leaf))
         text = self.rules.completion([*tokens, *rollout])
         value = yield Judge(text)
-        if expansion:
-            self.tree.expand(leaf, candidates)
         if self.has_encoder:
             yield from self._embed(leaf, rollout)
         self.tree.backup(leaf, value)
@@ -83,7 +77,7 @@ class PromptSearch:
         for node, is_first in visits:
             if is_first and not self.rules.stops_rollout(node.tokens_from_origin()):
                 wishes.append((node, None))
-            if is_first == (self.config.expand_on_visit == 1):
+            if not is_first:
                 wishes.append((node, self._expansion(node)))
         return wishes
 

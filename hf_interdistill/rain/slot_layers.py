@@ -7,19 +7,14 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from .split_attention import Common
-
 
 @dataclass
 class Plan:
-    """Where the tokens of a pass go, `slots` `(lines * width,)`; what each line sees, `seen` `(lines, seen)`, and all
-    see, `apart` `(apart,)`, if attention is split (`common`)."""
+    """Where the tokens of a pass go, `slots` `(lines * width,)`, and what each line sees, `seen` `(lines, seen)`."""
 
     slots: torch.Tensor
     seen: torch.Tensor
-    apart: torch.Tensor
     capacity: int
-    common: Common | None = None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -45,11 +40,6 @@ class SlotLayer(CacheLayerMixin):
         self.grow(self.plan.capacity)
         self._put(self.keys, key_states)
         self._put(self.values, value_states)
-        if self.plan.common is not None:
-            apart = self.plan.apart.unsqueeze(0)
-            self.plan.common.keys, self.plan.common.values = (
-                self._fetch(held, apart) for held in (self.keys, self.values)
-            )
         return self._fetch(self.keys, self.plan.seen), self._fetch(self.values, self.plan.seen)
 
     @torch.inference_mode(False)

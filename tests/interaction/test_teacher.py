@@ -228,33 +228,7 @@ def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_the_warm_start_anchors_the_targets_of_pairs(tmp_path, monkeypatch):
-    from hf_interdistill.interaction import teacher_training
-
-    seen = {}
-
-    def run(teacher, stage, train, *rest):
-        seen[stage.is_pairwise] = train
-
-    monkeypatch.setattr(teacher_training, "run_stage", run)
-    teacher = small_teacher()
-    teacher.fit(LEARNABLE, args=settings(tmp_path, warm_start_anchor=0.25), eval_dataset=LEARNABLE[:8])
-    assert all(example.target == 1 for example in seen[False])
-    tokenizer, reader = teacher.tokenizer, teacher.reader.eval()
-    for row, example in zip(LEARNABLE, seen[True], strict=True):
-        rewards = []
-        for response in (row["chosen"], row["rejected"]):
-            ids = tokenizer(row["prompt"], response)["input_ids"]
-            states = reader.encoder(
-                torch.tensor([ids]),
-                token_type_ids=torch.tensor([tokenizer(row["prompt"], response)["token_type_ids"]]),
-            ).last_hidden_state
-            rewards.append(states[0, -1] @ reader.score.weight[0] + reader.score.bias[0])
-        expected = 0.75 + 0.25 * torch.sigmoid(rewards[0] - rewards[1]).item()
-        assert example.target == pytest.approx(expected, rel=1e-4)
-
-
-def test_targets_enter_the_loss():
+def test_the_loss_is_that_of_bradley_and_terry():
     from hf_interdistill.interaction.pairs import text_pieces
 
     teacher = small_teacher()
@@ -262,9 +236,9 @@ def test_targets_enter_the_loss():
     pieces = text_pieces(teacher.tokenizer, read_preference(LEARNABLE[0]))
     for teacher.interaction_layers in (0, 1):
         margins = teacher.judge(LEARNABLE[:1], is_progress_shown=False)[0]
-        batch = StageCollator(teacher, True)([Example(pieces, 0.6)])
+        batch = StageCollator(teacher, True)([Example(pieces)])
         loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.reader, batch)
-        expected = -(0.6 * margins.sigmoid().log() + 0.4 * (-margins).sigmoid().log()).mean()
+        expected = -margins.sigmoid().log().mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -306,8 +280,6 @@ def test_config_is_checked(tmp_path):
         settings(tmp_path, eval_fraction=1.5)
     with pytest.raises(ValueError, match="must be positive"):
         settings(tmp_path, num_train_epochs=0)
-    with pytest.raises(ValueError, match=r"`warm_start_anchor` must lie between 0 and 1, got -1"):
-        settings(tmp_path, warm_start_anchor=-1)
 
 
 def test_rows_of_every_format_are_read():

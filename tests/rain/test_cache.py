@@ -1,16 +1,11 @@
 """Logits of a tree against those of separate sequences, and memory."""
 
-import math
-
 import pytest
 import torch
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_interdistill.rain.cache import Feed, Handle, TreeCache
 from hf_interdistill.rain.cache_choice import build_cache
 from hf_interdistill.rain.copying import CopyingCache
-from hf_interdistill.rain.split_attention import split_attention
 from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal
 
 PROMPT, OTHER = list(range(10, 40)), list(range(50, 57))
@@ -55,67 +50,6 @@ def test_logits_equal_those_of_separate_sequences(family, attention):
     assert_reads(model, after, [[*PROMPT, 4, 5, 6, 8, 9, 10], [*PROMPT, 4, 5, 1]])
     again = cache.read([Feed(2, branches[3].handle, [7]), Feed(1, None, OTHER), Feed(0, after[0].handle, [2])])
     assert_reads(model, again, [[*OTHER, 9, 9, 7], OTHER, [*PROMPT, 4, 5, 6, 8, 9, 10, 2]])
-
-
-def test_attention_is_split_where_torch_hands_out_its_sums():
-    model = build_causal("llama", num_key_value_heads=2)
-    assert build_cache(model, 1).split_cost is not None
-    assert model.config._attn_implementation == "sdpa"
-    assert build_cache(build_causal("llama", "eager"), 1).split_cost is None
-    compiled = build_causal("llama")
-    compiled.forward = torch.compile(compiled.forward, backend="eager")
-    assert build_cache(compiled, 1).split_cost is None
-
-
-def test_attention_that_does_not_split_right_is_not_split(monkeypatch):
-    def forgets(module, query, key, value, attention_mask, scaling=None, **_):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "rain_split", forgets)
-    cache = build_cache(build_causal("llama"), 1)
-    assert isinstance(cache, TreeCache) and cache.split_cost is None
-
-
-def test_attention_is_whole_again_after_an_error():
-    model = build_causal("llama")
-    with pytest.raises(RuntimeError), split_attention(model):
-        raise RuntimeError
-    assert model.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.parametrize("family", TREE_FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_split_attention_gives_the_logits_of_separate_sequences(family, dtype, monkeypatch):
-    """Branches of different depths in lines of their own, padded; all of the prompt is kept apart."""
-    model = build_causal(family).to(dtype)
-    cache = TreeCache(model, 1, split_cost=-math.inf)
-    splits = []
-    lay_out = cache._lay_out
-
-    def watch(feeds, handles, lines, seen, apart):
-        splits.append((len(lines), len(apart)))
-        return lay_out(feeds, handles, lines, seen, apart)
-
-    monkeypatch.setattr(cache, "_lay_out", watch)
-    in_lines = [[0, 1], [2, 4], [3]]
-    monkeypatch.setattr(
-        "hf_interdistill.rain.cache.choose_lines",
-        lambda lengths, *_: ((in_lines if len(lengths) > 1 else [[0]]), True),
-    )
-    (root,) = cache.read([Feed(0, None, PROMPT)])
-    tails = [[3, 4, 5], [3, 9], [8], list(range(20, 32))]
-    feeds = [Feed(0, root.handle, tail) for tail in tails]
-    reads = cache.read([*feeds, Feed(0, 3, [33, 34])])
-    tails.append([*tails[3], 33, 34])
-    assert splits[1][0] > 1 and splits[1][1] == len(PROMPT)
-    for read, tail in zip(reads, tails, strict=True):
-        wanted = separate(model, [*PROMPT, *tail]).float()
-        tolerance = (
-            {"atol": 1e-5, "rtol": 1e-4}
-            if dtype == torch.float32
-            else {"atol": 0.03 * wanted.abs().max().item(), "rtol": 0}
-        )
-        torch.testing.assert_close(read.logits, wanted, **tolerance)
 
 
 @pytest.mark.parametrize("family", TREE_FAMILIES)

@@ -40,7 +40,7 @@ BY_PRESET = {
     "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
 }
 # Ours: not constants of the method.
-OURS = {"read_ahead": None, "cuda_graphs": None, "expand_on_visit": 2, "prompts_in_flight": 16, "seed": None}
+OURS = {"read_ahead": None, "cuda_graphs": None, "prompts_in_flight": 16, "seed": None}
 
 
 @pytest.mark.parametrize("name", BY_PRESET)
@@ -84,7 +84,6 @@ def test_a_misspelt_field_names_the_nearest(make):
         ("rollout_max_tokens", 0),
         ("turn_markers", "Human:"),
         ("judge_vote", "soft"),
-        ("expand_on_visit", 3),
         ("cuda_graphs", "yes"),
         ("cuda_graphs", 1),
         ("prompts_in_flight", 0),

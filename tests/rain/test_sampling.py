@@ -38,19 +38,6 @@ def test_draws_are_those_of_exact_noise_over_all_columns(spread):
     assert torch.equal(draw(scores, keys), exact)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 30.0])
-@pytest.mark.parametrize("columns", [1, 31, 33, 5_000])
-def test_draws_of_rows_on_a_cpu_are_those_of_all_at_once(spread, columns):
-    scores = spread * torch.randn(100, columns, generator=torch.Generator().manual_seed(1)) - 40.0 * spread
-    if columns > 1:
-        scores[:, : columns // 2] = -torch.inf
-    keys = [stream_key(4, number) for number in range(100)]
-    at_once = sampling._draw_rows(scores, keys, None)
-    assert draw(scores, keys).tolist() == at_once
-    assert draw(scores.double(), keys).tolist() == at_once
-    assert spread == 30.0 or columns < 33 or len(set(at_once)) > 2
-
-
 def test_draws_of_odd_rows():
     scores = torch.full((3, 100), -torch.inf)
     scores[1, 7], scores[2, 9] = torch.inf, -200.0

@@ -84,12 +84,6 @@ def test_first_requests_in_order():
     assert expansions[1].expansion == Expansion(2, 3, True, (0, 1))
 
 
-def test_expanding_at_once_asks_with_the_rollout():
-    search = PromptSearch(quick(expand_on_visit=1), Rules(), has_encoder=False)
-    requests = drive(search, steps=3)
-    assert requests[1].is_rollout and requests[1].expansion == Expansion(2, 3, True, (0, 1))
-
-
 def test_a_text_that_ends_with_a_stop_character_is_judged_as_it_is():
     search = PromptSearch(quick(candidates=5, root_uniform=1.0, exploration=100.0), Rules(), has_encoder=False)
     texts = [each.completion for each in drive(search, steps=40) if isinstance(each, Judge)]
