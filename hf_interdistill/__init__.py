@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from .rain.registration import register_when_loaded
+from .rain.api.registration import register_when_loaded
 
 __version__ = "0.1.0.dev0"
 
@@ -17,22 +17,22 @@ _MODULES = {
     "BestOfNConfig": "selection.job",
     "InteractionDistillationConfig": "interaction.config",
     "InteractionDistillationTrainer": "interaction.trainer",
-    "InteractionTeacher": "interaction.teacher",
-    "InteractionTeacherConfig": "interaction.teacher_training",
-    "RAINLogitsProcessor": "rain.processor",
+    "InteractionTeacher": "interaction.teacher.teacher",
+    "InteractionTeacherConfig": "interaction.teacher.training",
+    "RAINLogitsProcessor": "rain.api.logits_processor",
     "RainConfig": "rain.config",
-    "RainDecoder": "rain.decoder",
+    "RainDecoder": "rain.api.decoder",
     "RewardScorer": "scoring.scorer",
     "diagnose": "diagnostics.diagnosis",
     "metric_path": "metrics",
     "pair_rewards": "metrics.training",
     "ppo_reward_model": "scoring.ppo",
     "ppo_value_model": "scoring.ppo",
-    "register_rain": "rain.registration",
+    "register_rain": "rain.api.registration",
     "reward_metrics": "metrics.training",
-    "run_benchmark": "benchmarks.running",
+    "run_benchmark": "reward_benchmarks.running",
     "run_best_of_n": "selection.job",
-    "unregister_rain": "rain.registration",
+    "unregister_rain": "rain.api.registration",
 }
 
 __all__ = ["__version__", *_MODULES]
@@ -49,18 +49,18 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .benchmarks.running import run_benchmark
     from .diagnostics.diagnosis import diagnose
     from .interaction.config import InteractionDistillationConfig
-    from .interaction.teacher import InteractionTeacher
-    from .interaction.teacher_training import InteractionTeacherConfig
+    from .interaction.teacher.teacher import InteractionTeacher
+    from .interaction.teacher.training import InteractionTeacherConfig
     from .interaction.trainer import InteractionDistillationTrainer
     from .metrics import metric_path
     from .metrics.training import pair_rewards, reward_metrics
+    from .rain.api.decoder import RainDecoder
+    from .rain.api.logits_processor import RAINLogitsProcessor
+    from .rain.api.registration import register_rain, unregister_rain
     from .rain.config import RainConfig
-    from .rain.decoder import RainDecoder
-    from .rain.processor import RAINLogitsProcessor
-    from .rain.registration import register_rain, unregister_rain
+    from .reward_benchmarks.running import run_benchmark
     from .scoring.ppo import ppo_reward_model, ppo_value_model
     from .scoring.scorer import RewardScorer
     from .selection.job import BestOfNConfig, run_best_of_n

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import RunError, what_to_do
+from .utils.errors import RunError, what_to_do
 
 COMMANDS = {
     "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),

@@ -63,8 +63,8 @@ def test_reward_recipe_fits_its_machine(path, tmp_path):
     score head, and an adapter that reaches the queries and keys that are aligned."""
     from trl import get_peft_config, get_quantization_config
 
-    from hf_interdistill.interaction.recording import resolve_layers
-    from hf_interdistill.interaction.requirements import require_trainable_below
+    from hf_interdistill.interaction.attention.recorder import resolve_layers
+    from hf_interdistill.interaction.validation import require_trainable_below
 
     _, args, model, _ = parse(reward.ARGUMENTS, ["--config", str(path), *ON_CPU, "--output_dir", str(tmp_path)])
     peft_config, quantization = get_peft_config(model), get_quantization_config(model)
@@ -116,7 +116,7 @@ def published_encoder(name: str):
 @pytest.mark.parametrize("path", [p for p in TEACHER if p.parent.name != "demo"], ids=name_of)
 def test_teachers_read_what_the_recipes_ask_for(path):
     """The aligned layer (the last) attends to the whole pair; inputs are no longer than the encoder can read."""
-    from hf_interdistill.interaction.reader import EAGER_MODEL_TYPES
+    from hf_interdistill.interaction.teacher.pair_encoder import EAGER_MODEL_TYPES
 
     recipe = yaml.safe_load(path.read_text())
     config = published_encoder(recipe["teacher_model"])

@@ -16,8 +16,8 @@ from interaction.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher, RewardScorer
 from hf_interdistill.hub.files import stage_model
-from hf_interdistill.rain.jobs import _write_tree
-from hf_interdistill.rain.similarity import TextEncoder
+from hf_interdistill.rain.api.jobs import _write_tree
+from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 SOURCES = sorted((ROOT / "hf_interdistill").rglob("*.py"))
 SECRET = "hf_" + "Secret" * 6

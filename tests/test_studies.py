@@ -30,7 +30,7 @@ def modules(monkeypatch):
     import study
     import training
 
-    from hf_interdistill.rain.judge_prompts import JudgePrompt
+    from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
 
     return SimpleNamespace(
         decoding=decoding,
@@ -172,7 +172,7 @@ def test_starts_are_cut_from_negative_rows(modules):
 
 
 def test_documents_teach_writing_and_the_letter_of_the_right_option(modules):
-    from hf_interdistill.rain.judge_prompts import label_tokens
+    from hf_interdistill.rain.scorers.judge_prompt import label_tokens
 
     judge = modules.judge
     rows = [{"text": "a fine film", "label": 1}, {"text": "a dull film", "label": 0}]

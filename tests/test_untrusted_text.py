@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer, RewardScorer
-from hf_interdistill.interaction.pairs import PairEncoder, read_preference, text_pieces
-from hf_interdistill.interaction.units import NO_UNIT, word_spans
-from hf_interdistill.rain.judge import SelfEvaluationScorer
-from hf_interdistill.rain.judge_prompts import JudgePrompt, quote_lines
-from hf_interdistill.rain.scorers import Exchange
+from hf_interdistill.interaction.data.pairs import PairEncoder, read_preference, text_pieces
+from hf_interdistill.interaction.data.units import NO_UNIT, word_spans
+from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt, quote_lines
+from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 from hf_interdistill.scoring.control_tokens import SANITIZE, break_up, control_pattern
 from hf_interdistill.scoring.formatting import RewardFormatter
 from hf_interdistill.scoring.serving import pipeline_rewards, request_body, serving_text

@@ -68,7 +68,7 @@ def test_the_audit_counts_nothing_unasked_as_sound():
 
 
 def test_versions_above_those_tested_are_warned_of_once(monkeypatch, caplog):
-    from hf_interdistill import versions
+    from hf_interdistill.utils import versions
 
     installed = {**{name: f"{tested}.7" for name, tested in versions.TESTED.items()}, "trl": "99.0.1"}
     monkeypatch.setattr(versions, "version", installed.get)
@@ -83,7 +83,7 @@ def test_versions_above_those_tested_are_warned_of_once(monkeypatch, caplog):
 
 
 def test_the_pinned_versions_are_the_newest_tested():
-    from hf_interdistill.versions import TESTED
+    from hf_interdistill.utils.versions import TESTED
 
     pins = pinned("constraints.txt")
     for name in ("transformers", "trl", "accelerate"):

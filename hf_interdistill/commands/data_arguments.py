@@ -24,6 +24,6 @@ class DataArguments:
 
     def load(self):
         """All splits."""
-        from ..data import load_preferences
+        from ..utils.data import load_preferences
 
         return load_preferences(self.dataset_name, self.dataset_config, self.dataset_streaming)

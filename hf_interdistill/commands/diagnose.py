@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..diagnostics.candidates import check_candidates
+from ..diagnostics.collect.candidates import check_candidates
+from ..diagnostics.collect.noise_models import check_noise_models
 from ..diagnostics.config import DiagnosisConfig
 from ..diagnostics.diagnosis import Diagnosis, diagnose
-from ..diagnostics.noise_models import check_noise_models
-from ..diagnostics.report import write_report
-from ..hub.privacy import public_name
-from ..job_files import as_mapping
+from ..diagnostics.report.page import write_report
 from ..scoring.scorer import RewardScorer
+from ..utils.jsonl_jobs import as_mapping
+from ..utils.privacy import public_name
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}
 

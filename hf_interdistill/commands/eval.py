@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..benchmarks import find_benchmark
-from ..benchmarks.reports import notes, short_names, table, write
-from ..benchmarks.running import RewardCache, Scored, model_key, run_benchmark
+from ..reward_benchmarks import find_benchmark
+from ..reward_benchmarks.reports import notes, short_names, table, write
+from ..reward_benchmarks.running import RewardCache, Scored, model_key, run_benchmark
 from ..scoring.scorer import RewardScorer
 from .tables import print_metrics
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..interaction.checkpoints import is_resuming, require_no_older_run
+from ..training.checkpoints import is_resuming, require_no_older_run
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accelerate import PartialState
 
-from ..rain.jobs import RainJobConfig, run_rain_job
+from ..rain.api.jobs import RainJobConfig, run_rain_job
 from .tables import print_metrics
 
 ARGUMENTS = (RainJobConfig,)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..data import get_split
-from ..interaction.checkpoints import checkpoint_to_resume
 from ..interaction.config import InteractionDistillationConfig
 from ..interaction.trainer import InteractionDistillationTrainer
 from ..metrics.training import pair_rewards, reward_metrics
+from ..training.checkpoints import checkpoint_to_resume
+from ..utils.data import get_split
 from .data_arguments import DataArguments
 from .older_runs import OlderRunArguments, settle_older_run
 from .tables import print_metrics

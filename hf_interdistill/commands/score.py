@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..durable import mend_lines, write_whole
 from ..scoring.scorer import RewardScorer
+from ..utils.atomic_io import mend_lines, write_whole
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}

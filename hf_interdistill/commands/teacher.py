@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import set_seed
 
-from ..data import get_split
-from ..interaction.checkpoints import is_resuming
-from ..interaction.teacher import InteractionTeacher
-from ..interaction.teacher_training import InteractionTeacherConfig, held_out_metrics
+from ..interaction.teacher.teacher import InteractionTeacher
+from ..interaction.teacher.training import InteractionTeacherConfig, held_out_metrics
+from ..training.checkpoints import is_resuming
+from ..utils.data import get_split
 from .data_arguments import DataArguments
 from .tables import print_metrics
 

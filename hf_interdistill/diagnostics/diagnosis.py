@@ -11,25 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from ..hub.privacy import public_name
 from ..scoring.scorer import RewardScorer
-from .accuracy import PairAccuracy, measure_accuracy
-from .attention import AttentionStages, measure_attention
-from .best_of_n import BestOfN
-from .calibration import Calibration, measure_calibration
-from .candidate_scores import score_candidates
-from .candidates import check_candidates
+from ..utils.privacy import public_name
+from .collect.candidate_scores import score_candidates
+from .collect.candidates import check_candidates
+from .collect.loading import as_scorer, fingerprint, name_of
+from .collect.measurer import PairMeasurer
+from .collect.noise_models import check_noise_models, score_noise_models
+from .collect.outcomes import Outcomes
+from .collect.records import Records, numbered_rows
 from .config import DiagnosisConfig
-from .cue import PlantedCue, measure_cue
-from .estimates import Finding
-from .length import LengthBias, measure_length
-from .loading import as_scorer, fingerprint, name_of
-from .masking import MaskingCurve, measure_masking
-from .measuring import PairMeasurer
-from .noise import LabelNoise
-from .noise_models import check_noise_models, score_noise_models
-from .outcomes import Outcomes
-from .records import Records, numbered_rows
+from .measures.accuracy import PairAccuracy, measure_accuracy
+from .measures.attention import AttentionStages, measure_attention
+from .measures.best_of_n import BestOfN
+from .measures.calibration import Calibration, measure_calibration
+from .measures.cue import PlantedCue, measure_cue
+from .measures.estimates import Finding
+from .measures.length import LengthBias, measure_length
+from .measures.masking import MaskingCurve, measure_masking
+from .measures.noise import LabelNoise
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def diagnose(
     for reason, count in diagnosis.left_out.items():
         logger.warning(f"{count} of {len(measured)} pairs were left out: {reason}.")
     if output_dir is not None:
-        from .report import write_report
+        from .report.page import write_report
 
         write_report([diagnosis], output_dir)
     return diagnosis

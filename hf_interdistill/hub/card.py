@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..interaction.teacher import InteractionTeacher
+from ..interaction.teacher.teacher import InteractionTeacher
+from ..utils.privacy import hub_name
 from .citations import PAPER, citations
 from .loading import loading_section, with_loading_section
-from .privacy import hub_name
 
 METHOD_TAG = "interaction-distillation"
 _ADAPTER_TAGS = ("lora", "peft")

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..scoring.scorer import RewardScorer
+from ..utils.privacy import public_name
 from .files import CARD, MAPS
-from .privacy import public_name
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from .. import __version__
+from ..utils.privacy import redact
 from .files import HubFile
-from .privacy import redact
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

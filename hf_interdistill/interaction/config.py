@@ -8,12 +8,12 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
-from .kernel_choice import ALIGNMENT_KERNELS
-from .losses import ALIGNMENT_LOSSES, ALIGNMENT_QUERIES, ALIGNMENT_SCOPES
-from .map_codec import MAP_PRECISIONS
-from .recording import ALIGNMENT_ROPES
-from .schedules import ALIGNMENT_SCHEDULES
-from .sharing import SHARE_PROMPT_CHOICES
+from .attention.recorder import ALIGNMENT_ROPES
+from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_QUERIES, ALIGNMENT_SCOPES
+from .losses.schedules import ALIGNMENT_SCHEDULES
+from .losses.triton.dispatch import ALIGNMENT_KERNELS
+from .map_cache.codec import MAP_PRECISIONS
+from .prompt_sharing.sharing import SHARE_PROMPT_CHOICES
 
 ALIGNMENT_CONTROLS = ("none", "uniform", "shuffled")
 

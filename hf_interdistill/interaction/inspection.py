@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ..scoring.scorer import RewardScorer
-from .collator import AlignmentCollator
-from .losses import alignment_loss
-from .maps import UnitTokens, end_to_end, student_map
-from .pairs import PairEncoder
-from .recording import AttentionRecorder, resolve_layers
-from .rows import DenseRows, dense
-from .teacher import InteractionTeacher
+from .attention.map_sources import DenseRows, dense
+from .attention.maps import UnitTokens, end_to_end, student_map
+from .attention.recorder import AttentionRecorder, resolve_layers
+from .data.collator import AlignmentCollator
+from .data.pairs import PairEncoder
+from .losses.alignment import alignment_loss
+from .teacher.teacher import InteractionTeacher
 
 
 @dataclass(frozen=True)

@@ -17,27 +17,27 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
-from ..hub.publishing import HubPublishing
-from ..versions import warn_if_untested
-from .collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
+from ..training.safeguards import SafeTraining
+from ..utils.versions import warn_if_untested
+from .attention.map_sources import Rows, UniformRows, shuffled_rows
+from .attention.maps import UnitTokens, end_to_end, student_map
+from .attention.recorder import AttentionRecorder, resolve_layers
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
-from .kernel_choice import require_device
-from .losses import AlignmentResult, alignment_loss, mean_alignment
-from .map_cache import CachedTeacher, MapCacheUpkeep
-from .map_codec import MapFormat
-from .maps import UnitTokens, end_to_end, student_map
-from .orders import choose_order
-from .packing import PackedPairs
-from .pairs import PairEncoder
-from .preparation import add_pair_index, check_columns, encode_pairs, report
-from .recording import AttentionRecorder, resolve_layers
-from .requirements import load_teacher, require_trainable_below, require_writable
-from .rows import Rows, UniformRows, shuffled_rows
-from .safeguards import SafeTraining
-from .schedules import scheduled_weight
-from .sharing import PromptSharing
-from .teacher import InteractionTeacher
-from .teacher_training import chance_warning
+from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
+from .data.orders import choose_order
+from .data.pairs import PairEncoder
+from .data.preparation import add_pair_index, check_columns, encode_pairs, report
+from .losses.alignment import AlignmentResult, alignment_loss, mean_alignment
+from .losses.schedules import scheduled_weight
+from .losses.triton.dispatch import require_device
+from .map_cache.cached_teacher import CachedTeacher, MapCacheUpkeep
+from .map_cache.codec import MapFormat
+from .prompt_sharing.packing import PackedPairs
+from .prompt_sharing.sharing import PromptSharing
+from .publishing import HubPublishing
+from .teacher.teacher import InteractionTeacher
+from .teacher.training import chance_warning
+from .validation import load_teacher, require_trainable_below, require_writable
 
 logger = logging.getLogger(__name__)
 

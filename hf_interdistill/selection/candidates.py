@@ -11,10 +11,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
-from ..job_files import encode_prompt
 from ..rain.config import refuse_unknown
-from ..rain.sampling import draw, stream_key
+from ..rain.engine.sampler import draw, stream_key
 from ..scoring.formatting import Text
+from ..utils.jsonl_jobs import encode_prompt
 
 # One sample a row is drawn, so these have nothing to act on.
 _UNAVAILABLE = {"num_beams": (None, 1), "num_return_sequences": (None, 1), "do_sample": (None, True)}

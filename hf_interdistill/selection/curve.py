@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..durable import write_whole
+from ..utils.atomic_io import write_whole
 
 
 def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, Any]) -> None:

@@ -28,10 +28,10 @@ from figures import columns, keep, row
 from hardware import describe_hardware, peak_resident_mib
 from rich.console import Console
 
-from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import AttentionMap, UnitTokens
-from hf_interdistill.interaction.recording import RecordedAttention
-from hf_interdistill.interaction.rows import RecordedRows
+from hf_interdistill.interaction.attention.map_sources import RecordedRows
+from hf_interdistill.interaction.attention.maps import AttentionMap, UnitTokens
+from hf_interdistill.interaction.attention.recorder import RecordedAttention
+from hf_interdistill.interaction.losses.alignment import alignment_loss
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -30,11 +30,11 @@ from rain_setup import SIZES, build_model, build_tokenizer, load_encoder, own_co
 from rich.console import Console
 from rich.progress import track
 
+from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.decoder import RainDecoder
-from hf_interdistill.rain.engine import Prompt, RainEngine
-from hf_interdistill.rain.judge import SelfEvaluationScorer
-from hf_interdistill.rain.rules import StopRules
+from hf_interdistill.rain.engine.engine import Prompt, RainEngine
+from hf_interdistill.rain.engine.stopping import StopRules
+from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 
 LONGEST = 2048  # tokens of prompt and answer, as in the released code
 

@@ -10,10 +10,10 @@ import matplotlib
 import torch
 from hardware import peak_resident_mib
 
+from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.decoder import RainDecoder
-from hf_interdistill.rain.engine import Prompt
-from hf_interdistill.rain.rules import StopRules
+from hf_interdistill.rain.engine.engine import Prompt
+from hf_interdistill.rain.engine.stopping import StopRules
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,8 +21,8 @@ import torch
 from rain_setup import LABEL_IDS
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.judge_prompts import JudgePrompt
-from hf_interdistill.rain.scorers import Exchange
+from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
 
 _CONSTANTS = ("maxlen", "maxT", "minT", "Vt")
 _NOT_NEEDED = ("argparse", "datasets", "nodes", "sentence_transformers", "torch.utils.data", "tqdm")

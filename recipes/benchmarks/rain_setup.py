@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from hf_interdistill.rain.similarity import TextEncoder
+from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 PREFERENCES = Path(__file__).resolve().parents[1] / "demo" / "preferences" / "train.jsonl"
 VOCABULARY = 32_000

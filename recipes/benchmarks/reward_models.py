@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_interdistill import InteractionTeacher
-from hf_interdistill.interaction.pairs import read_preference
+from hf_interdistill.interaction.data.pairs import read_preference
 
 WORDS = [f"w{i}" for i in range(2000)]
 SPECIALS = ["<pad>", "<s>", "</s>", "[CLS]", "[SEP]", "<unk>"]

@@ -20,10 +20,10 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequence
 
 from hf_interdistill import InteractionTeacher, RewardScorer
 from hf_interdistill.cli import main as interdistill
-from hf_interdistill.data import load_preferences
+from hf_interdistill.interaction.data.pairs import read_preference
 from hf_interdistill.interaction.inspection import pair_maps, plot_maps
-from hf_interdistill.interaction.pairs import read_preference
-from hf_interdistill.interaction.teacher_training import split_by_prompt
+from hf_interdistill.interaction.teacher.training import split_by_prompt
+from hf_interdistill.utils.data import load_preferences
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")

@@ -19,8 +19,8 @@ from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
 from hf_interdistill.cli import parse
 from hf_interdistill.commands.data_arguments import DataArguments
 from hf_interdistill.commands.older_runs import OlderRunArguments, settle_older_run
-from hf_interdistill.data import get_split
-from hf_interdistill.interaction.checkpoints import checkpoint_to_resume, is_resuming
+from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resuming
+from hf_interdistill.utils.data import get_split
 
 METHODS = {
     "grpo": ("trl", "GRPO"),

@@ -19,7 +19,6 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from hf_interdistill import RewardScorer
-from hf_interdistill.data import load_preferences
 from hf_interdistill.scoring.serving import (
     ENDPOINTS,
     FORMS,
@@ -29,6 +28,7 @@ from hf_interdistill.scoring.serving import (
     request_body,
     serving_text,
 )
+from hf_interdistill.utils.data import load_preferences
 
 # Largest difference that the arithmetic of the served dtype explains, for rewards up to 1; it grows with the largest.
 TOLERANCES = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 2.5e-1}

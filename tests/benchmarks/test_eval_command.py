@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT, build_student, tokenizer_of
 
 from hf_interdistill import RewardScorer, run_benchmark
-from hf_interdistill.benchmarks.running import RewardCache, model_key
 from hf_interdistill.cli import main
+from hf_interdistill.reward_benchmarks.running import RewardCache, model_key
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_interdistill.benchmarks import BENCHMARKS, find_benchmark
-from hf_interdistill.benchmarks.items import Row
-from hf_interdistill.benchmarks.reading import load_items
+from hf_interdistill.reward_benchmarks import BENCHMARKS, find_benchmark
+from hf_interdistill.reward_benchmarks.items import Row
+from hf_interdistill.reward_benchmarks.reading import load_items
 
 SAMPLES = Path(__file__).parent / "samples"
 FILES = {
@@ -89,7 +89,7 @@ def test_reward_bench_weighs_subsets_sections_and_prior_sets():
 
 
 def test_reward_bench_covers_all_published_subsets():
-    from hf_interdistill.benchmarks.reward_bench import SECTIONS
+    from hf_interdistill.reward_benchmarks.reward_bench import SECTIONS
 
     counts = {name: count for subsets in SECTIONS.values() for name, count in subsets.items()}
     assert len(counts) == 23 and sum(counts.values()) == 2985 - 447 + 984  # rows published, math counted up

@@ -12,9 +12,9 @@ from conftest import build_student, read_rows, tokenizer_of
 
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
-from hf_interdistill.diagnostics.best_of_n import largest_of, measure_best_of_n
-from hf_interdistill.diagnostics.candidate_scores import _Judge
+from hf_interdistill.diagnostics.collect.candidate_scores import _Judge
 from hf_interdistill.diagnostics.config import DiagnosisConfig
+from hf_interdistill.diagnostics.measures.best_of_n import largest_of, measure_best_of_n
 
 from .conftest import FAST, RuleModel
 

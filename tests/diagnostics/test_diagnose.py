@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
 from hf_interdistill.diagnostics import diagnosis as diagnosis_module
+from hf_interdistill.diagnostics.collect.contents import read_pair, with_cue
+from hf_interdistill.diagnostics.collect.measurer import PairMeasurer
+from hf_interdistill.diagnostics.collect.scored_attention import scored_attention, stage_masses
 from hf_interdistill.diagnostics.config import DiagnosisConfig
-from hf_interdistill.diagnostics.contents import read_pair, with_cue
-from hf_interdistill.diagnostics.measuring import PairMeasurer
-from hf_interdistill.diagnostics.report import write_report
-from hf_interdistill.diagnostics.scored_attention import scored_attention, stage_masses
-from hf_interdistill.interaction.recording import AttentionRecorder, RecordedAttention
+from hf_interdistill.diagnostics.report.page import write_report
+from hf_interdistill.interaction.attention.recorder import AttentionRecorder, RecordedAttention
 
 FAST = DiagnosisConfig(resamples=50, batch_size=4)
 CUE = " I hope this helps!"

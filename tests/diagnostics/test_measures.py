@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_interdistill.diagnostics.attention import measure_attention
-from hf_interdistill.diagnostics.calibration import measure_calibration
+from hf_interdistill.diagnostics.collect.outcomes import Outcomes
 from hf_interdistill.diagnostics.config import DiagnosisConfig
-from hf_interdistill.diagnostics.estimates import Estimate, accuracy, bootstrap, mean, percent
-from hf_interdistill.diagnostics.outcomes import Outcomes
+from hf_interdistill.diagnostics.measures.attention import measure_attention
+from hf_interdistill.diagnostics.measures.calibration import measure_calibration
+from hf_interdistill.diagnostics.measures.estimates import Estimate, accuracy, bootstrap, mean, percent
 from hf_interdistill.scoring.metrics import calibration_error, in_random_order
 
 CONFIG = DiagnosisConfig(resamples=300)

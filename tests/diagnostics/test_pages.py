@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from rain.test_views import node
 
-from hf_interdistill.diagnostics.best_of_n import measure_best_of_n
 from hf_interdistill.diagnostics.config import DiagnosisConfig
-from hf_interdistill.diagnostics.noise import measure_noise
-from hf_interdistill.diagnostics.report import write_report
-from hf_interdistill.rain.records import TreeRecord
+from hf_interdistill.diagnostics.measures.best_of_n import measure_best_of_n
+from hf_interdistill.diagnostics.measures.noise import measure_noise
+from hf_interdistill.diagnostics.report.page import write_report
+from hf_interdistill.rain.results.records import TreeRecord
 
 TITLE = "document.title='it ran'"
 PAYLOADS = [

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_interdistill.interaction import fused, kernels, row_kernels
+from hf_interdistill.interaction.losses.triton import fused, kernels, row_kernels
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}

@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.errors import TritonError
 
 from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction import fused, kernel_check
-from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import AttentionMap, UnitTokens
-from hf_interdistill.interaction.recording import RecordedAttention
-from hf_interdistill.interaction.rows import DenseRows, RecordedRows
+from hf_interdistill.interaction.attention.map_sources import DenseRows, RecordedRows
+from hf_interdistill.interaction.attention.maps import AttentionMap, UnitTokens
+from hf_interdistill.interaction.attention.recorder import RecordedAttention
+from hf_interdistill.interaction.losses.alignment import alignment_loss
+from hf_interdistill.interaction.losses.triton import fused
+from hf_interdistill.interaction.losses.triton import self_check as kernel_check
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = (1, 1, 1, 3, [[(0, 1)]])
@@ -195,7 +196,7 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
     def broken(*arguments):
         raise TritonError("out of registers")
 
-    monkeypatch.setattr("hf_interdistill.interaction.losses.is_fused", lambda *arguments: True)
+    monkeypatch.setattr("hf_interdistill.interaction.losses.alignment.is_fused", lambda *arguments: True)
     calls = (query, key), token_units, segments, DenseRows(teacher.to(DEVICE))
     for function, message in ((wrong, "the kernels' losses"), (broken, "could not run a kernel .*out of registers")):
         monkeypatch.setattr(fused, "fused_sweep", function)

@@ -22,7 +22,7 @@ from interaction.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.interaction import trainer as trainer_module
-from hf_interdistill.interaction.interception import layer_of_modules
+from hf_interdistill.interaction.attention.interceptor import layer_of_modules
 
 VERSIONS = ", ".join(f"{each.__name__} {each.__version__.split('+')[0]}" for each in (torch, transformers, trl))
 PAGE = ROOT / "docs" / "families.md"

@@ -15,10 +15,10 @@ from interaction.training_runs import config
 from test_maps_and_losses import SHAPES, make_case, tokens_of
 
 from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction import kernel_choice
-from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import AttentionMap
-from hf_interdistill.interaction.rows import DenseRows
+from hf_interdistill.interaction.attention.map_sources import DenseRows
+from hf_interdistill.interaction.attention.maps import AttentionMap
+from hf_interdistill.interaction.losses.alignment import alignment_loss
+from hf_interdistill.interaction.losses.triton import dispatch as kernel_choice
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed (a gigabyte; `make test-kernels`)"

@@ -8,9 +8,9 @@ from conftest import build_encoder
 from test_teacher import LEARNABLE, batch_of, settings, small_teacher
 
 from hf_interdistill import InteractionTeacher
-from hf_interdistill.interaction.late import with_partner
-from hf_interdistill.interaction.maps import pool_attention
-from hf_interdistill.interaction.rows import dense
+from hf_interdistill.interaction.attention.map_sources import dense
+from hf_interdistill.interaction.attention.maps import pool_attention
+from hf_interdistill.interaction.teacher.late_interaction import with_partner
 
 FIRST = torch.zeros(4, dtype=torch.long)
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 from interaction.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
-from hf_interdistill.interaction.map_cache import teacher_digest
-from hf_interdistill.interaction.orders import choose_order
+from hf_interdistill.interaction.data.orders import choose_order
+from hf_interdistill.interaction.map_cache.cached_teacher import teacher_digest
 
 KEYS = ("loss", "interaction/loss", "interaction/intra", "interaction/inter", "interaction/teacher_accuracy")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from hf_interdistill.interaction.losses import row_divergence
-from hf_interdistill.interaction.map_codec import NOT_KEPT, STEPS, MapFormat
-from hf_interdistill.interaction.rows import DenseRows, dense
+from hf_interdistill.interaction.attention.map_sources import DenseRows, dense
+from hf_interdistill.interaction.losses.alignment import row_divergence
+from hf_interdistill.interaction.map_cache.codec import NOT_KEPT, STEPS, MapFormat
 
 CPU = torch.device("cpu")
 

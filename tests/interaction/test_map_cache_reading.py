@@ -14,12 +14,12 @@ from conftest import ROOT, build_encoder, build_student, tokenizer_of
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill import InteractionTeacher
-from hf_interdistill.interaction.collator import AlignmentCollator
-from hf_interdistill.interaction.map_cache import CachedTeacher, map_key
-from hf_interdistill.interaction.map_codec import MapFormat
-from hf_interdistill.interaction.pairs import PairEncoder
-from hf_interdistill.interaction.rows import dense
-from hf_interdistill.interaction.sequences import PackedSequence
+from hf_interdistill.interaction.attention.map_sources import dense
+from hf_interdistill.interaction.data.collator import AlignmentCollator
+from hf_interdistill.interaction.data.pairs import PairEncoder
+from hf_interdistill.interaction.data.teacher_inputs import PackedSequence
+from hf_interdistill.interaction.map_cache.cached_teacher import CachedTeacher, map_key
+from hf_interdistill.interaction.map_cache.codec import MapFormat
 
 
 @pytest.fixture

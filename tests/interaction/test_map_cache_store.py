@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from hf_interdistill.interaction.map_store import RecordStore
+from hf_interdistill.interaction.map_cache.store import RecordStore
 
 
 def key(number: int) -> bytes:
@@ -140,7 +140,7 @@ def test_a_full_disk_is_told_and_stops_writing_alone(tmp_path, caplog):
 def test_what_a_killed_process_had_written_is_there(tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
-        "from hf_interdistill.interaction.map_store import RecordStore\n"
+        "from hf_interdistill.interaction.map_cache.store import RecordStore\n"
         "store = RecordStore(Path(sys.argv[1]))\n"
         "for number in range(10**9):\n"
         "    store.put(number.to_bytes(16, 'little'), bytes([number % 251]) * (20 + number))\n"

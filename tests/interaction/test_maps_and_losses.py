@@ -7,11 +7,23 @@ import math
 import pytest
 import torch
 
-from hf_interdistill.interaction import maps
-from hf_interdistill.interaction.losses import ALIGNMENT_QUERIES, alignment_loss, query_mask, scope_mask
-from hf_interdistill.interaction.maps import AttentionMap, UnitTokens, end_to_end, pool_attention, student_map
-from hf_interdistill.interaction.recording import RecordedAttention
-from hf_interdistill.interaction.rows import DenseRows, RecordedRows, UniformRows, dense, shuffled_rows
+from hf_interdistill.interaction.attention import maps
+from hf_interdistill.interaction.attention.map_sources import (
+    DenseRows,
+    RecordedRows,
+    UniformRows,
+    dense,
+    shuffled_rows,
+)
+from hf_interdistill.interaction.attention.maps import (
+    AttentionMap,
+    UnitTokens,
+    end_to_end,
+    pool_attention,
+    student_map,
+)
+from hf_interdistill.interaction.attention.recorder import RecordedAttention
+from hf_interdistill.interaction.losses.alignment import ALIGNMENT_QUERIES, alignment_loss, query_mask, scope_mask
 
 SHAPES = [  # batch, heads, kv heads, width, tokens of each unit for each pair
     (1, 1, 1, 3, [[(0, 1)]]),

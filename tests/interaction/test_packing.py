@@ -13,8 +13,8 @@ from interaction.training_runs import config, losses, weights
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction.packing import PackedPairs
-from hf_interdistill.interaction.sharing import PromptSharing, why_not_shareable
+from hf_interdistill.interaction.prompt_sharing.packing import PackedPairs
+from hf_interdistill.interaction.prompt_sharing.sharing import PromptSharing, why_not_shareable
 
 PAD = 3
 PAIRS = [([5, 6, 7, 8, 9], [5, 6, 7, 10]), ([5, 6], [5, 6, 11, 12, 13]), ([4, 5, 6], [4, 5, 6]), ([7], [8, 9])]

@@ -8,10 +8,10 @@ from conftest import STUDENT_FAMILIES, build_student, tokenizer_of
 from transformers import AttentionInterface
 
 from hf_interdistill import RewardScorer
+from hf_interdistill.interaction.attention.interceptor import layer_of_modules
+from hf_interdistill.interaction.attention.recorder import AttentionRecorder, resolve_layers
 from hf_interdistill.interaction.inspection import pair_maps, plot_maps
-from hf_interdistill.interaction.interception import layer_of_modules
-from hf_interdistill.interaction.recording import AttentionRecorder, resolve_layers
-from hf_interdistill.interaction.schedules import ALIGNMENT_SCHEDULES, scheduled_weight
+from hf_interdistill.interaction.losses.schedules import ALIGNMENT_SCHEDULES, scheduled_weight
 
 
 def inputs(batch=3, length=20):

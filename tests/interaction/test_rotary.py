@@ -12,7 +12,7 @@ from interaction.training_runs import config, losses
 from test_recording_and_inspection import inputs
 
 from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction.recording import AttentionRecorder
+from hf_interdistill.interaction.attention.recorder import AttentionRecorder
 
 WHOLE = [family for family in STUDENT_FAMILIES if family != "gpt2"]
 

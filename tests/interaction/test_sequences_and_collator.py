@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from hf_interdistill.interaction.collator import AlignmentCollator
-from hf_interdistill.interaction.orders import choose_order, select_order
-from hf_interdistill.interaction.pairs import PairEncoder
-from hf_interdistill.interaction.sequences import PairFormat, PairReading, Piece, _shorten
+from hf_interdistill.interaction.data.collator import AlignmentCollator
+from hf_interdistill.interaction.data.orders import choose_order, select_order
+from hf_interdistill.interaction.data.pairs import PairEncoder
+from hf_interdistill.interaction.data.teacher_inputs import PairFormat, PairReading, Piece, _shorten
 
 
 def piece(ids, first_unit=0):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, build_encoder
 
-from hf_interdistill.interaction.loading import whole_on_each_process
+from hf_interdistill.training.unsharded import whole_on_each_process
 
 SCRIPT = """
 import os, sys
@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from conftest import build_student
 from hf_interdistill import InteractionTeacher
-from hf_interdistill.interaction.losses import alignment_loss
-from hf_interdistill.interaction.maps import UnitTokens, end_to_end, student_map
-from hf_interdistill.interaction.rows import DenseRows
-from hf_interdistill.interaction.recording import AttentionRecorder
+from hf_interdistill.interaction.losses.alignment import alignment_loss
+from hf_interdistill.interaction.attention.maps import UnitTokens, end_to_end, student_map
+from hf_interdistill.interaction.attention.map_sources import DenseRows
+from hf_interdistill.interaction.attention.recorder import AttentionRecorder
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

@@ -15,12 +15,12 @@ from conftest import ROOT, TEACHER_FAMILIES, build_encoder, build_student, token
 from transformers import TrainerCallback
 
 from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
-from hf_interdistill.interaction.maps import pool_attention
-from hf_interdistill.interaction.orders import select_order
-from hf_interdistill.interaction.pairs import PairEncoder, Preference, read_preference, teacher_pieces
-from hf_interdistill.interaction.rows import dense
-from hf_interdistill.interaction.teacher_stages import Example, SimilarLengths, StageCollator, _StageTrainer
-from hf_interdistill.interaction.teacher_training import held_out_metrics, split_by_prompt
+from hf_interdistill.interaction.attention.map_sources import dense
+from hf_interdistill.interaction.attention.maps import pool_attention
+from hf_interdistill.interaction.data.orders import select_order
+from hf_interdistill.interaction.data.pairs import PairEncoder, Preference, read_preference, teacher_pieces
+from hf_interdistill.interaction.teacher.stages import Example, SimilarLengths, StageCollator, _StageTrainer
+from hf_interdistill.interaction.teacher.training import held_out_metrics, split_by_prompt
 
 
 def batch_of(teacher, rows):
@@ -229,7 +229,7 @@ def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
 
 
 def test_the_loss_is_that_of_bradley_and_terry():
-    from hf_interdistill.interaction.pairs import text_pieces
+    from hf_interdistill.interaction.data.pairs import text_pieces
 
     teacher = small_teacher()
     teacher.reader.eval()

@@ -188,7 +188,7 @@ def test_slow_tokenizer_is_refused(dataset, tmp_path, fitted_teacher, tokenizer)
         def __getattr__(self, name):
             return getattr(tokenizer, name)
 
-    from hf_interdistill.interaction.pairs import PairEncoder
+    from hf_interdistill.interaction.data.pairs import PairEncoder
 
     with pytest.raises(ValueError, match=r"student's tokenizer .Slow. is a slow one"):
         PairEncoder(Slow(), fitted_teacher.tokenizer)

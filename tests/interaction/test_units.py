@@ -8,8 +8,8 @@ from conftest import tokenizer_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_interdistill.interaction.pairs import PairEncoder, Preference, read_preference, teacher_text
-from hf_interdistill.interaction.units import NO_UNIT, UnitTable, tokens_to_words, word_spans
+from hf_interdistill.interaction.data.pairs import PairEncoder, Preference, read_preference, teacher_text
+from hf_interdistill.interaction.data.units import NO_UNIT, UnitTable, tokens_to_words, word_spans
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
 WORDS = st.lists(

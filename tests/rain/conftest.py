@@ -7,9 +7,9 @@ import torch
 from conftest import SHARED_DATA, STUDENT_FAMILIES, tokenizer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from hf_interdistill.rain.cache import Feed, TreeCache
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.graphs import CAPTURES, Graphs
+from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, Graphs
+from hf_interdistill.rain.kv_cache.tree_cache import Feed, TreeCache
 
 STORIES = SHARED_DATA / "stories260k"
 CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"], "jamba": STUDENT_FAMILIES["llama"]}
@@ -115,7 +115,7 @@ def device(request, monkeypatch):
     """Where passes can be replayed, in plain float32."""
     if request.param == "cpu":
         monkeypatch.setitem(CAPTURES, "cpu", Repeating)
-    monkeypatch.setattr("hf_interdistill.rain.cache._SLOTS_OF_GRAPHS", 64)  # so that pools grow
+    monkeypatch.setattr("hf_interdistill.rain.kv_cache.tree_cache._SLOTS_OF_GRAPHS", 64)  # so that pools grow
     monkeypatch.setattr(Repeating, "captured", 0)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_interdistill.rain.beginnings import _CALLS_KEPT, common_length
-from hf_interdistill.rain.shared_texts import SharedTexts
+from hf_interdistill.rain.scorers.cached_forward import SharedTexts
+from hf_interdistill.rain.scorers.prefix_cache import _CALLS_KEPT, common_length
 from rain.conftest import build_causal
 
 PREFIX = [7, 8, 9, 10]

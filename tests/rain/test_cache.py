@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hf_interdistill.rain.cache import Feed, Handle, TreeCache
-from hf_interdistill.rain.cache_choice import build_cache
-from hf_interdistill.rain.copying import CopyingCache
+from hf_interdistill.rain.kv_cache.copy_cache import CopyingCache
+from hf_interdistill.rain.kv_cache.factory import build_cache
+from hf_interdistill.rain.kv_cache.tree_cache import Feed, Handle, TreeCache
 from rain.conftest import COPYING_FAMILIES, TREE_FAMILIES, build_causal
 
 PROMPT, OTHER = list(range(10, 40)), list(range(50, 57))
@@ -150,7 +150,7 @@ def test_passes_and_tokens_are_counted_by_row(model):
 
 
 def test_copying_is_said(caplog):
-    with caplog.at_level("WARNING", logger="hf_interdistill.rain.cache_choice"):
+    with caplog.at_level("WARNING", logger="hf_interdistill.rain.kv_cache.factory"):
         build_cache(build_causal("mistral"), 1)
     assert "branches by copying" in caplog.text and "not all of its layers have full attention" in caplog.text
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.decoding import _side_by_side, choose
-from hf_interdistill.rain.sampling import stream_key
+from hf_interdistill.rain.engine.model_runner import _side_by_side, choose
+from hf_interdistill.rain.engine.sampler import stream_key
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 2], [2, 1], [0, 2], [3, 3]])

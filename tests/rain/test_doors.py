@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 from transformers.generation.utils import GenerationMixin
 
 from hf_interdistill import RainDecoder, RAINLogitsProcessor, register_rain, unregister_rain
-from hf_interdistill.rain.export import export_custom_generate
-from hf_interdistill.rain.judge import SelfEvaluationScorer
-from hf_interdistill.rain.judge_prompts import JudgePrompt
-from hf_interdistill.rain.registration import is_rain_registered, register_when_loaded
+from hf_interdistill.rain.api.export import export_custom_generate
+from hf_interdistill.rain.api.registration import is_rain_registered, register_when_loaded
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
+from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 from rain.conftest import build_causal, encode, likes_short_words, quick_config
 
 PROMPTS = ["How do I bake bread?", "Tell me"]
@@ -167,7 +167,7 @@ def test_importing_the_package_is_light_and_registers_when_transformers_comes():
     code = """
 import sys
 import hf_interdistill
-from hf_interdistill.rain.registration import is_rain_registered, _Finder
+from hf_interdistill.rain.api.registration import is_rain_registered, _Finder
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 assert is_rain_registered()
 import importlib; importlib.reload(hf_interdistill)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_interdistill.rain.decoder import RainDecoder
-from hf_interdistill.rain.engine import Prompt, works_ahead
-from hf_interdistill.rain.requests import Decode
-from hf_interdistill.rain.rules import StopRules
-from hf_interdistill.rain.views import walk
+from hf_interdistill.rain.api.decoder import RainDecoder
+from hf_interdistill.rain.engine.engine import Prompt, works_ahead
+from hf_interdistill.rain.engine.stopping import StopRules
+from hf_interdistill.rain.results.views import walk
+from hf_interdistill.rain.search.requests import Decode
 from rain.conftest import (
     COPYING_FAMILIES,
     PROMPTS,

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_interdistill.rain.tree import Candidate
+from hf_interdistill.rain.search.tree import Candidate
 from rain.test_tree import tree_of
 
 

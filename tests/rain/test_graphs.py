@@ -6,13 +6,13 @@ import weakref
 import pytest
 import torch
 
-from hf_interdistill.rain import graphs as module
-from hf_interdistill.rain.cache import Feed, TreeCache
-from hf_interdistill.rain.cache_choice import build_cache
-from hf_interdistill.rain.decoder import RainDecoder
-from hf_interdistill.rain.graphs import CAPTURES, Graphs
-from hf_interdistill.rain.judge import _KEPT, SelfEvaluationScorer
-from hf_interdistill.rain.scorers import Exchange
+from hf_interdistill.rain.api.decoder import RainDecoder
+from hf_interdistill.rain.kv_cache import cuda_graphs as module
+from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, Graphs
+from hf_interdistill.rain.kv_cache.factory import build_cache
+from hf_interdistill.rain.kv_cache.tree_cache import Feed, TreeCache
+from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.self_evaluation import _KEPT, SelfEvaluationScorer
 from rain.conftest import (
     NO_GPU,
     OTHER,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from hf_interdistill.rain import graphs as module
-from hf_interdistill.rain.cache import Feed
-from hf_interdistill.rain.cache_choice import build_cache
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.graphs import CAPTURES, why_not
+from hf_interdistill.rain.kv_cache import cuda_graphs as module
+from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, why_not
+from hf_interdistill.rain.kv_cache.factory import build_cache
+from hf_interdistill.rain.kv_cache.tree_cache import Feed
 from rain.conftest import (
     NO_GPU,
     OTHER,

@@ -11,9 +11,9 @@ from dataclasses import asdict
 import pytest
 from conftest import ROOT, tokenizer_of
 
+from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
 from hf_interdistill.rain.config import UnknownFieldError
-from hf_interdistill.rain.jobs import RainJobConfig, run_rain_job
-from hf_interdistill.rain.scorers import ScorerError
+from hf_interdistill.rain.scorers.base import ScorerError
 from rain import job_scorers
 from rain.conftest import QUICK, build_causal, encode, likes_short_words, quick_config
 
@@ -85,7 +85,7 @@ def test_a_job_writes_what_generate_gives(job, tmp_path, model):
 def launch(config: RainJobConfig, *command, **environment) -> subprocess.Popen:
     code = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
-        "from hf_interdistill.rain.jobs import RainJobConfig, run_rain_job\n"
+        "from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job\n"
         "run_rain_job(RainJobConfig(**json.load(open(sys.argv[1]))))\n"
         "from accelerate import PartialState\n"
         "print(f'searched by one of {PartialState().num_processes} processes\\n', end='', flush=True)\n"
@@ -280,7 +280,7 @@ def test_a_reward_model_can_judge_a_job(job, tmp_path, monkeypatch):
 def test_the_model_is_loaded_in_the_dtype_asked_for(job):
     import torch
 
-    from hf_interdistill.rain.jobs import _load
+    from hf_interdistill.rain.api.jobs import _load
 
     assert _load(job(), "cpu")[0].dtype == torch.float32
     assert _load(job(dtype="bfloat16"), "cpu")[0].dtype == torch.bfloat16

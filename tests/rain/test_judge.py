@@ -6,9 +6,7 @@ import pytest
 import torch
 from conftest import build_student, tokenizer_of
 
-from hf_interdistill.rain.judge import SelfEvaluationScorer
-from hf_interdistill.rain.judge_prompts import PROMPTS, JudgePrompt, label_tokens
-from hf_interdistill.rain.scorers import (
+from hf_interdistill.rain.scorers.base import (
     Exchange,
     FunctionScorer,
     RewardModelScorer,
@@ -16,6 +14,8 @@ from hf_interdistill.rain.scorers import (
     WeightedScorer,
     as_scorer,
 )
+from hf_interdistill.rain.scorers.judge_prompt import PROMPTS, JudgePrompt, label_tokens
+from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 from hf_interdistill.scoring.scorer import RewardScorer
 from rain.conftest import build_causal
 
@@ -105,7 +105,7 @@ def test_many_texts_are_read_in_several_passes(monkeypatch):
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     whole, _ = judge.judge(EXCHANGES)
-    monkeypatch.setattr("hf_interdistill.rain.shared_texts._TOKENS_A_PASS", 60)
+    monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_A_PASS", 60)
     parts, costs = judge.judge(EXCHANGES)
     assert costs.forward_passes > 2
     assert parts == pytest.approx(whole, abs=1e-5)

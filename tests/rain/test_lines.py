@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_interdistill.rain.lines import families, split_passes
+from hf_interdistill.rain.kv_cache.batching import families, split_passes
 
 
 def test_children_stand_with_their_parents():

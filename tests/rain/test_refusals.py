@@ -8,7 +8,7 @@ from conftest import tokenizer_of
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 from hf_interdistill import RainDecoder
-from hf_interdistill.rain.scorers import FunctionScorer, ScorerError
+from hf_interdistill.rain.scorers.base import FunctionScorer, ScorerError
 from rain.conftest import PROMPTS, build_causal, encode, likes_short_words, quick_config, rain
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.rules import StopRules, TextRules
+from hf_interdistill.rain.engine.stopping import StopRules, TextRules
 
 
 def rules(kind="bytes", prompt="Tell me", limit=50, **changes):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_interdistill.rain import sampling
-from hf_interdistill.rain.sampling import _NEAR, _gumbel, _hash, _quick_gumbel, draw, stream_key
+from hf_interdistill.rain.engine import sampler as sampling
+from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _hash, _quick_gumbel, draw, stream_key
 
 
 def test_noise_is_uniform_and_has_no_pattern():

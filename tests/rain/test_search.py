@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.requests import Commit, Decode, Embed, Expansion, Judge
-from hf_interdistill.rain.search import PromptSearch, weigh
-from hf_interdistill.rain.tree import Candidate
+from hf_interdistill.rain.search.requests import Commit, Decode, Embed, Expansion, Judge
+from hf_interdistill.rain.search.search import PromptSearch, weigh
+from hf_interdistill.rain.search.tree import Candidate
 
 
 class Rules:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import build_encoder
 
-from hf_interdistill.rain.similarity import TextEncoder
+from hf_interdistill.rain.scorers.embedder import TextEncoder
 from rain.conftest import encode, quick_config
 
 TEXTS = ["How do I bake bread?", "Tell me", ""]

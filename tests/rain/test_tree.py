@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.tree import Candidate, Node, SearchTree, cosine_similarity, greedy_weight, take_in_embedding
+from hf_interdistill.rain.search.tree import (
+    Candidate,
+    Node,
+    SearchTree,
+    cosine_similarity,
+    greedy_weight,
+    take_in_embedding,
+)
 
 
 def tree_of(weights, **changes) -> SearchTree:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from hf_interdistill.rain.decoder import RainDecoder
-from hf_interdistill.rain.scorers import Scorer, ScorerError, WeightedScorer, as_scorer
-from hf_interdistill.rain.verdicts import _JUDGED_TOGETHER, Question, Verdicts
-from hf_interdistill.rain.views import walk
+from hf_interdistill.rain.api.decoder import RainDecoder
+from hf_interdistill.rain.results.views import walk
+from hf_interdistill.rain.scorers.base import Scorer, ScorerError, WeightedScorer, as_scorer
+from hf_interdistill.rain.scorers.score_cache import _JUDGED_TOGETHER, Question, Verdicts
 from rain.conftest import PROMPTS, encode, quick_config
 from rain.test_judge import SHORT
 

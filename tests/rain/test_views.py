@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_interdistill.rain.records import TreeRecord
-from hf_interdistill.rain.views import lay_out, pruned, walk
+from hf_interdistill.rain.results.records import TreeRecord
+from hf_interdistill.rain.results.views import lay_out, pruned, walk
 from rain.conftest import encode, likes_short_words, quick_config
 
 EVIL = '</script><script>alert("x")</script> & "quoted" {{ 7 * 7 }} `code`\n|]end'

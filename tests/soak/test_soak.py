@@ -24,8 +24,8 @@ from transformers import TrainerCallback
 from trust.workshop import PAIRS, STEADY, Workshop
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
-from hf_interdistill.job_files import JobFiles
-from hf_interdistill.rain.jobs import RainJobConfig, run_rain_job
+from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
+from hf_interdistill.utils.jsonl_jobs import JobFiles
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow]
 STEPS, PROMPTS = int(os.environ.get("SOAK_STEPS", "2000")), int(os.environ.get("SOAK_PROMPTS", "500"))

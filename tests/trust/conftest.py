@@ -10,7 +10,7 @@ import pytest
 from hf_interdistill.cli import main
 from trust.workshop import Workshop
 
-PICTURE = "hf_interdistill.hub.publishing.draw_example_maps"
+PICTURE = "hf_interdistill.interaction.publishing.draw_example_maps"
 
 
 @pytest.fixture(scope="package")

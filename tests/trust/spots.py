@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from hf_interdistill.cli import main
-from hf_interdistill.interaction import teacher_stages
+from hf_interdistill.interaction.teacher import stages as teacher_stages
 
 GO_ON = ["--resume_from_checkpoint", "true"]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_interdistill.cli import main
-from hf_interdistill.interaction.checkpoints import CheckpointError, checkpoint_to_resume, fault_of
+from hf_interdistill.training.checkpoints import CheckpointError, checkpoint_to_resume, fault_of
 from trust.spots import GO_ON, at_step, killed
 
 
@@ -128,7 +128,7 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint(workshop, caplog, capsys, 
 
 def test_without_a_whole_checkpoint_training_starts_anew_and_the_trainer_refuses(workshop):
     from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
-    from hf_interdistill.data import load_preferences
+    from hf_interdistill.utils.data import load_preferences
 
     assert main(workshop.plain("cut", max_steps=2)) == 0
     workshop.path("cut", "checkpoint-2", "trainer_state.json").unlink()

@@ -6,7 +6,7 @@ import pytest
 from transformers.trainer_callback import CallbackHandler
 
 from hf_interdistill.cli import main
-from hf_interdistill.interaction import teacher_stages
+from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
 from trust.spots import GO_ON, at_call, forked, limit_files
 

@@ -12,9 +12,9 @@ import torch
 
 from hf_interdistill.cli import main
 from hf_interdistill.interaction import teacher as teacher_module
-from hf_interdistill.interaction import teacher_stages
-from hf_interdistill.interaction.checkpoints import fault_of
+from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
+from hf_interdistill.training.checkpoints import fault_of
 from trust.spots import GO_ON, at_call, at_step, killed, teacher_steps
 
 

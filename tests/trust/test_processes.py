@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from hf_interdistill import RewardScorer
 from hf_interdistill.cli import main
-from hf_interdistill.interaction.checkpoints import fault_of
+from hf_interdistill.training.checkpoints import fault_of
 from trust.launching import launched
 from trust.spots import GO_ON
 

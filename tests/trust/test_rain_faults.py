@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_interdistill import durable, job_files
 from hf_interdistill.cli import main
+from hf_interdistill.utils import atomic_io as durable
+from hf_interdistill.utils import jsonl_jobs as job_files
 from trust import scorers
 from trust.spots import at_call, forked, kill_now, killed, limit_files
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_interdistill.diagnostics.contents import with_cue
-from hf_interdistill.interaction.pairs import read_preference
-from hf_interdistill.interaction.teacher_training import split_by_prompt
+from hf_interdistill.diagnostics.collect.contents import with_cue
+from hf_interdistill.interaction.data.pairs import read_preference
+from hf_interdistill.interaction.teacher.training import split_by_prompt
 from hf_interdistill.scoring.formatting import RewardFormatter
 
 Row = dict[str, list[dict[str, str]]]

@@ -11,7 +11,7 @@ from comparison import groups, of_group, table_of
 from plots import draw_differences, draw_masking
 from tables import markdown
 
-from hf_interdistill.durable import write_whole
+from hf_interdistill.utils.atomic_io import write_whole
 
 
 def write_report(results: Sequence[dict], config: dict[str, Any], folder: Path) -> list[dict]:

@@ -30,7 +30,7 @@ from rich.console import Console
 from running import Bench, Run, checksum, with_changes
 from students import embedded_encoder
 
-from hf_interdistill.durable import write_whole
+from hf_interdistill.utils.atomic_io import write_whole
 
 HERE = Path(__file__).parent
 ALIKE = 0.02  # of the loss of two language models pretrained alike on two machines

@@ -15,9 +15,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_interdistill.job_files import JobFiles
-from hf_interdistill.rain.judge import SelfEvaluationScorer
-from hf_interdistill.rain.scorers import Exchange
+from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
+from hf_interdistill.utils.jsonl_jobs import JobFiles
 
 _SAMPLES = 32  # drawn at a time for best-of-n; those beyond the budget are not looked at
 

@@ -25,10 +25,10 @@ from training import decoder_documents, train_classifier, train_decoder, train_r
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_interdistill import RewardScorer
-from hf_interdistill.rain.jobs import RainJobConfig, run_rain_job
-from hf_interdistill.rain.judge import SelfEvaluationScorer
-from hf_interdistill.rain.judge_prompts import JudgePrompt
-from hf_interdistill.rain.scorers import Exchange
+from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
+from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
+from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 
 HERE = Path(__file__).parent
 console = Console()

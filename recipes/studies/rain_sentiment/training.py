@@ -28,9 +28,9 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
-from hf_interdistill.interaction.checkpoints import last_whole_checkpoint
-from hf_interdistill.rain.judge_prompts import JudgePrompt, label_tokens
-from hf_interdistill.rain.scorers import Exchange
+from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt, label_tokens
+from hf_interdistill.training.checkpoints import last_whole_checkpoint
 
 _BEGIN, _END, _PAD = "<s>", "</s>", "<pad>"
 _QUESTION_COPIES = (

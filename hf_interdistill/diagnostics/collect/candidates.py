@@ -1,0 +1,80 @@
+"""Prompts with candidate completions, as `interdistill best-of-n` reads and writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ...scoring.formatting import is_messages
+from ...utils.privacy import public_name
+from .records import NumberedRow, count_lines
+
+_GOLD = ("gold_rewards", "scores")
+
+
+def check_candidates(candidates) -> None:
+    """Raise `ValueError` for candidates that are no file or rows that can be read twice, or not there for `gold`."""
+    if candidates is None:
+        raise ValueError("`gold` is given, but no `candidates` to score. Give both, or neither.")
+    if isinstance(candidates, str | os.PathLike):
+        path = Path(candidates)
+        if not path.is_file() or path.suffix != ".jsonl":
+            raise ValueError(
+                f"`candidates` is {str(candidates)!r}, but must be a JSONL file that is there, as `interdistill "
+                "best-of-n` writes it, or rows."
+            )
+    elif isinstance(candidates, Iterator) or not isinstance(candidates, Iterable):
+        raise ValueError(f"`candidates` is {type(candidates).__name__}, but must be a JSONL file or a list of rows.")
+
+
+def count_candidates(candidates) -> int | None:
+    """How many rows there are, if that is known without reading them."""
+    if isinstance(candidates, str | os.PathLike):
+        return count_lines(Path(candidates))
+    return len(candidates) if hasattr(candidates, "__len__") else None
+
+
+def candidate_rows(candidates, is_scored: bool) -> Iterator[NumberedRow]:
+    """Checked rows with their numbers from 0; files are read line by line."""
+    if not isinstance(candidates, str | os.PathLike):
+        yield from ((number, _checked(row, number, is_scored)) for number, row in enumerate(candidates))
+        return
+    with open(candidates, encoding="utf-8") as file:
+        for number, line in enumerate(line for line in file if line.strip()):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Row {number} of {public_name(candidates)} is no JSON: {error}.") from None
+            yield number, _checked(row, number, is_scored)
+
+
+def _checked(row: Any, number: int, is_scored: bool) -> dict[str, Any]:
+    where = f"Row {number} of the candidates"
+    if not isinstance(row, dict) or not (isinstance(row.get("prompt"), str) or is_messages(row.get("prompt"))):
+        raise ValueError(f"{where} needs a `prompt` that is a text or messages: {row!r:.120}")
+    completions = row.get("completions")
+    if not isinstance(completions, list) or len(completions) < 2:
+        raise ValueError(f"{where} has `completions` {completions!r:.120}, but must have a list of two or more.")
+    if not all(isinstance(each, str) or is_messages(each) for each in completions):
+        raise ValueError(f"{where} has `completions` that are neither texts nor messages.")
+    given = [key for key in _GOLD if row.get(key) is not None]
+    if not is_scored:
+        if given:
+            raise ValueError(f"{where} has `{given[0]}`, but `gold` is given too. Use one of them.")
+        return row
+    if len(given) != 1:
+        raise ValueError(
+            f"{where} has {'both' if given else 'neither'} `gold_rewards` {'and' if given else 'nor'} `scores`, but "
+            "needs one of them, a number for each completion, or `gold` to score them."
+        )
+    scores = row[given[0]]
+    is_list = isinstance(scores, list) and all(isinstance(each, int | float) for each in scores)
+    if not is_list or len(scores) != len(completions):
+        raise ValueError(
+            f"{where} has `{given[0]}` {scores!r:.120}, but must have a number for each of {len(completions)} "
+            "completions."
+        )
+    return {**row, "gold": scores}

@@ -1,0 +1,112 @@
+"""A pair as token rows in which the places of the contents are known, and rows with parts taken away.
+
+*How parts are taken away.* The tokens are left out of the row and the others keep their positions. For a decoder that
+is the same as hiding them from attention (a test holds it), but needs no mask that some attention kernels lack, and
+costs less. Template tokens (roles, BOS, EOS, separators) always stay, so the text keeps its form, and the scored token
+and the first token, on which attention rests, are never touched: what is lost is content. An encoder counts positions
+by itself, so for it the gaps close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...interaction.data.pairs import read_preference
+from ...scoring.formatting import RewardFormatter, Text, message_texts, template_kwargs
+
+PROMPT, RESPONSE = 1, 2
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Tokens of one text.
+
+    Args:
+        ids: all tokens. prompt, response: places of the tokens that hold content of each.
+    """
+
+    ids: list[int]
+    prompt: list[int]
+    response: list[int]
+
+    @property
+    def content(self) -> list[int]:
+        return self.prompt + self.response
+
+    def without(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids and positions of the row with some places left out."""
+        gone = set(places)
+        kept = [place for place in range(len(self.ids)) if place not in gone]
+        return [self.ids[place] for place in kept], kept
+
+    def without_first(self, fraction: float) -> tuple[list[int], list[int]]:
+        return self.without(self.content[: round(fraction * len(self.content))])
+
+    def without_response_start(self, fraction: float) -> tuple[list[int], list[int]]:
+        return self.without(self.response[: round(fraction * len(self.response))])
+
+    def without_last(self, fraction: float) -> tuple[list[int], list[int]]:
+        return self.without(self.content[len(self.content) - round(fraction * len(self.content)) :])
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """One preference: chosen and rejected as rows, and the same with the cue at the end of the response."""
+
+    rows: tuple[TokenRow, TokenRow]
+    cued: tuple[list[int], list[int]]
+    texts: dict[str, str]
+
+
+def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> PairRows:
+    """The rows of a preference of any format that `RewardTrainer` takes.
+
+    Raises:
+        ValueError: a row that is no preference.
+    """
+    preference = read_preference(example)
+    kwargs = template_kwargs(example) if preference.is_conversation else {}
+    responses = (preference.chosen, preference.rejected)
+    return PairRows(
+        rows=tuple(_token_row(formatter, preference.prompt, response, kwargs) for response in responses),
+        cued=tuple(formatter.encode(preference.prompt, with_cue(response, cue), **kwargs) for response in responses),
+        texts={
+            name: " ".join(preference.contents(number)) for number, name in enumerate(("prompt", "chosen", "rejected"))
+        },
+    )
+
+
+def _token_row(formatter: RewardFormatter, prompt: Text, response: Text, kwargs: dict[str, Any]) -> TokenRow:
+    rendered = formatter.render(prompt, response, **kwargs)
+    ids, offsets = formatter.encode_with_offsets(rendered, not isinstance(response, str))
+    prompts = 1 if isinstance(prompt, str) else sum(len(message_texts(message)) for message in prompt)
+    owner = np.zeros(len(rendered.text) + 1, dtype=np.int8)
+    for number, (content, start) in enumerate(zip(rendered.contents, rendered.spans, strict=True)):
+        if start is not None:
+            owner[start : start + len(content)] = PROMPT if number < prompts else RESPONSE
+    owners = [int(owner[start:end].max()) if end > start else 0 for start, end in offsets]
+    places = {part: [place for place, each in enumerate(owners) if each == part] for part in (PROMPT, RESPONSE)}
+    return TokenRow(ids, places[PROMPT], places[RESPONSE])
+
+
+def with_cue(response: Text, cue: str) -> Text:
+    """The response with the cue at its end: of the text, or of the last message that has one."""
+    if isinstance(response, str):
+        return response.rstrip() + cue
+    messages = [dict(message) for message in response]
+    for message in reversed(messages):
+        content = message.get("content")
+        if isinstance(content, str):
+            message["content"] = content.rstrip() + cue
+            return messages
+        texts = [part for part in content or [] if part.get("type") == "text"]
+        if texts:
+            message["content"] = [
+                {**part, "text": part["text"].rstrip() + cue} if part is texts[-1] else part for part in content
+            ]
+            return messages
+    raise ValueError(f"A response without text has no place for the cue: {response!r:.120}")

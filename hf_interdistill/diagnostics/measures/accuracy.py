@@ -1,0 +1,35 @@
+"""Accuracy, with ties apart: a tie is neither right nor wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..collect.outcomes import Outcomes
+from ..config import DiagnosisConfig
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, mean, percent
+
+_MANY_TIES = 0.05
+
+
+@dataclass(frozen=True)
+class PairAccuracy:
+    """Share of decided pairs whose chosen response has the higher reward; share of ties."""
+
+    accuracy: Estimate
+    ties: Estimate
+
+    def finding(self) -> Finding:
+        """`suspect`: worse than chance, or ties in more than 5 % of pairs; `good`: better than chance."""
+        if self.ties.low > _MANY_TIES:
+            ties = f"Gives both responses the same reward in {percent(self.ties)} of pairs"
+            return Finding(SUSPECT, f"{ties}; of the others it is right in {percent(self.accuracy)}.")
+        sentence = f"Right in {percent(self.accuracy)} of pairs; chance is 50 %."
+        if self.accuracy.low > 0.5:
+            return Finding(GOOD, sentence)
+        return Finding(SUSPECT if self.accuracy.high < 0.5 else UNCLEAR, sentence)
+
+
+def measure_accuracy(outcomes: Outcomes, config: DiagnosisConfig) -> PairAccuracy:
+    margins = outcomes.margins
+    options = {"resamples": config.resamples, "seed": config.seed}
+    return PairAccuracy(bootstrap(accuracy, margins, **options), bootstrap(mean, (margins == 0) * 1.0, **options))

@@ -1,0 +1,72 @@
+"""Attention by stage: where does the scored token look, in pairs judged right and in pairs judged wrong?
+
+Source: Figure 1 of arXiv 2508.02618 (in misclassified pairs more attention goes to the last part); five equal stages,
+the first token apart, and the rule of the finding are ours. Where attention goes says little of why a reward comes out
+as it does, and a model that was trained to attend like a teacher will: a hint, no evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..collect.outcomes import Outcomes
+from ..config import DiagnosisConfig
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
+
+_FEW = 10
+
+
+@dataclass(frozen=True)
+class StageMasses:
+    """Mean attention of the scored token over one group of pairs.
+
+    Args:
+        sink: mass on the first token, of all attention. stages: shares of the other mass, from the start to the end.
+    """
+
+    sink: Estimate
+    stages: list[Estimate]
+
+
+@dataclass(frozen=True)
+class AttentionStages:
+    """Attention by stage.
+
+    Args:
+        layers: layers it was averaged over. right, wrong: the two groups. last_gap: share of the last stage in wrong
+            pairs minus in right ones.
+    """
+
+    layers: tuple[int, ...]
+    right: StageMasses
+    wrong: StageMasses
+    last_gap: Estimate
+
+    def finding(self) -> Finding:
+        """`suspect`: wrong pairs have more of their attention on the last stage; `good`: they have not more than one
+        point more; `unclear`: too uncertain, or fewer than 10 pairs in a group."""
+        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW:
+            return Finding(UNCLEAR, f"Too few pairs to compare: {self.wrong.sink.pairs} wrong ones.")
+        sentence = f"Share of the last fifth in wrong pairs minus right pairs: {points(self.last_gap)}."
+        if self.last_gap.low > 0:
+            return Finding(SUSPECT, f"{sentence} Wrong pairs look more at the end.")
+        return Finding(GOOD if self.last_gap.high < 0.01 else UNCLEAR, sentence)
+
+
+def _gap(last: np.ndarray, is_wrong: np.ndarray, is_right: np.ndarray) -> np.ndarray:
+    return (last * is_wrong).sum(-1) / is_wrong.sum(-1) - (last * is_right).sum(-1) / is_right.sum(-1)
+
+
+def measure_attention(outcomes: Outcomes, config: DiagnosisConfig) -> AttentionStages:
+    options = {"resamples": config.resamples, "seed": config.seed}
+    known = ~np.isnan(outcomes.attention).any(1)
+    attention, margins = outcomes.attention[known], outcomes.margins[known]
+
+    def group(chosen: np.ndarray) -> StageMasses:
+        sink, *stages = (bootstrap(mean, column, **options) for column in attention[chosen].T)
+        return StageMasses(sink, stages)
+
+    gap = bootstrap(_gap, attention[:, -1], (margins < 0) * 1.0, (margins > 0) * 1.0, **options)
+    return AttentionStages(config.attention_layers, group(margins > 0), group(margins < 0), gap)

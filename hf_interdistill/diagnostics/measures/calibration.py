@@ -1,0 +1,95 @@
+"""Calibration: is `sigmoid(margin)` the probability that it claims to be?
+
+Pairs are shown in random order, as to a judge who does not know which response was chosen; otherwise every label is 1,
+and a model that always says "the first" looks calibrated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...scoring.metrics import calibration_error, in_random_order, sigmoid
+from ..collect.outcomes import Outcomes
+from ..config import DiagnosisConfig
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
+
+_MATTERS = 0.05
+_COIN = float(np.log(2))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Pairs whose probability falls into one bin: mean probability, share that came true, number."""
+
+    probability: float
+    share: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of `sigmoid(margin)`.
+
+    Args:
+        ece: expected calibration error. Source: Guo et al., arXiv 1706.04599, Eq. 3.
+        ece_by_chance: the error that a perfectly calibrated model with the same probabilities shows on as many pairs:
+            its mean and 95 % range. Few pairs make it large.
+        brier: mean squared error of the probability. Source: Brier, 1950.
+        nll: `-log` of the probability of what was chosen, nats; a coin has 0.693.
+        bins: reliability diagram.
+    """
+
+    ece: Estimate
+    ece_by_chance: Estimate
+    brier: Estimate
+    nll: Estimate
+    bins: list[ReliabilityBin]
+
+    def finding(self) -> Finding:
+        """`suspect`: the error is beyond chance and above 0.05, or the log loss is worse than a coin's; `good`: the
+        error is below 0.05, or within a chance that is below 0.1; else `unclear`."""
+        sentence = (
+            f"Its probabilities are off by {self.ece.value:.3f} on average; a perfectly calibrated model would show "
+            f"up to {self.ece_by_chance.high:.3f} on {self.ece.pairs} pairs. Log loss {self.nll.value:.3f}, a coin "
+            "has 0.693."
+        )
+        is_beyond_chance = self.ece.value > self.ece_by_chance.high
+        if self.nll.low > _COIN or (is_beyond_chance and self.ece.low > _MATTERS):
+            return Finding(SUSPECT, sentence)
+        is_within_small_chance = not is_beyond_chance and self.ece_by_chance.high < 2 * _MATTERS
+        return Finding(GOOD if is_within_small_chance or self.ece.high < _MATTERS else UNCLEAR, sentence)
+
+
+def measure_calibration(outcomes: Outcomes, config: DiagnosisConfig) -> Calibration:
+    options = {"resamples": config.resamples, "seed": config.seed}
+    margins, labels = in_random_order(outcomes.margins, config.seed)
+    probabilities = sigmoid(margins)
+
+    def error(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return calibration_error(probabilities, labels, config.bins)
+
+    def error_if_calibrated(probabilities: np.ndarray) -> np.ndarray:
+        return error(probabilities, (generator.random(probabilities.shape) < probabilities) * 1.0)
+
+    generator = np.random.default_rng(config.seed)
+    drawn = np.array([error_if_calibrated(probabilities) for _ in range(config.resamples)])
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Calibration(
+        ece=bootstrap(error, probabilities, labels, **options),
+        ece_by_chance=Estimate(float(drawn.mean()), float(low), float(high), margins.size),
+        brier=bootstrap(mean, (probabilities - labels) ** 2, **options),
+        nll=bootstrap(mean, np.logaddexp(0.0, -outcomes.margins), **options),
+        bins=_reliability(probabilities, labels, config.bins),
+    )
+
+
+def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> list[ReliabilityBin]:
+    places = np.minimum((probabilities * bins).astype(int), bins - 1)
+    groups = [places == place for place in range(bins)]
+    return [
+        ReliabilityBin(float(probabilities[group].mean()), float(labels[group].mean()), int(group.sum()))
+        for group in groups
+        if group.any()
+    ]

@@ -1,0 +1,67 @@
+"""Length bias: is the longer response the better one to this model?
+
+Source: common practice; the rule of the finding is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..collect.outcomes import Outcomes
+from ..config import DiagnosisConfig
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, points
+
+_MATTERS = 0.1
+
+
+@dataclass(frozen=True)
+class LengthBias:
+    """How rewards go with length, in tokens of the response.
+
+    Args:
+        correlation: Pearson's, of margin and length difference. longer_is_better, longer_is_worse: accuracy where the
+            chosen, or the rejected, response is the longer one. gap: the first minus the second.
+    """
+
+    correlation: Estimate
+    longer_is_better: Estimate
+    longer_is_worse: Estimate
+    gap: Estimate
+
+    def finding(self) -> Finding:
+        """`suspect`: one of the two accuracies is more than 10 points above the other; `good`: less than 10 points
+        apart; else `unclear`."""
+        if np.isnan(self.gap.value):
+            return Finding(UNCLEAR, "No decided pair with a longer better response, or none with a longer worse one.")
+        sentence = (
+            f"Right in {percent(self.longer_is_better)} where the longer response is the better one and in "
+            f"{percent(self.longer_is_worse)} where it is the worse one, a gap of {points(self.gap)}."
+        )
+        if self.gap.low > _MATTERS:
+            return Finding(SUSPECT, f"{sentence} It likes length.")
+        if self.gap.high < -_MATTERS:
+            return Finding(SUSPECT, f"{sentence} It likes brevity.")
+        return Finding(GOOD if max(abs(self.gap.low), abs(self.gap.high)) < _MATTERS else UNCLEAR, sentence)
+
+
+def _correlation(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    margins = margins - margins.mean(-1, keepdims=True)
+    differences = differences - differences.mean(-1, keepdims=True)
+    return (margins * differences).sum(-1) / np.sqrt((margins**2).sum(-1) * (differences**2).sum(-1))
+
+
+def _gap(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    return accuracy(margins * (differences > 0)) - accuracy(margins * (differences < 0))
+
+
+def measure_length(outcomes: Outcomes, config: DiagnosisConfig) -> LengthBias:
+    options = {"resamples": config.resamples, "seed": config.seed}
+    margins, differences = outcomes.margins, outcomes.lengths[:, 0] - outcomes.lengths[:, 1]
+    return LengthBias(
+        correlation=bootstrap(_correlation, margins, differences, **options),
+        longer_is_better=bootstrap(accuracy, margins[differences > 0], **options),
+        longer_is_worse=bootstrap(accuracy, margins[differences < 0], **options),
+        gap=bootstrap(_gap, margins, differences, **options),
+    )

@@ -1,0 +1,99 @@
+"""Adds what alignment needs to a batch that the reward collator made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..map_cache.cached_teacher import map_keys
+from .pairs import teacher_pieces
+from .teacher_inputs import PairReading
+from .units import NO_UNIT
+
+ALIGNMENT_KEYS = (
+    "student_index",
+    "student_units",
+    "segments",
+    "pair_key",
+    "pair_index",
+    "map_key",
+    "teacher_input_ids",
+    "teacher_attention_mask",
+    "teacher_units",
+    "teacher_token_type_ids",
+    "teacher_closing",
+)
+
+
+class PairIndexCollator:
+    """A reward collator that also tells which rows of the dataset are in the batch (`pair_index`, `(pairs,)`)."""
+
+    def __init__(self, inner: Callable):
+        self.inner = inner
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.inner(examples)
+        batch["pair_index"] = torch.tensor([example["pair_index"] for example in examples])
+        return batch
+
+
+class AlignmentCollator(PairIndexCollator):
+    """A reward collator and the alignment columns.
+
+    Args:
+        inner: the reward collator (TRL's `DataCollatorForPreference`, or the user's own): its `input_ids` hold the
+            chosen rows, then the rejected ones, padded on the right.
+        reading: the rows in which the teacher reads a pair.
+        has_map_keys: whether to add `map_key`, under which a `map_cache.CachedTeacher` keeps what the teacher says.
+
+    Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
+    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows a pair:
+    `(pairs, 2, length)`, `teacher_closing` `(pairs, 2, responses)`; with `has_map_keys`, `map_key` `(pairs, 2, 2)`:
+    128 bits for each reading order.
+    """
+
+    def __init__(self, inner: Callable, reading: PairReading, has_map_keys: bool = False):
+        super().__init__(inner)
+        self.reading, self.has_map_keys = reading, has_map_keys
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = super().__call__(examples)
+        width = batch["input_ids"].shape[1]
+        indices, units, segments = [], [], []
+        for example in examples:
+            index, unit = _student_tokens(example, width)
+            indices.append(index)
+            units.append(unit)
+            segments.append([segment for segment, size in enumerate(example["unit_sizes"]) for _ in range(size)])
+        batch["student_index"] = _pad(indices, 0)
+        batch["student_units"] = _pad(units, NO_UNIT)
+        batch["segments"] = _pad(segments, -1)
+        batch["pair_key"] = torch.tensor([example["pair_key"] for example in examples])
+        batch.update(self._teacher_inputs(examples))
+        return batch
+
+    def _teacher_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        packed, keys = [], []
+        for example in examples:
+            rows = self.reading.rows(*teacher_pieces(example))
+            packed += rows
+            if self.has_map_keys:
+                keys.append(map_keys(rows, sum(example["unit_sizes"]), is_late=self.reading.is_late))
+        collated = self.reading.format.collate(packed)
+        inputs = {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
+        return {**inputs, "map_key": torch.tensor(keys)} if self.has_map_keys else inputs
+
+
+def _student_tokens(example: dict[str, Any], width: int) -> tuple[list[int], list[int]]:
+    """Positions and units of the content tokens: prompt and chosen in the first row, rejected in the second."""
+    rows = ((0, example["student_chosen_units"]), (width, example["student_rejected_units"]))
+    tokens = [(unit, start + place) for start, row in rows for place, unit in enumerate(row) if unit != NO_UNIT]
+    tokens.sort()
+    return [place for _, place in tokens], [unit for unit, _ in tokens]
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    width = max(1, max(len(row) for row in rows))
+    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])

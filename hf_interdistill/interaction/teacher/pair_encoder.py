@@ -1,0 +1,111 @@
+"""The network of a teacher: an encoder and a score read at the token that closes each response."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..attention.interceptor import layer_of_modules
+from .late_interaction import LATE_IMPLEMENTATIONS, PartnerAttention
+
+# Disentangled attention adds position terms to the scores, so queries and keys alone do not give its map.
+EAGER_MODEL_TYPES = ("deberta", "deberta-v2")
+_NO_LIMIT = 100_000  # tokenizers say "no limit" with a huge number
+
+
+class PairReader(nn.Module):
+    """An encoder and a score read at the token that closes each response.
+
+    Forward: `input_ids`, `attention_mask` and, if the encoder has them, `token_type_ids`, all `(batch, length)`;
+    `closing` `(batch, responses)`; `is_pairwise`, whether rows 2i and 2i + 1 are the responses of one pair, to meet
+    in the top `interaction_layers`. Returns rewards `(batch, responses)`.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, interaction_layers: int):
+        super().__init__()
+        self.encoder = encoder
+        self.interaction_layers = interaction_layers
+        self.score = nn.Linear(encoder.config.hidden_size, 1)
+        nn.init.normal_(self.score.weight, std=0.02)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, input_ids, attention_mask, closing, token_type_ids=None, is_pairwise=True) -> torch.Tensor:
+        kwargs = {}
+        if token_type_ids is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
+            kwargs["token_type_ids"] = token_type_ids
+        with self._meeting() if is_pairwise and self.interaction_layers else nullcontext():
+            states = self.encoder(input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        return self.read(states, closing)
+
+    @property
+    def first_meeting(self) -> int:
+        """The lowest layer in which responses in rows of their own meet."""
+        return self.encoder.config.num_hidden_layers - self.interaction_layers
+
+    def _meeting(self) -> PartnerAttention:
+        return PartnerAttention(self.encoder, self.first_meeting)
+
+    def freeze_below_meeting(self) -> None:
+        """Leave the layers in which the responses meet, and the score, to train alone."""
+        self.encoder.requires_grad_(False)
+        for module, layer in layer_of_modules(self.encoder).items():
+            if layer >= self.first_meeting:
+                module.requires_grad_(True)
+
+    def read(self, states: torch.Tensor, closing: torch.Tensor) -> torch.Tensor:
+        """Scores at the closing tokens, float32: `(batch, responses)` from states `(batch, length, hidden)`."""
+        closing_states = states.gather(1, closing.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        return nn.functional.linear(closing_states.float(), self.score.weight.float(), self.score.bias.float())[..., 0]
+
+
+def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
+    """Chosen minus rejected, from the rewards of two rows a pair.
+
+    Args:
+        rewards: `(2 * pairs, 1)`, chosen and rejected in rows of their own; or `(2 * pairs, 2)`, both orders of
+            reading, each in reading order.
+
+    Returns:
+        `(pairs, 1)`, or `(pairs, 2)`: with the chosen response read first, with the rejected one read first.
+    """
+    if rewards.shape[1] == 1:
+        return rewards[0::2] - rewards[1::2]
+    return torch.stack([rewards[0::2, 0] - rewards[0::2, 1], rewards[1::2, 1] - rewards[1::2, 0]], dim=1)
+
+
+def longest_input(model: PreTrainedModel, tokenizer) -> int:
+    """Tokens that a model can read at most, by its positions and its tokenizer."""
+    positions = getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT
+    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= model.config.pad_token_id + 1  # RoBERTa counts positions from after the padding token
+    return int(min(positions, tokenizer.model_max_length, _NO_LIMIT))
+
+
+def resolve_interaction_layers(model: PreTrainedModel, wanted: int | None) -> int:
+    """The number of interaction layers asked for, or the one that suits the encoder (see `InteractionTeacher`).
+
+    Raises:
+        ValueError: more layers than there are, or an encoder that can read a pair in one row only.
+    """
+    attention = model.config._attn_implementation
+    reason = None
+    if model.config.model_type in EAGER_MODEL_TYPES:
+        reason = "its attention does not go through transformers' AttentionInterface"
+    elif attention not in LATE_IMPLEMENTATIONS:
+        reason = f"its attention implementation is {attention!r} (load it with attn_implementation='sdpa')"
+    layers = model.config.num_hidden_layers
+    if wanted is None:
+        return 0 if reason else 1
+    if not 0 <= wanted <= layers:
+        raise ValueError(
+            f"`interaction_layers` is {wanted}, but {type(model).__name__} has {layers} layers: use 0 to {layers}."
+        )
+    if wanted and reason:
+        raise ValueError(
+            f"`interaction_layers` is {wanted}, but {type(model).__name__} can read a pair in one row only, for "
+            f"{reason}. Set it to 0 or leave it out."
+        )
+    return wanted

@@ -1,0 +1,251 @@
+"""Long jobs: RAIN over a file of prompts, each finished one written at once, resumed after a kill.
+
+Prompts come from JSONL rows with `prompt` (text or messages) and, if wanted, `id`. Every process appends to a shard of
+its own; at the end they are merged into `output`, in the order of the prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation import StopStringCriteria
+
+from ...utils.jsonl_jobs import JobFiles, as_mapping, encode_prompt, process_state, read_prompt_rows
+from ..config import RainConfig, refuse_unknown
+from ..engine.engine import Prompt, RainEngine
+from ..results.records import RainRecord
+from ..scorers.base import RewardModelScorer, Scorer, ScorerError, as_scorer
+from .decoder import RainDecoder
+from .inputs import build_prompts, check_tokenizer, prepare_plainly
+
+logger = logging.getLogger(__name__)
+_SUMS = ("forward_passes", "forward_tokens", "judge_calls", "committed_tokens")
+
+
+@dataclass(frozen=True)
+class RainJobConfig:
+    """Settings of `interdistill rain`.
+
+    Args:
+        model: name or folder of a causal LM.
+        prompts: JSONL file of prompts.
+        output: JSONL file to write: `id`, `prompt`, `completion`, `finish_reason`, `tokens`, `stats`.
+        rain: fields of `RainConfig`; `preset` names the one to start from.
+        generation: fields of `GenerationConfig` (`max_new_tokens`, `do_sample`, ...); the model's own fill the gaps.
+        scorer: `self`; `reward` (see `reward_model`); or `module:function` of a list of texts.
+        reward_model: name or folder of a reward model, for `scorer: reward`.
+        reward_scale: rewards that count as a clear difference (see `RewardModelScorer`).
+        reward_center: the reward of an answer that is neither good nor bad.
+        trees: folder to write each prompt's tree to; none if not given.
+        tree_format: `json`, `html` or `mmd`.
+        seed: of the search, if `rain` has none.
+        dtype: of the model, as in `from_pretrained`.
+        overwrite: start anew where `output` was made with other settings.
+    """
+
+    model: str = field(metadata={"help": "Name or folder of a causal LM."})
+    prompts: str = field(metadata={"help": "JSONL file of prompts."})
+    output: str = field(metadata={"help": "JSONL file to write."})
+    # Dictionaries; on the command line JSON (the union with `str` is what TRL's parser understands).
+    rain: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Fields of RainConfig, `preset` to start from; JSON."}
+    )
+    generation: dict[str, Any] | str | None = field(
+        default_factory=dict, metadata={"help": "Fields of GenerationConfig; JSON."}
+    )
+    scorer: str = field(default="self", metadata={"help": "self, reward, or module:function."})
+    reward_model: str | None = field(default=None, metadata={"help": "Reward model, for scorer: reward."})
+    reward_scale: float = field(default=1.0, metadata={"help": "Rewards that count as a clear difference."})
+    reward_center: float = field(default=0.0, metadata={"help": "Reward of an answer neither good nor bad."})
+    trees: str | None = field(default=None, metadata={"help": "Folder for search trees."})
+    tree_format: str = field(default="json", metadata={"help": "json, html or mmd."})
+    seed: int = field(default=0, metadata={"help": "Seed of the search."})
+    dtype: str = field(default="auto", metadata={"help": "The model's dtype."})
+    overwrite: bool = field(default=False, metadata={"help": "Start anew where settings differ."})
+
+    def __new__(cls, *args, **kwargs):
+        refuse_unknown(cls.__name__, kwargs, (each.name for each in fields(cls)))
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        for name in ("rain", "generation"):
+            object.__setattr__(self, name, as_mapping(name, getattr(self, name)))
+        if self.tree_format not in ("json", "html", "mmd"):
+            raise ValueError(f"`tree_format` is {self.tree_format!r}, but must be json, html or mmd.")
+        if (self.scorer == "reward") != (self.reward_model is not None):
+            raise ValueError(
+                f"`scorer` is {self.scorer!r} and `reward_model` {self.reward_model!r}, but `reward_model` goes with "
+                "`scorer: reward`, and with nothing else."
+            )
+        known = GenerationConfig().to_dict()
+        refuse_unknown("`generation`", self.generation, [name for name in known if not name.startswith("_")])
+        self.rain_config()
+
+    def rain_config(self) -> RainConfig:
+        """The search's settings, with a seed."""
+        config = RainConfig.from_dict(self.rain)
+        return config if config.seed is not None else config.replace(seed=self.seed)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what is written."""
+        values = asdict(self)
+        for name in ("output", "overwrite", "trees", "tree_format"):
+            del values[name]
+        return {**values, "rain": self.rain_config().to_dict()}
+
+
+def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
+    """Search for every prompt that has no answer yet.
+
+    Args:
+        config: the job.
+
+    Returns:
+        `output` (path), `prompts` (all), `searched` (by this call, over all processes known to this one), and the
+        sums of the answers' `forward_passes`, `forward_tokens`, `judge_calls`, `committed_tokens`.
+
+    Raises:
+        ValueError: a bad row (named by its line), a prompt longer than the context, or an output made with other
+            settings.
+        ScorerError: the scorer failed; what was finished is written.
+    """
+    state = process_state()
+    rows = read_prompt_rows(config.prompts)
+    files = JobFiles(Path(config.output), state.process_index, state.num_processes)
+    if state.is_main_process:
+        files.open_job(config.deciding(), config.overwrite)
+    state.wait_for_everyone()
+    done = files.finished_ids()
+    pending = [row for row in rows if row["id"] not in done]
+    state.wait_for_everyone()  # nobody writes before all have read
+    share = pending[state.process_index :: state.num_processes]
+    if pending:
+        model, tokenizer = _load(config, state.device)
+        prompts = _prepare(config, model, tokenizer, rows)
+        _search(config, files, (model, tokenizer), [(row, prompts[row["id"]]) for row in share])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        files.merge([row["id"] for row in rows])
+    state.wait_for_everyone()
+    return {"output": config.output, "prompts": len(rows), "searched": len(pending), **_sums(files)}
+
+
+def _load(config: RainJobConfig, device):
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def load_scorer(config: RainJobConfig) -> Scorer | Any:
+    """The scorer that a job names."""
+    if config.scorer == "self":
+        rain = config.rain_config()
+        return as_scorer("self", rain.judge, rain.judge_vote)
+    if config.scorer == "reward":
+        from ...scoring.scorer import RewardScorer
+
+        reward = RewardScorer.from_pretrained(config.reward_model)
+        return RewardModelScorer(reward, scale=config.reward_scale, center=config.reward_center)
+    module, separator, name = config.scorer.partition(":")
+    try:
+        return as_scorer(getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"`scorer` is {config.scorer!r}, but must be 'self', 'reward', or 'module:function' of something that can "
+            f"be imported ({error if separator else 'there is no colon'})."
+        ) from error
+
+
+def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> dict[Any, Prompt]:
+    """Prompts by id, all checked before any is searched."""
+    settings = dict(config.generation)
+    strings = settings.pop("stop_strings", None)
+    criteria = [StopStringCriteria(tokenizer, strings)] if strings else []
+    generation_config = GenerationConfig(**settings)
+    prompts, seen = {}, Counter()
+    for row in rows:
+        ids = encode_prompt(tokenizer, row["prompt"]).to(model.device)
+        try:
+            full, processors = prepare_plainly(model, generation_config, ids, None)
+            prepared = {
+                "generation_config": full,
+                "processors": processors,
+                "criteria": criteria,
+                "shown": [row["prompt"]],
+            }
+            (prompt,) = build_prompts(model, ids, None, prepared)
+        except ValueError as error:
+            raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
+        # Counted over the whole file: a resumed job draws what an uninterrupted one draws.
+        prompts[row["id"]] = Prompt(prompt.ids, prompt.shown, prompt.stop, seen[prompt.ids])
+        seen[prompt.ids] += 1
+    return prompts
+
+
+def _search(config: RainJobConfig, files: JobFiles, loaded: tuple, work: Sequence[tuple[dict, Prompt]]) -> None:
+    """Search for this process's prompts, writing each when it ends."""
+    model, tokenizer = loaded
+    decoder = RainDecoder(tokenizer, config.rain_config(), load_scorer(config))
+    engine: RainEngine = decoder.build_engine(model)
+    engine.start([prompt for _, prompt in work], decoder.seed())
+    bar = tqdm(total=len(work), desc="RAIN", unit="prompt", disable=not PartialState().is_local_main_process)
+    with files.appending() as append, bar:
+        try:
+            while not engine.is_finished:
+                tokens = sum(len(part) for _, part in engine.round())
+                for number, record in engine.take_finished():
+                    row = work[number][0]
+                    if config.trees is not None:
+                        _write_tree(Path(config.trees), row["id"], record, config.tree_format)
+                    append(
+                        {
+                            "id": row["id"],
+                            "prompt": row["prompt"],
+                            "completion": record.text,
+                            "finish_reason": record.finish_reason,
+                            "tokens": record.tokens,
+                            "stats": record.stats,
+                        }
+                    )
+                    bar.update()
+                if tokens:
+                    bar.set_postfix(passes=engine.totals["forward_passes"], refresh=False)
+        except ScorerError as error:
+            error.records = engine.records()
+            raise ScorerError(
+                f"{error} {bar.n} of {len(work)} prompts of this process were finished and are written; run the job "
+                "again to go on."
+            ) from error
+
+
+def _sums(files: JobFiles) -> dict[str, float]:
+    """Sums of the answers' costs."""
+    sums: Counter = Counter()
+    for row in files.rows():
+        sums.update({name: row["stats"][name] for name in _SUMS})
+    return {name: sums[name] for name in _SUMS}
+
+
+def _write_tree(folder: Path, name: str | int, record: RainRecord, ending: str) -> Path:
+    """Save a prompt's tree under a file name made of its id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safe = re.sub(r"[^\w.-]", "_", str(name)).encode()[:80].decode(errors="ignore")  # file systems count bytes
+    if safe != str(name):  # two ids may look alike once they are safe
+        safe += "-" + hashlib.blake2b(str(name).encode(), digest_size=4).hexdigest()
+    path = folder / f"{safe}.{ending}"
+    if ending == "html":
+        path.write_text(record.tree.to_html(stats=record.stats), encoding="utf-8")
+        return path
+    return record.tree.save(path)

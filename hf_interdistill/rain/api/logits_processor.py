@@ -1,0 +1,163 @@
+"""RAIN as a logits processor: a plain `generate` writes what the search commits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers.generation import GenerationConfig, LogitsProcessor
+
+from ..config import RainConfig
+from ..engine.engine import RainEngine
+from ..results.records import RainRecord
+from ..scorers.base import ScorerError
+from .decoder import RainDecoder
+from .generate import arguments_by_name
+from .inputs import build_prompts, prepare_plainly, shown_prompts, strip_padding
+
+
+class RAINLogitsProcessor(LogitsProcessor):
+    """Leaves `generate` one token to choose at each step: the next one that RAIN has committed.
+
+    Stopping criteria, streamers and EOS are `generate`'s own. `generate` tells a processor neither the length nor the
+    generation config (whose processors shape the candidates) nor the attention mask: the package's `generate` wrapper
+    does, and what is given here goes first. Without the wrapper (`unregister_rain`) give all three; padding without a
+    mask is recognized by `pad_token_id` at the start of a row.
+
+    Args:
+        model: the model that also generates. tokenizer: its tokenizer.
+        config: see `RainDecoder`. scorer: see `RainDecoder`. embedder: see `RainDecoder`.
+        max_new_tokens: as passed to `generate`; by default the call's own limit, or that of `generation_config`.
+        generation_config: as passed to `generate`; by default the call's own settings.
+        attention_mask: `(rows, length)`; by default the call's own.
+        rain_prompts: see `RainDecoder.__call__`.
+
+    Attributes:
+        records: the `RainRecord` of each row so far.
+
+    Raises:
+        ValueError: when it is called, if nobody has said how long the text may get.
+
+    Relations: the tokens are those of `strategy="rain"` with the same seed and length; that way costs one forward pass
+    a token less.
+
+    Example:
+        model.generate(**inputs, logits_processor=[RAINLogitsProcessor(model, tokenizer)], max_new_tokens=64)
+    """
+
+    is_rain_processor = True  # what the wrapper in registration.py looks for, without importing this module
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        config: RainConfig | str | dict | None = None,
+        scorer: Any = "self",
+        *,
+        embedder: Callable | None = None,
+        max_new_tokens: int | None = None,
+        generation_config=None,
+        attention_mask: torch.Tensor | None = None,
+        rain_prompts: Sequence[Any] | None = None,
+    ):
+        self.model = model
+        self.decoder = RainDecoder(tokenizer, config, scorer, embedder=embedder)
+        self.max_new_tokens = max_new_tokens
+        self.generation_config = generation_config
+        self.attention_mask = attention_mask
+        self.rain_prompts = rain_prompts
+        self._engine: RainEngine | None = None
+        self._call: dict[str, Any] | None = None
+
+    def learn_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of a `generate` for the search that begins with it."""
+        self._call = arguments_by_name(args, kwargs)
+
+    @property
+    def records(self) -> list[RainRecord]:
+        """One record a row, of the last `generate`."""
+        return self._engine.records() if self._engine is not None else []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores `(rows, vocabulary)`: 0 for the committed token, `-inf` for all others."""
+        if not self._goes_on(input_ids):
+            self._start(input_ids)
+        forced = torch.full_like(scores, -torch.inf)
+        tokens = [self._next(number) for number in range(len(input_ids))]
+        forced[torch.arange(len(tokens)), torch.tensor(tokens)] = 0.0
+        self._expected = torch.cat([input_ids, torch.tensor(tokens, device=input_ids.device).unsqueeze(1)], dim=1)
+        return forced
+
+    def _goes_on(self, input_ids: torch.Tensor) -> bool:
+        """Whether these are the tokens left last time (rows that have ended may differ: `generate` pads them)."""
+        if self._engine is None or input_ids.shape != self._expected.shape:
+            return False
+        same = (input_ids == self._expected).all(dim=1).tolist()
+        return all(same[number] or self._has_ended(number) for number in range(len(same)))
+
+    def _has_ended(self, number: int) -> bool:
+        return self._engine.jobs[number].is_finished and not self._buffers[number]
+
+    def _start(self, input_ids: torch.Tensor) -> None:
+        """Begin a search for a new batch of prompts."""
+        model, decoder = self.model, self.decoder
+        call, self._call = self._call or {}, None
+        config, new_tokens = self._limits(call, input_ids.shape[1])
+        self._engine = decoder.build_engine(model)
+        settings, processors = prepare_plainly(model, config, input_ids, new_tokens)
+        mask = self._mask(input_ids, settings.pad_token_id, call)
+        rows = strip_padding(input_ids, mask)
+        copies = len(rows) // len(self.rain_prompts or rows)
+        prepared = {
+            "generation_config": settings,
+            "processors": processors,
+            "criteria": None,
+            "shown": shown_prompts(decoder.tokenizer, rows, self.rain_prompts, copies),
+        }
+        eos = settings.eos_token_id
+        self._closing = eos if isinstance(eos, int) else (eos or [settings.pad_token_id or 0])[0]
+        self._engine.start(build_prompts(model, input_ids, mask, prepared), decoder.seed())
+        self._buffers: list[deque[int]] = [deque() for _ in rows]
+
+    def _limits(self, call: dict[str, Any], length: int) -> tuple[GenerationConfig, int]:
+        """The generation config (given here, else the call's), and how many new tokens there may be."""
+        config, changes = self.generation_config, {}
+        if config is None:
+            known = GenerationConfig().to_dict()
+            config, changes = call.get("generation_config"), {key: call[key] for key in call if key in known}
+        settings, _ = self.model._prepare_generation_config(config, **changes)
+        if self.max_new_tokens is not None:
+            return settings, self.max_new_tokens
+        if settings.max_new_tokens is not None:
+            return settings, settings.max_new_tokens
+        own = (call.get("max_length"), getattr(config, "max_length", None), self.model.generation_config.max_length)
+        if any(each is not None for each in own):
+            return settings, settings.max_length - length
+        if call:
+            return settings, settings.max_length  # generate's default counts new tokens
+        raise ValueError(
+            "RAINLogitsProcessor does not know how long the text may get, for `generate` was called without the "
+            "package's wrapper. Pass `max_new_tokens` to RAINLogitsProcessor too, or call `register_rain()`."
+        )
+
+    def _mask(self, input_ids: torch.Tensor, pad: int | None, call: dict[str, Any]) -> torch.Tensor | None:
+        mask = self.attention_mask if self.attention_mask is not None else call.get("attention_mask")
+        if mask is not None:
+            return mask.repeat_interleave(len(input_ids) // len(mask), dim=0)
+        if pad is None:
+            return None
+        return (input_ids != pad).cumsum(dim=1) > 0
+
+    def _next(self, number: int) -> int:
+        """The next committed token of a row; the search goes on until there is one."""
+        try:
+            while not self._buffers[number] and not self._engine.jobs[number].is_finished:
+                for row, tokens in self._engine.round():
+                    self._buffers[row].extend(tokens)
+        except ScorerError as error:
+            error.records = self._engine.records()
+            raise
+        # A search that has ended where generate goes on (a new turn, a shorter length) closes the text.
+        return self._buffers[number].popleft() if self._buffers[number] else self._closing
