@@ -15,7 +15,7 @@ from ..diagnostics.config import DiagnosisConfig
 from ..diagnostics.diagnosis import Diagnosis, diagnose
 from ..diagnostics.report.page import write_report
 from ..scoring.scorer import RewardScorer
-from ..utils.jsonl_jobs import as_mapping
+from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}

@@ -25,7 +25,7 @@ def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
     metrics = teacher.fit(preferences, args=args, resume_from_checkpoint=is_resuming(args.resume_from_checkpoint))
     columns = {"held out": metrics}
     if data.dataset_test_split in splits:
-        margins = teacher.judge(splits[data.dataset_test_split], batch_size=args.per_device_eval_batch_size)
+        margins = teacher.score_pairs(splits[data.dataset_test_split], batch_size=args.per_device_eval_batch_size)
         columns[data.dataset_test_split] = held_out_metrics(margins)
     if args.should_save:
         print_metrics(f"Teacher {teacher.name}", columns)

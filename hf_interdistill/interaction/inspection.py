@@ -56,7 +56,7 @@ def pair_maps(
     batch = AlignmentCollator(_rows(tokenizer.pad_token_id), teacher.reading)([columns])
     units = batch["segments"].shape[1]
     inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
-    read = [teacher.read(inputs, torch.tensor([order]), [teacher_layer], units)[1][0] for order in (0, 1)]
+    read = [teacher.forward(inputs, torch.tensor([order]), [teacher_layer], units)[1][0] for order in (0, 1)]
     reference = DenseRows(torch.stack([dense(rows).cpu() for rows in read]).mean(0))
     maps, divergences = {"teacher": _normalized(reference.values[0])}, {}
     tokens = UnitTokens.from_units(batch["student_units"], batch["student_units"] >= 0, units)

@@ -214,10 +214,10 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
         segments[once:] = -1  # no unit of theirs counts
         with self.accelerator.autocast():
             if self._cached_teacher is None:
-                margins, sources = self.teacher.read(inputs, order, self.args.teacher_layers, segments.shape[1])
+                margins, sources = self.teacher.forward(inputs, order, self.args.teacher_layers, segments.shape[1])
             else:
                 epochs = self.state.num_train_epochs if self.model.training else 1
-                margins, sources = self._cached_teacher.read(
+                margins, sources = self._cached_teacher.forward(
                     inputs, batch["map_key"], order, batch["segments"], is_reading_both=1 < epochs < sys.maxsize
                 )
         units, index, records = batch["student_units"], batch["student_index"], self._recorder.records

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from ..utils.fields import accept_renamed, new_names, refuse_unknown
 
 JUDGE_VOTES = ("hard", "probability")
 
@@ -26,8 +27,8 @@ DEVIATIONS: dict[str, str] = {
     "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, for both need an "
     "encoder. A plain `RainConfig` names none; the presets name the one of the published runs.",
     "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call a backup; the mean is the same.",
-    "read_ahead": "Rollouts and expansions that the search will probably want next are decoded beside those it wants "
-    "now (`read_ahead`), and a model that is its own judge judges such rollouts in a call that is made anyway. The "
+    "speculation": "Rollouts and expansions that the search will probably want next are decoded beside those it wants "
+    "now (`num_speculative`). A model that is its own judge scores such rollouts in a call that is made anyway. The "
     "search is the same, token for token; it needs fewer passes.",
     "duplicates": "Duplicate candidates are dropped and not drawn again (the released attack script redraws).",
     "random_numbers": "Every draw has its own counter-based stream (seed, prompt, prefix), so results do not depend "
@@ -39,21 +40,11 @@ DEVIATIONS: dict[str, str] = {
 }
 
 
-class UnknownFieldError(TypeError, ValueError):
-    """A field that `RainConfig` does not have."""
+# Old names of fields; they will be removed in the version after this one.
+_RENAMED = {"read_ahead": "num_speculative", "prompts_in_flight": "max_batch_size"}
 
 
-def refuse_unknown(kind: str, given, known) -> None:
-    """Raise `UnknownFieldError` for the first name of `given` that is not in `known`, naming the nearest."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise UnknownFieldError(
-                f"{kind} has no field `{name}`; the nearest is `{nearest}`. Fields: {', '.join(known)}."
-            )
-
-
+@accept_renamed(_RENAMED)
 @dataclass(frozen=True)
 class RainConfig:
     """Every constant of the search.
@@ -84,17 +75,17 @@ class RainConfig:
         turn_markers: strings that open a new turn, and so end the generation.
         judge: name of a judge prompt of ours (`harmlessness`, `truthfulness`, `sentiment`) or a YAML file.
         judge_vote: `hard` (one vote an order) or `probability` (of the positive label).
-        read_ahead: rollouts and expansions that may ride along in a prompt's forward passes because the search will
-            probably want them next; 0 for none. More need fewer passes and read more tokens; what is decoded is the
-            same. `None`: the prompts in flight share 48, with 16 each at least; on a CPU, where tokens cost more than
-            passes, 16, with 3. Not used with models that branch by copying. Scorers that allow it (`judges_ahead`; of
-            ours `"self"`) judge such rollouts ahead too.
+        num_speculative: speculative rollouts and expansions in a prompt's forward passes: those that the search will
+            probably want next; 0 for none. More of them need fewer passes and more tokens; the search is the same.
+            `None`: the prompts of a batch share 48, with 16 each at least; on a CPU, where tokens cost more than
+            passes, 16, with 3. Not used with models that branch by copying. Scorers that support it
+            (`supports_speculation`; of ours `"self"`) score such rollouts too.
         cuda_graphs: whether forward passes, those of the judge `"self"` too, are replayed as CUDA graphs, which saves
             the time to launch their kernels: the most of a pass of a small model. `None`: wherever it is possible (one
             CUDA device; no quantized weights, forward hooks, autocast or compiled code), and it is said where it is
             not; true: an error where it is not. What is decoded is the same but for rounding. They cost memory: their
             own, and keys and values have room for 2,048 tokens a prompt (of the first four) from the start.
-        prompts_in_flight: prompts searched at once; more wait for a free row.
+        max_batch_size: prompts searched at once; more wait for a free row.
         seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).
 
     Raises:
@@ -122,25 +113,25 @@ class RainConfig:
     turn_markers: tuple[str, ...] = ()
     judge: str = "harmlessness"
     judge_vote: str = "hard"
-    read_ahead: int | None = None
+    num_speculative: int | None = None
     cuda_graphs: bool | None = None
-    prompts_in_flight: int = 16
+    max_batch_size: int = 16
     seed: int | None = None
 
     def __new__(cls, *args, **kwargs):
-        refuse_unknown(cls.__name__, kwargs, (field.name for field in fields(cls)))
+        refuse_unknown(cls.__name__, kwargs, (*(field.name for field in fields(cls)), *_RENAMED))
         return super().__new__(cls)
 
     def __post_init__(self):
         object.__setattr__(self, "edge_lengths", tuple(self.edge_lengths))
         object.__setattr__(self, "turn_markers", _as_tuple("turn_markers", self.turn_markers))
         _check("turn_markers", self.turn_markers, all(self.turn_markers), "strings that are not empty")
-        for name in ("candidates", "sample_top_k", "max_children", "iterations", "prompts_in_flight"):
+        for name in ("candidates", "sample_top_k", "max_children", "iterations", "max_batch_size"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "a whole number, at least 1")
         for name in ("min_visits", "extra_iterations"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 0), "a whole number, at least 0")
-        ahead = self.read_ahead
-        _check("read_ahead", ahead, ahead is None or _is_count(ahead, 0), "None or a whole number, at least 0")
+        ahead = self.num_speculative
+        _check("num_speculative", ahead, ahead is None or _is_count(ahead, 0), "None or a whole number, at least 0")
         graphs = self.cuda_graphs
         _check("cuda_graphs", graphs, graphs is None or isinstance(graphs, bool), "None, true or false")
         for name in ("exploration", "similarity_weight", "widening_variance"):
@@ -167,7 +158,7 @@ class RainConfig:
         """
         if name not in PRESETS:
             raise ValueError(f"`{name}` is no preset of RainConfig; there are {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **changes})
+        return cls(**{**PRESETS[name], **new_names(cls.__name__, changes, _RENAMED)})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RainConfig:
@@ -196,6 +187,7 @@ class RainConfig:
 
     def replace(self, **changes) -> RainConfig:
         """A copy with other values."""
+        changes = new_names(type(self).__name__, changes, _RENAMED)
         refuse_unknown(type(self).__name__, changes, (field.name for field in fields(self)))
         return replace(self, **changes)
 

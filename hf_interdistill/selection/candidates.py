@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
-from ..rain.config import refuse_unknown
 from ..rain.engine.sampler import draw, stream_key
 from ..scoring.formatting import Text
+from ..utils.fields import refuse_unknown
 from ..utils.jsonl_jobs import encode_prompt
 
 # One sample a row is drawn, so these have nothing to act on.

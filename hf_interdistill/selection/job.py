@@ -16,7 +16,8 @@ from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimizatio
 from ..scoring.formatting import is_messages
 from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import write_whole
-from ..utils.jsonl_jobs import JobFiles, as_mapping, process_state, read_prompt_rows
+from ..utils.fields import as_mapping
+from ..utils.jsonl_jobs import JobFiles, process_state, read_prompt_rows
 from .candidates import CandidateSampler, check_generation
 from .curve import write_curve
 from .rules import selected_rows

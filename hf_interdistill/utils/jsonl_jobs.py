@@ -64,18 +64,6 @@ def _parse(line: str) -> Any:
         return None
 
 
-def as_mapping(name: str, value: Any) -> dict[str, Any]:
-    """A setting that is a dictionary, on the command line JSON."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`{name}` is {value!r}, but must be JSON such as '{{\"seed\": 1}}' ({error}).") from None
-    if not isinstance(value, dict | None):
-        raise ValueError(f"`{name}` is {value!r}, but must be a mapping of keys to values.")
-    return value or {}
-
-
 def encode_prompt(tokenizer, prompt: Text) -> torch.Tensor:
     """Token ids `(1, length)` of a text, or of messages with the generation prompt."""
     if not is_messages(prompt):

@@ -33,7 +33,7 @@ from rich.progress import track
 from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.engine.engine import Prompt, RainEngine
-from hf_interdistill.rain.engine.stopping import StopRules
+from hf_interdistill.rain.engine.stopping import StopConditions
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 
 LONGEST = 2048  # tokens of prompt and answer, as in the released code
@@ -49,7 +49,7 @@ class Bench:
     released: ReleasedRain | None
     meter: Meter
     setting: str
-    read_ahead: int | None = None
+    num_speculative: int | None = None
     cuda_graphs: bool | None = None
 
     def texts(self, question: str) -> tuple[str, str]:
@@ -63,12 +63,12 @@ class Bench:
         full, shown = self.texts(question)
         ids = tuple(self.tokenizer(full)["input_ids"])
         new = limit or LONGEST - len(ids)
-        return Prompt(ids, shown, StopRules(new, frozenset([self.model.config.eos_token_id])))
+        return Prompt(ids, shown, StopConditions(new, frozenset([self.model.config.eos_token_id])))
 
     def engine(self, prompts: list[Prompt], scorer=None, **changes) -> RainEngine:
         """A search with the published constants, but for `changes`."""
-        changes = {"read_ahead": self.read_ahead, "cuda_graphs": self.cuda_graphs, **changes}
-        config = RainConfig.preset("harmless", seed=0, prompts_in_flight=len(prompts), **changes)
+        changes = {"num_speculative": self.num_speculative, "cuda_graphs": self.cuda_graphs, **changes}
+        config = RainConfig.preset("harmless", seed=0, max_batch_size=len(prompts), **changes)
         if scorer is None:
             judge = self.released.judge_prompt() if self.released else "harmlessness"
             scorer = SelfEvaluationScorer(judge, cuda_graphs=self.cuda_graphs)
@@ -104,14 +104,14 @@ def against_released(bench: Bench, iterations: int, first: int) -> dict[str | in
 
 def done(engine: RainEngine) -> int:
     """Iterations of all prompts of a search so far, without those under way."""
-    return sum(max(0, job.search.iterations - (not job.is_finished)) for job in engine.jobs)
+    return sum(max(0, job.search.iterations - (not job.is_finished)) for job in engine.requests)
 
 
 def advance(engine: RainEngine) -> None:
     """As many iterations as there are prompts, or a few more: a round does not take all of them on."""
-    aim = (done(engine) // len(engine.jobs) + 1) * len(engine.jobs)
+    aim = (done(engine) // len(engine.requests) + 1) * len(engine.requests)
     while done(engine) < aim:
-        engine.round()
+        engine.step()
 
 
 def against_vanilla(bench: Bench, new_tokens: int) -> list[dict]:
@@ -134,7 +134,7 @@ def against_vanilla(bench: Bench, new_tokens: int) -> list[dict]:
 
         def search(engine: RainEngine = engine) -> None:
             while not engine.is_finished:
-                engine.round()
+                engine.step()
 
         clock(search, 1)
         stats = engine.records()[0].stats
@@ -197,9 +197,9 @@ def prepare(arguments) -> Bench:
     million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     layers = model.config.num_hidden_layers
     bench.setting = f"{layers}-layer Llama of {million:.0f}M, {arguments.dtype}, prompt {length}, MiniLM for both"
-    bench.read_ahead = arguments.read_ahead
-    if bench.read_ahead is not None:
-        bench.setting += f", read_ahead {bench.read_ahead}"
+    bench.num_speculative = arguments.num_speculative
+    if bench.num_speculative is not None:
+        bench.setting += f", num_speculative {bench.num_speculative}"
     if arguments.no_cuda_graphs:
         bench.cuda_graphs = False
         bench.setting += ", no CUDA graphs"

@@ -13,7 +13,7 @@ from hardware import peak_resident_mib
 from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.engine.engine import Prompt
-from hf_interdistill.rain.engine.stopping import StopRules
+from hf_interdistill.rain.engine.stopping import StopConditions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,18 +43,18 @@ class Sample:
 
 def grow(model, tokenizer, prompt: str, iterations: int, samples: int = 20) -> list[Sample]:
     """Grow one tree without a commit, with a function for a judge, and look at it `samples` times."""
-    config = RainConfig(seed=0, iterations=10 * iterations, min_visits=10 * iterations, read_ahead=0)
+    config = RainConfig(seed=0, iterations=10 * iterations, min_visits=10 * iterations, num_speculative=0)
     engine = RainDecoder(tokenizer, config, lambda texts: [0.0] * len(texts)).build_engine(model)
     ids = tuple(tokenizer(prompt)["input_ids"])
     limit = model.config.max_position_embeddings - len(ids)
-    engine.start([Prompt(ids, prompt, StopRules(limit, frozenset([model.config.eos_token_id])))], 0)
+    engine.start([Prompt(ids, prompt, StopConditions(limit, frozenset([model.config.eos_token_id])))], 0)
     if model.device.type == "cuda":
         gc.collect()  # searches before this one
         torch.cuda.reset_peak_memory_stats()
-    engine.round()  # reads the prompt
+    engine.step()  # reads the prompt
     before, taken = _peak(model), []
     for number in range(2, iterations + 1):
-        engine.round()
+        engine.step()
         if number % max(1, iterations // samples) == 0:
             taken.append(_look(engine, len(ids), _peak(model) - before))
     return taken
@@ -67,7 +67,7 @@ def _peak(model) -> float:
 
 
 def _look(engine, prompt: int, peak: float) -> Sample:
-    job, cache = engine.jobs[0], engine.cache
+    job, cache = engine.requests[0], engine.cache
     nodes = list(job.search.tree.origin.subtree())
     layers = cache.cache.layers
     slots = len(layers[0].keys)

@@ -107,7 +107,7 @@ def accuracy_with_interval(margins: np.ndarray, seed: int = 0) -> tuple[float, f
 
 
 def compare(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer]) -> dict:
-    margins = {"teacher": teacher.judge(rows).mean(1).numpy()}
+    margins = {"teacher": teacher.score_pairs(rows).mean(1).numpy()}
     margins |= {name: margins_of(scorer, rows) for name, scorer in scorers.items()}
     table = Table(title=f"Accuracy on {len(rows)} held-out pairs (chance 0.5)", title_justify="left")
     for column in ("model", "accuracy", "95 % interval", "log loss, nats", "mean margin", "ties"):

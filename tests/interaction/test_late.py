@@ -45,7 +45,7 @@ def last_layer_by_hand(encoder, states, mask):
 def test_rewards_and_map_are_those_of_both_rows_together_in_the_last_layer(rows, attention):
     teacher = late_teacher(attention=attention)
     batch, units = batch_of(teacher, rows[:4])
-    margins, sources = teacher.read(batch, FIRST, [-1], units)
+    margins, sources = teacher.forward(batch, FIRST, [-1], units)
     flat = {name: value.flatten(0, 1) for name, value in batch.items()}
     inputs = {name: flat[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in flat}
     with torch.no_grad():
@@ -54,8 +54,8 @@ def test_rewards_and_map_are_those_of_both_rows_together_in_the_last_layer(rows,
             teacher.reader.encoder, below.unflatten(0, (-1, 2)), batch["attention_mask"]
         )
     length = batch["input_ids"].shape[2]
-    closing = batch["closing"][..., 0] + torch.tensor([0, length])
-    read = states.gather(1, closing[..., None].expand(-1, -1, states.shape[-1]))
+    score_positions = batch["score_positions"][..., 0] + torch.tensor([0, length])
+    read = states.gather(1, score_positions[..., None].expand(-1, -1, states.shape[-1]))
     rewards = read @ teacher.reader.score.weight[0] + teacher.reader.score.bias
     torch.testing.assert_close(margins, rewards[:, 0] - rewards[:, 1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
@@ -68,12 +68,12 @@ def test_rewards_and_map_are_those_of_both_rows_together_in_the_last_layer(rows,
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "electra"])
 def test_families_meet_in_the_last_layer_and_swap_with_their_responses(rows, family):
     teacher = late_teacher(family)
-    margins = teacher.judge(rows[:4], is_progress_shown=False)
+    margins = teacher.score_pairs(rows[:4], is_progress_shown=False)
     assert torch.equal(margins[:, 0], margins[:, 1]) and margins.std() > 0
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:4]]
-    torch.testing.assert_close(teacher.judge(swapped, is_progress_shown=False), -margins)
+    torch.testing.assert_close(teacher.score_pairs(swapped, is_progress_shown=False), -margins)
     batch, units = batch_of(teacher, rows[:4])
-    again, sources = teacher.read(batch, FIRST, [-1], units)
+    again, sources = teacher.forward(batch, FIRST, [-1], units)
     torch.testing.assert_close(again, margins[:, 0], rtol=1e-4, atol=1e-5)
     sums = dense(sources[0]).sum(-1)
     assert ((sums > 0) == sources[0].present).all() and (sums < 1 + 1e-5).all()
@@ -81,11 +81,11 @@ def test_families_meet_in_the_last_layer_and_swap_with_their_responses(rows, fam
 
 def test_pairs_of_a_batch_do_not_meet(rows):
     teacher = late_teacher(layers=2)
-    whole = teacher.judge(rows[:4], batch_size=4, is_progress_shown=False)
+    whole = teacher.score_pairs(rows[:4], batch_size=4, is_progress_shown=False)
     for number, row in enumerate(rows[:4]):
-        alone = teacher.judge([row], is_progress_shown=False)
+        alone = teacher.score_pairs([row], is_progress_shown=False)
         torch.testing.assert_close(alone[0], whole[number], rtol=1e-4, atol=1e-5)
-    assert (late_teacher(layers=1).judge(rows[:4], is_progress_shown=False) - whole).abs().max() > 1e-3
+    assert (late_teacher(layers=1).score_pairs(rows[:4], is_progress_shown=False) - whole).abs().max() > 1e-3
 
 
 def test_partners_by_hand():
@@ -100,7 +100,7 @@ def test_the_reading_is_saved_with_the_teacher(tmp_path, rows):
     loaded = InteractionTeacher.from_pretrained(str(tmp_path))
     assert loaded.interaction_layers == 2 and loaded.reading == teacher.reading
     torch.testing.assert_close(
-        loaded.judge(rows[:3], is_progress_shown=False), teacher.judge(rows[:3], is_progress_shown=False)
+        loaded.score_pairs(rows[:3], is_progress_shown=False), teacher.score_pairs(rows[:3], is_progress_shown=False)
     )
     assert InteractionTeacher.from_pretrained(str(tmp_path), interaction_layers=0).interaction_layers == 0
 
@@ -120,7 +120,7 @@ def test_what_cannot_meet_is_explained(rows):
     teacher = late_teacher()
     batch, units = batch_of(teacher, rows[:4])
     with pytest.raises(ValueError, match=r"Teacher layer 0 reads each response alone: .* in layers 2 to 2"):
-        teacher.read(batch, FIRST, [0], units)
+        teacher.forward(batch, FIRST, [0], units)
 
 
 def test_pairs_train_the_layers_of_the_meeting_alone_after_a_warm_start(tmp_path):

@@ -17,7 +17,7 @@ from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.attention.map_sources import dense
 from hf_interdistill.interaction.data.collator import AlignmentCollator
 from hf_interdistill.interaction.data.pairs import PairEncoder
-from hf_interdistill.interaction.data.teacher_inputs import PackedSequence
+from hf_interdistill.interaction.data.teacher_inputs import TeacherInput
 from hf_interdistill.interaction.map_cache.cached_teacher import CachedTeacher, map_key
 from hf_interdistill.interaction.map_cache.codec import MapFormat
 
@@ -49,15 +49,15 @@ def test_maps_and_margins_of_teacher_families(rows, tmp_path, family, interactio
     ).freeze()
     batch, inputs = make_batch(rows, teacher)
     segments, order = batch["segments"], torch.tensor([0, 1, 1, 0, 1])
-    margins, sources = teacher.read(inputs, order, [-1], segments.shape[1])
+    margins, sources = teacher.forward(inputs, order, [-1], segments.shape[1])
     for _ in range(2):  # read by the teacher, read from the disk
         cached = CachedTeacher(teacher, str(tmp_path), [-1], MapFormat("exact"))
-        kept_margins, kept = cached.read(inputs, batch["map_key"], order, segments, is_reading_both=False)
+        kept_margins, kept = cached.forward(inputs, batch["map_key"], order, segments, is_reading_both=False)
         torch.testing.assert_close(kept_margins, margins, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(dense(kept[0]), dense(sources[0]), rtol=1e-5, atol=1e-7)
         assert torch.equal(kept[0].present, sources[0].present)
     assert cached.pairs_read == 0
-    cached.read(inputs, batch["map_key"], 1 - order, segments, is_reading_both=False)
+    cached.forward(inputs, batch["map_key"], 1 - order, segments, is_reading_both=False)
     assert cached.pairs_read == (0 if interaction_layers else 5)  # rows of their own have no order
 
 
@@ -71,7 +71,7 @@ def test_processes_find_what_others_wrote(rows, tmp_path, teacher):
     def read(cached, pairs, order):
         values, keys = part(pairs)
         order = torch.full((len(pairs),), order)
-        return cached.read(values, keys, order, batch["segments"][pairs], is_reading_both=True)
+        return cached.forward(values, keys, order, batch["segments"][pairs], is_reading_both=True)
 
     ranks = [CachedTeacher(teacher, str(tmp_path), [-1], MapFormat(), process_index=index) for index in range(2)]
     own = [read(ranks[0], [0, 1], 0), read(ranks[1], [2, 3], 0)]
@@ -91,12 +91,12 @@ def test_keys_tell_inputs_apart(rows, teacher):
     assert len(keys) == 6  # each pair, each order
     again, _ = make_batch(rows[:1], teacher, count=1)  # alone, so padded otherwise
     assert torch.equal(again["map_key"][0], batch["map_key"][0])
-    base = PackedSequence(ids=[1, 2, 3], types=[0, 0, 1], units=[-1, 0, 1], closing=[1, 2])
+    base = TeacherInput(ids=[1, 2, 3], types=[0, 0, 1], units=[-1, 0, 1], score_positions=[1, 2])
     changed = [
         replace(base, ids=[1, 2, 4]),
         replace(base, types=[0, 1, 1]),
         replace(base, units=[-1, 1, 1]),
-        replace(base, closing=[0, 2]),
+        replace(base, score_positions=[0, 2]),
         replace(base, ids=[1, 2], types=[3, 0, 0, 1]),  # the same numbers, parted elsewhere
     ]
     assert len({map_key([base], 2), map_key([base], 3), *(map_key([other], 2) for other in changed)}) == 7

@@ -53,7 +53,7 @@ def test_packed_rows_hold_each_token_once_and_see_what_their_own_row_shows(pairs
         for side, row in enumerate((chosen, rejected)):
             places = packed.places[pair, side * width : side * width + len(row)]
             assert packed.input_ids[pair, places].tolist() == row
-            assert packed.closing[pair, side] == places[-1]
+            assert packed.last_token_index[pair, side] == places[-1]
             for number, place in enumerate(places.tolist()):  # a token sees its own row up to itself, in order
                 seen = packed.visible[pair, place].nonzero()[:, 0].tolist()
                 assert seen == places[: number + 1].tolist()

@@ -12,7 +12,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from hf_interdistill.interaction.data.collator import AlignmentCollator
 from hf_interdistill.interaction.data.orders import choose_order, select_order
 from hf_interdistill.interaction.data.pairs import PairEncoder
-from hf_interdistill.interaction.data.teacher_inputs import PairFormat, PairReading, Piece, _shorten
+from hf_interdistill.interaction.data.teacher_inputs import PairLayout, Piece, SequenceFormat, _shorten
 
 
 def piece(ids, first_unit=0):
@@ -25,21 +25,21 @@ def piece(ids, first_unit=0):
 )
 def test_format_is_the_tokenizers_own(kind, expected):
     tokenizer = tokenizer_of(kind)
-    form = PairFormat.from_tokenizer(tokenizer)
+    form = SequenceFormat.from_tokenizer(tokenizer)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in ("a", "b", "c")]
     packed = form.pack(piece(ids[:1]), [piece(ids[1:2], 1), piece(ids[2:], 2)], 64)
     assert tokenizer.convert_ids_to_tokens(packed.ids) == expected.format("a", "b", "c").split()
     pair = tokenizer("a", "b")
     assert form.pack(piece(ids[:1]), [piece(ids[1:2])], 64).ids == pair["input_ids"]
-    for response, closing in zip("bc", packed.closing, strict=True):
-        assert tokenizer.convert_ids_to_tokens(packed.ids[closing - 1]) == response
+    for response, score_positions in zip("bc", packed.score_positions, strict=True):
+        assert tokenizer.convert_ids_to_tokens(packed.ids[score_positions - 1]) == response
     assert [unit for unit in packed.units if unit >= 0] == [0, 1, 2]
     if kind == "wordpiece":
         assert packed.types == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_too_long_inputs_lose_the_oldest_prompt_first():
-    form = PairFormat.from_tokenizer(tokenizer_of("wordpiece"))
+    form = SequenceFormat.from_tokenizer(tokenizer_of("wordpiece"))
     prompt, chosen, rejected = piece(range(10, 20)), piece(range(20, 24), 10), piece(range(30, 33), 14)
     packed = form.pack(prompt, [chosen, rejected], 14)
     assert packed.ids[1:4] == [17, 18, 19] and packed.units[1:4] == [7, 8, 9]
@@ -62,9 +62,9 @@ def test_teachers_without_pad_or_separator_are_refused():
     tokenizer = tokenizer_of("wordpiece")
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="no padding token"):
-        PairFormat.from_tokenizer(tokenizer)
+        SequenceFormat.from_tokenizer(tokenizer)
     with pytest.raises(ValueError, match="puts no separator"):
-        PairFormat.from_tokenizer(tokenizer_of("bytes"))
+        SequenceFormat.from_tokenizer(tokenizer_of("bytes"))
 
 
 def test_batch_by_hand():
@@ -75,10 +75,8 @@ def test_batch_by_hand():
     ]
     encoder = PairEncoder(student, teacher)
     examples = [encoder(row, index) for index, row in enumerate(rows)]
-    form = PairFormat.from_tokenizer(teacher)
-    batch = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairReading(form, 64, is_late=False))(
-        examples
-    )
+    form = SequenceFormat.from_tokenizer(teacher)
+    batch = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairLayout(form, 64, is_late=False))(examples)
     width = batch["input_ids"].shape[1]
     flat = torch.cat(batch["input_ids"].chunk(2), dim=1)
     for pair, row in enumerate(rows):
@@ -98,12 +96,12 @@ def test_batch_by_hand():
         assert teacher.decode(ids, skip_special_tokens=True).replace(" ##", "").replace(" ", "") == text.replace(
             " ", ""
         )
-    late = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairReading(form, 64, is_late=True))(examples)
-    assert late["teacher_closing"].shape == (2, 2, 1)
+    late = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairLayout(form, 64, is_late=True))(examples)
+    assert late["teacher_score_positions"].shape == (2, 2, 1)
     for row, text in enumerate(("what is it a cat", "what is it no idea at all")):
         ids = late["teacher_input_ids"][0, row][late["teacher_attention_mask"][0, row].bool()]
         assert teacher.decode(ids, skip_special_tokens=True).replace(" ##", "") == text
-        assert late["teacher_closing"][0, row].item() == len(ids) - 1
+        assert late["teacher_score_positions"][0, row].item() == len(ids) - 1
     units = batch["teacher_units"][0, 1]
     assert list(dict.fromkeys(units[units >= 0].tolist())) == [0, 1, 2, 5, 6, 7, 8, 3, 4]
     chosen = select_order({"x": torch.arange(8).view(2, 2, 2)}, torch.tensor([1, 0]))["x"]

@@ -40,11 +40,11 @@ def test_map_of_every_family_is_its_own_attention(rows, family):
     both, units = batch_of(teacher, rows[:4])
     layers = [0, 2] if family == "modernbert" else [0, 1, -1]  # ModernBERT: layers 0 and 2 see everything
     order = torch.tensor([0, 1, 0, 1])
-    margins, sources = teacher.read(both, order, layers, units)
+    margins, sources = teacher.forward(both, order, layers, units)
     assert margins.shape == (4,) and margins.std() > 0
     torch.testing.assert_close(
         margins,
-        teacher.judge(rows[:4], is_progress_shown=False)[range(4), order],
+        teacher.score_pairs(rows[:4], is_progress_shown=False)[range(4), order],
         rtol=1e-4,
         atol=1e-5,
     )
@@ -70,7 +70,7 @@ def test_sliding_window_layers_are_refused(rows):
     teacher = InteractionTeacher.from_pretrained(*build_encoder("modernbert"), max_length=200, interaction_layers=0)
     batch, units = batch_of(teacher.freeze(), rows[:2])
     with pytest.raises(ValueError, match=r"layer 1 attends within a sliding window .*: \[0, 2\]"):
-        teacher.read(batch, torch.zeros(2, dtype=torch.long), [1], units)
+        teacher.forward(batch, torch.zeros(2, dtype=torch.long), [1], units)
 
 
 @pytest.mark.parametrize("interaction_layers", [0, 1])
@@ -80,15 +80,15 @@ def test_padding_changes_no_map(rows, interaction_layers):
     ).freeze()
     batch, units = batch_of(teacher, rows[:4])
     order = torch.tensor([1, 0, 0, 1])
-    margins, sources = teacher.read(batch, order, [-1], units)
+    margins, sources = teacher.forward(batch, order, [-1], units)
     whole = dense(sources[0])
     for pair in range(4):
         length = int(batch["attention_mask"][pair].sum(1).max())
         single = {
-            key: value[pair : pair + 1, :, :length] if key != "closing" else value[pair : pair + 1]
+            key: value[pair : pair + 1, :, :length] if key != "score_positions" else value[pair : pair + 1]
             for key, value in batch.items()
         }
-        alone, sources = teacher.read(single, order[pair : pair + 1], [-1], units)
+        alone, sources = teacher.forward(single, order[pair : pair + 1], [-1], units)
         torch.testing.assert_close(dense(sources[0])[0], whole[pair])
         torch.testing.assert_close(alone[0], margins[pair], rtol=1e-4, atol=1e-5)
 
@@ -163,13 +163,13 @@ def test_fit_learns_judges_saves_and_loads(tmp_path):
     metrics = teacher.fit(LEARNABLE, str(tmp_path), args=args)
     assert metrics["accuracy"] > 0.8 and metrics["is_better_than_chance"] and metrics["pairs"] == 12
     assert not teacher.reader.training and not any(p.requires_grad for p in teacher.reader.parameters())
-    margins = teacher.judge(LEARNABLE[:5], is_progress_shown=False)
+    margins = teacher.score_pairs(LEARNABLE[:5], is_progress_shown=False)
     loaded = InteractionTeacher.from_pretrained(str(tmp_path))
     assert loaded.metrics == metrics and loaded.is_fitted and loaded.max_length == teacher.max_length
-    torch.testing.assert_close(loaded.judge(LEARNABLE[:5], is_progress_shown=False), margins)
+    torch.testing.assert_close(loaded.score_pairs(LEARNABLE[:5], is_progress_shown=False), margins)
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in LEARNABLE[:5]]
-    torch.testing.assert_close(teacher.judge(swapped, is_progress_shown=False), -margins.flip(1))
-    torch.testing.assert_close(teacher.judge(LEARNABLE[:5], batch_size=1, is_progress_shown=False), margins)
+    torch.testing.assert_close(teacher.score_pairs(swapped, is_progress_shown=False), -margins.flip(1))
+    torch.testing.assert_close(teacher.score_pairs(LEARNABLE[:5], batch_size=1, is_progress_shown=False), margins)
     assert not list(tmp_path.glob("*/checkpoint-*"))
 
 
@@ -235,7 +235,7 @@ def test_the_loss_is_that_of_bradley_and_terry():
     teacher.reader.eval()
     pieces = text_pieces(teacher.tokenizer, read_preference(LEARNABLE[0]))
     for teacher.interaction_layers in (0, 1):
-        margins = teacher.judge(LEARNABLE[:1], is_progress_shown=False)[0]
+        margins = teacher.score_pairs(LEARNABLE[:1], is_progress_shown=False)[0]
         batch = StageCollator(teacher, True)([Example(pieces)])
         loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.reader, batch)
         expected = -margins.sigmoid().log().mean()

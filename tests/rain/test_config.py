@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from hf_interdistill.rain.config import DEVIATIONS, PRESETS, RainConfig, UnknownFieldError
+from hf_interdistill.rain.config import DEVIATIONS, PRESETS, RainConfig
+from hf_interdistill.utils.fields import UnknownFieldError
 
 # The constants of the paper and the released code, as in the project's specification.
 PUBLISHED = {
@@ -40,7 +41,7 @@ BY_PRESET = {
     "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
 }
 # Ours: not constants of the method.
-OURS = {"read_ahead": None, "cuda_graphs": None, "prompts_in_flight": 16, "seed": None}
+OURS = {"num_speculative": None, "cuda_graphs": None, "max_batch_size": 16, "seed": None}
 
 
 @pytest.mark.parametrize("name", BY_PRESET)
@@ -86,7 +87,7 @@ def test_a_misspelt_field_names_the_nearest(make):
         ("judge_vote", "soft"),
         ("cuda_graphs", "yes"),
         ("cuda_graphs", 1),
-        ("prompts_in_flight", 0),
+        ("max_batch_size", 0),
         ("seed", -1),
     ],
 )
@@ -118,3 +119,23 @@ def test_resolve_takes_what_users_pass():
 
 def test_deviations_say_what_and_why():
     assert all(len(reason) > 40 for reason in DEVIATIONS.values())
+
+
+def test_old_names_of_fields_are_taken_with_a_warning():
+    for old, new in (("read_ahead", "num_speculative"), ("prompts_in_flight", "max_batch_size")):
+        made = [
+            lambda old=old: RainConfig(**{old: 5}),
+            lambda old=old: RainConfig.from_dict({"preset": "harmless", old: 5}),
+            lambda old=old: RainConfig.preset("truthful", **{old: 5}),
+            lambda old=old: RainConfig().replace(**{old: 5}),
+        ]
+        for make in made:
+            with pytest.warns(FutureWarning, match=f"`{old}` of RainConfig is now `{new}`"):
+                config = make()
+            assert getattr(config, new) == 5
+            with pytest.warns(FutureWarning, match=f"`{old}` of RainConfig is now `{new}`"):
+                assert getattr(config, old) == 5
+        with pytest.raises(UnknownFieldError, match=f"was given `{old}` and `{new}`, which are one field"):
+            RainConfig(**{old: 5, new: 5})
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        RainConfig().other  # noqa: B018

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_interdistill.rain.api.decoder import RainDecoder
-from hf_interdistill.rain.engine.engine import Prompt, works_ahead
-from hf_interdistill.rain.engine.stopping import StopRules
+from hf_interdistill.rain.engine.engine import Prompt, default_num_speculative
+from hf_interdistill.rain.engine.stopping import StopConditions
 from hf_interdistill.rain.results.views import walk
 from hf_interdistill.rain.search.requests import Decode
 from rain.conftest import (
@@ -78,7 +78,7 @@ def test_reading_ahead_changes_the_cost_and_not_the_tree(family, tokenizer):
         search(
             model,
             tokenizer,
-            config=quick_config(read_ahead=ahead, similarity_threshold=0.9, iterations=20),
+            config=quick_config(num_speculative=ahead, similarity_threshold=0.9, iterations=20),
             embedder=letters,
             max_new_tokens=12,
         )
@@ -100,15 +100,15 @@ def test_reading_ahead_changes_the_cost_and_not_the_tree(family, tokenizer):
 
 def test_a_chain_of_expansions_is_read_ahead(model, tokenizer):
     """A search that goes deeper with each visit is foreseen through expansions that it has not asked for."""
-    config = quick_config(read_ahead=8, exploration=0.0, iterations=16, edge_lengths=(1, 2), min_visits=99)
+    config = quick_config(num_speculative=8, exploration=0.0, iterations=16, edge_lengths=(1, 2), min_visits=99)
     passes = []
     for ahead in (0, 8):
-        decoder = RainDecoder(tokenizer, replace(config, read_ahead=ahead), lambda texts: [0.0] * len(texts))
+        decoder = RainDecoder(tokenizer, replace(config, num_speculative=ahead), lambda texts: [0.0] * len(texts))
         engine = decoder.build_engine(model)
-        engine.start([Prompt((5, 6, 7), "", StopRules(40))], seed=1)
-        while engine.jobs[0].search.iterations < 12:
-            engine.round()
-        assert max(node.depth for node in engine.jobs[0].search.tree.origin.subtree()) > 8
+        engine.start([Prompt((5, 6, 7), "", StopConditions(40))], seed=1)
+        while engine.requests[0].search.iterations < 12:
+            engine.step()
+        assert max(node.depth for node in engine.requests[0].search.tree.origin.subtree()) > 8
         passes.append(engine.totals["forward_passes"])
     assert passes[1] < 0.5 * passes[0]
 
@@ -130,13 +130,13 @@ def test_a_compiled_model_grows_the_same_tree(tokenizer):
 
 def test_rows_that_are_used_again_give_the_same(model, tokenizer):
     whole = search(model, tokenizer)
-    rationed = search(model, tokenizer, config=quick_config(prompts_in_flight=1))
+    rationed = search(model, tokenizer, config=quick_config(max_batch_size=1))
     assert tokens_of(rationed) == tokens_of(whole)
     assert rationed.rain_totals["forward_passes"] > whole.rain_totals["forward_passes"]
 
 
 def test_prompts_in_lock_step_share_forward_passes(model, tokenizer):
-    config = quick_config(read_ahead=0)
+    config = quick_config(num_speculative=0)
     one = search(model, tokenizer, PROMPTS[:1], config).rain_totals["forward_passes"]
     four = search(model, tokenizer, [PROMPTS[0]] * 4, config).rain_totals["forward_passes"]
     assert four < 2 * one
@@ -144,14 +144,16 @@ def test_prompts_in_lock_step_share_forward_passes(model, tokenizer):
 
 def test_searches_do_not_wait_for_the_long_expansion_of_another(model, tokenizer):
     """Those that are ready are judged while the others decode on, and meet them again in later passes."""
-    engine = RainDecoder(tokenizer, quick_config(read_ahead=0, iterations=30), likes_short_words).build_engine(model)
+    engine = RainDecoder(tokenizer, quick_config(num_speculative=0, iterations=30), likes_short_words).build_engine(
+        model
+    )
     ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
-    engine.start([Prompt(each, "", StopRules(12)) for each in ids], seed=1)
+    engine.start([Prompt(each, "", StopConditions(12)) for each in ids], seed=1)
     left_behind = 0
     while not engine.is_finished:
-        before = {job.number: job.search.iterations for job in engine.jobs}
-        engine.round()
-        going_on = [job for job in engine.jobs if not job.is_finished]
+        before = {job.number: job.search.iterations for job in engine.requests}
+        engine.step()
+        going_on = [job for job in engine.requests if not job.is_finished]
         still = [job for job in going_on if job.search.iterations == before[job.number]]
         assert len(still) <= max(1, len(PROMPTS) // 2)
         left_behind += len(still)
@@ -159,11 +161,11 @@ def test_searches_do_not_wait_for_the_long_expansion_of_another(model, tokenizer
 
 
 def test_works_ahead_are_shared(model, tokenizer):
-    assert [works_ahead("cpu", prompts) for prompts in (1, 2, 4, 16)] == [16, 8, 4, 3]
-    assert [works_ahead("cuda", prompts) for prompts in (1, 2, 4, 16)] == [48, 24, 16, 16]
+    assert [default_num_speculative("cpu", prompts) for prompts in (1, 2, 4, 16)] == [16, 8, 4, 3]
+    assert [default_num_speculative("cuda", prompts) for prompts in (1, 2, 4, 16)] == [48, 24, 16, 16]
     engine = RainDecoder(tokenizer, quick_config(), likes_short_words).build_engine(model)
-    engine.start([Prompt((5, 6, number), "", StopRules(4)) for number in range(4)], seed=1)
-    assert {job.search.config.read_ahead for job in engine.jobs} == {4}
+    engine.start([Prompt((5, 6, number), "", StopConditions(4)) for number in range(4)], seed=1)
+    assert {job.search.config.num_speculative for job in engine.requests} == {4}
 
 
 def test_equal_prompts_get_answers_of_their_own(model, tokenizer):
@@ -187,15 +189,15 @@ def test_similarity_changes_visits_and_widens(model, tokenizer):
 
 @pytest.mark.parametrize("ahead", [0, 8])
 def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
-    decoder = RainDecoder(tokenizer, quick_config(iterations=20, read_ahead=ahead), likes_short_words)
+    decoder = RainDecoder(tokenizer, quick_config(iterations=20, num_speculative=ahead), likes_short_words)
     engine = decoder.build_engine(model)
     ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
-    engine.start([Prompt(each, "", StopRules(12)) for each in ids], seed=1)
+    engine.start([Prompt(each, "", StopConditions(12)) for each in ids], seed=1)
     while not engine.is_finished:
-        engine.round()
+        engine.step()
         places = [
             (job.state.row, slot)
-            for job in engine.jobs
+            for job in engine.requests
             if job.state
             for place in job.state.places.values()
             if place.handle is not None
@@ -203,15 +205,15 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
         ]
         going_on = sum(
             len(ask.parent.slots) - len(work.place.parent.slots if work.place.parent else ())
-            for job in engine.jobs
+            for job in engine.requests
             if job.state
             for work in job.state.works.values()
             for ask in work.asks
         )
         assert len(set(places)) <= engine.cache.held_tokens <= len(set(places)) + going_on
         # Without reading ahead, only a search that still waits for its tokens has works under way.
-        waiting = [job for job in engine.jobs if job.state and isinstance(job.waiting, Decode)]
-        assert ahead or all(not job.state.works for job in engine.jobs if job.state and job not in waiting)
+        waiting = [job for job in engine.requests if job.state and isinstance(job.waiting, Decode)]
+        assert ahead or all(not job.state.works for job in engine.requests if job.state and job not in waiting)
     assert engine.cache.held_tokens == 0 and len(engine.verdicts) == 0
 
 
@@ -257,12 +259,12 @@ def test_trees_that_were_taken_are_freed_at_once(model, tokenizer):
     """Not when Python's garbage collector comes by, which in a long job is after a thousand prompts."""
     decoder = RainDecoder(tokenizer, quick_config(), likes_short_words)
     engine = decoder.build_engine(model)
-    engine.start([Prompt(tuple(tokenizer(PROMPTS[0])["input_ids"]), "", StopRules(6))], seed=1)
+    engine.start([Prompt(tuple(tokenizer(PROMPTS[0])["input_ids"]), "", StopConditions(6))], seed=1)
     gc.disable()
     try:
         while not engine.is_finished:
-            engine.round()
-        nodes = [weakref.ref(node) for node in engine.jobs[0].search.tree.origin.subtree()]
+            engine.step()
+        nodes = [weakref.ref(node) for node in engine.requests[0].search.tree.origin.subtree()]
         ((number, record),) = engine.take_finished()
         assert number == 0 and record.tokens and len(nodes) > 10
         assert len(list(walk(record.tree.root))) == len(nodes)

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, tokenizer_of
 
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
-from hf_interdistill.rain.config import UnknownFieldError
 from hf_interdistill.rain.scorers.base import ScorerError
+from hf_interdistill.utils.fields import UnknownFieldError
 from rain import job_scorers
 from rain.conftest import QUICK, build_causal, encode, likes_short_words, quick_config
 
@@ -28,7 +28,7 @@ def job(tmp_path):
     write_rows(tmp_path / "prompts.jsonl", rows)
 
     def make(**changes) -> RainJobConfig:
-        rain = {**QUICK, "prompts_in_flight": 2, **changes.pop("rain", {})}
+        rain = {**QUICK, "max_batch_size": 2, **changes.pop("rain", {})}
         settings = {
             "model": str(tmp_path / "model"),
             "prompts": str(tmp_path / "prompts.jsonl"),
@@ -107,7 +107,7 @@ def launch(config: RainJobConfig, *command, **environment) -> subprocess.Popen:
 
 
 def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
-    config = job(scorer="rain.job_scorers:slow", rain={"prompts_in_flight": 1})
+    config = job(scorer="rain.job_scorers:slow", rain={"max_batch_size": 1})
     process = launch(config, RAIN_TEST_DELAY="0.15")
     shard = tmp_path / "out" / "answers.jsonl.shard-00000-of-00001"
     deadline = time.time() + 60
@@ -141,7 +141,7 @@ def test_processes_share_the_prompts(job, tmp_path):
 
 def test_a_failing_scorer_loses_nothing(job, tmp_path):
     job_scorers.failing.calls = 0
-    config = job(scorer="rain.job_scorers:failing", rain={"prompts_in_flight": 1})
+    config = job(scorer="rain.job_scorers:failing", rain={"max_batch_size": 1})
     with pytest.raises(ScorerError, match=r"no more.* [1-5] of 6 prompts of this process were finished"):
         run_rain_job(config)
     shard = tmp_path / "out" / "answers.jsonl.shard-00000-of-00001"

@@ -1,4 +1,4 @@
-"""Verdicts of a judge that has read much of the texts before."""
+"""ScoreCache of a judge that has read much of the texts before."""
 
 import pytest
 from conftest import tokenizer_of

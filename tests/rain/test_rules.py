@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.engine.stopping import StopRules, TextRules
+from hf_interdistill.rain.engine.stopping import StopChecker, StopConditions
 
 
 def rules(kind="bytes", prompt="Tell me", limit=50, **changes):
     tokenizer = tokenizer_of(kind)
     ids = tuple(tokenizer(prompt)["input_ids"])
-    return TextRules(ids, tokenizer, RainConfig(**changes), StopRules(limit, frozenset({2}))), tokenizer
+    return StopChecker(ids, tokenizer, RainConfig(**changes), StopConditions(limit, frozenset({2}))), tokenizer
 
 
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])

@@ -63,7 +63,7 @@ def drive(search, judge=lambda text: 0.0, embed=lambda text: np.array([1.0, 0.0]
 
 
 def quick(**changes) -> RainConfig:
-    settings = {"candidates": 3, "iterations": 6, "extra_iterations": 2, "min_visits": 2, "read_ahead": 8}
+    settings = {"candidates": 3, "iterations": 6, "extra_iterations": 2, "min_visits": 2, "num_speculative": 8}
     return RainConfig(**{**settings, **changes})
 
 

@@ -5,7 +5,7 @@ import pytest
 from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.results.views import walk
 from hf_interdistill.rain.scorers.base import Scorer, ScorerError, WeightedScorer, as_scorer
-from hf_interdistill.rain.scorers.score_cache import _JUDGED_TOGETHER, Question, Verdicts
+from hf_interdistill.rain.scorers.score_cache import _JUDGED_TOGETHER, ScoreCache, ScoreRequest
 from rain.conftest import PROMPTS, encode, quick_config
 from rain.test_judge import SHORT
 
@@ -13,7 +13,7 @@ from rain.test_judge import SHORT
 class Recorder(Scorer):
     """Values that depend on the text; remembers what it was given."""
 
-    judges_ahead = True
+    supports_speculation = True
 
     def __init__(self, fails_at=()):
         self.calls, self.fails_at = [], fails_at
@@ -29,8 +29,8 @@ class Recorder(Scorer):
 class Counted(Scorer):
     """Another scorer; remembers how many texts each call had."""
 
-    def __init__(self, inner, judges_ahead):
-        self.inner, self.judges_ahead, self.calls = inner, judges_ahead, []
+    def __init__(self, inner, supports_speculation):
+        self.inner, self.supports_speculation, self.calls = inner, supports_speculation, []
 
     def bind(self, model, tokenizer):
         self.inner = self.inner.bind(model, tokenizer)
@@ -45,12 +45,12 @@ class Counted(Scorer):
 
 
 def questions(texts, prompt="p"):
-    return [Question(None, prompt, text) for text in texts]
+    return [ScoreRequest(None, prompt, text) for text in texts]
 
 
 def test_a_call_that_is_made_anyway_is_filled_with_what_may_come():
     scorer = Recorder()
-    verdicts = Verdicts(scorer)
+    verdicts = ScoreCache(scorer)
     asked, ahead = questions(["a", "bb", "a"]), questions(["bb", "c" * 3, "c" * 3, *("d" * n for n in range(4, 30))])
     session = verdicts.judge(asked, ahead)
     assert scorer.calls == [["a", "bb", *("c" * 3, *("d" * n for n in range(4, 9)))]]
@@ -65,12 +65,12 @@ def test_a_call_that_is_made_anyway_is_filled_with_what_may_come():
 def test_more_is_asked_than_there_is_room_for():
     scorer = Recorder()
     asked = questions(["x" * n for n in range(1, _JUDGED_TOGETHER + 4)])
-    Verdicts(scorer).judge(asked, questions(["ahead"]))
+    ScoreCache(scorer).judge(asked, questions(["ahead"]))
     assert scorer.calls == [[question.completion for question in asked]]
 
 
 def test_verdicts_are_forgotten_with_the_last_search_of_a_prompt():
-    verdicts = Verdicts(Recorder())
+    verdicts = ScoreCache(Recorder())
     for _ in range(2):
         verdicts.open("p")
     verdicts.judge(questions(["a", "b"]), ())
@@ -82,7 +82,7 @@ def test_verdicts_are_forgotten_with_the_last_search_of_a_prompt():
 
 def test_a_text_that_nobody_asked_for_does_not_end_a_search():
     scorer = Recorder(fails_at=["bad"])
-    verdicts = Verdicts(scorer)
+    verdicts = ScoreCache(scorer)
     verdicts.judge(questions(["a"]), questions(["bad"]))
     assert scorer.calls == [["a", "bad"], ["a"]] and verdicts.of(questions(["a"])[0]) == 0.01
     with pytest.raises(ScorerError, match="too long"):
@@ -91,17 +91,19 @@ def test_a_text_that_nobody_asked_for_does_not_end_a_search():
 
 def test_who_is_asked_ahead():
     own = as_scorer("self")
-    assert own.judges_ahead and not as_scorer(lambda texts: [0.0] * len(texts)).judges_ahead
-    assert WeightedScorer([(own, 1.0), (Recorder(), 2.0)]).judges_ahead
-    assert not WeightedScorer([(own, 1.0), (lambda texts: [0.0] * len(texts), 2.0)]).judges_ahead
+    assert own.supports_speculation and not as_scorer(lambda texts: [0.0] * len(texts)).supports_speculation
+    assert WeightedScorer([(own, 1.0), (Recorder(), 2.0)]).supports_speculation
+    assert not WeightedScorer([(own, 1.0), (lambda texts: [0.0] * len(texts), 2.0)]).supports_speculation
 
 
 @pytest.mark.parametrize("scorer", ["self", "recorder"])
 def test_judging_ahead_changes_the_calls_and_not_the_tree(scorer, model, tokenizer):
     outputs, calls = [], []
-    for ahead, judges_ahead in ((0, True), (8, False), (8, True)):
-        chosen = Counted(as_scorer("self", SHORT, "probability") if scorer == "self" else Recorder(), judges_ahead)
-        decoder = RainDecoder(tokenizer, quick_config(read_ahead=ahead, iterations=20, min_visits=6), chosen)
+    for ahead, supports_speculation in ((0, True), (8, False), (8, True)):
+        chosen = Counted(
+            as_scorer("self", SHORT, "probability") if scorer == "self" else Recorder(), supports_speculation
+        )
+        decoder = RainDecoder(tokenizer, quick_config(num_speculative=ahead, iterations=20, min_visits=6), chosen)
         inputs = encode(tokenizer, PROMPTS[:2])
         outputs.append(
             model.generate(**inputs, custom_generate=decoder, max_new_tokens=16, return_dict_in_generate=True)

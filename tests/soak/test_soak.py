@@ -137,7 +137,7 @@ def test_a_long_rain_job(tmp_path, monkeypatch):
             yield append_and_look
 
     monkeypatch.setattr(JobFiles, "appending", watched)
-    rain = {"iterations": 6, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6, "prompts_in_flight": 4}
+    rain = {"iterations": 6, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6, "max_batch_size": 4}
     config = RainJobConfig(
         model=str(workshop.path("lm")),
         prompts=str(workshop.path("prompts.jsonl")),

@@ -89,7 +89,7 @@ class Workshop:
 
     def rain(self, output: str = "answers.jsonl", **changes) -> list[str]:
         """The command that searches for the prompts of `prompts.jsonl`."""
-        rain = {"iterations": 4, "min_visits": 2, "candidates": 3, "rollout_max_tokens": 4, "prompts_in_flight": 2}
+        rain = {"iterations": 4, "min_visits": 2, "candidates": 3, "rollout_max_tokens": 4, "max_batch_size": 2}
         rain = {**rain, "seed": 3, **changes.pop("rain", {})}
         settings = {
             "model": str(self.path("lm")),

@@ -9,7 +9,7 @@ import torch
 
 from ..map_cache.cached_teacher import map_keys
 from .pairs import teacher_pieces
-from .teacher_inputs import PairReading
+from .teacher_inputs import PairLayout
 from .units import NO_UNIT
 
 ALIGNMENT_KEYS = (
@@ -23,7 +23,7 @@ ALIGNMENT_KEYS = (
     "teacher_attention_mask",
     "teacher_units",
     "teacher_token_type_ids",
-    "teacher_closing",
+    "teacher_score_positions",
 )
 
 
@@ -50,11 +50,11 @@ class AlignmentCollator(PairIndexCollator):
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
     `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows a pair:
-    `(pairs, 2, length)`, `teacher_closing` `(pairs, 2, responses)`; with `has_map_keys`, `map_key` `(pairs, 2, 2)`:
-    128 bits for each reading order.
+    `(pairs, 2, length)`, `teacher_score_positions` `(pairs, 2, responses)`; with `has_map_keys`, `map_key`
+    `(pairs, 2, 2)`: 128 bits for each reading order.
     """
 
-    def __init__(self, inner: Callable, reading: PairReading, has_map_keys: bool = False):
+    def __init__(self, inner: Callable, reading: PairLayout, has_map_keys: bool = False):
         super().__init__(inner)
         self.reading, self.has_map_keys = reading, has_map_keys
 

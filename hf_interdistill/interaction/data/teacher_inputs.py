@@ -23,17 +23,17 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class PackedSequence:
+class TeacherInput:
     """One teacher input: four lists of one entry a token, and the position of the token that closes each response."""
 
     ids: list[int]
     types: list[int]
     units: list[int]
-    closing: list[int]
+    score_positions: list[int]
 
 
 @dataclass(frozen=True)
-class PairFormat:
+class SequenceFormat:
     """How a tokenizer joins texts.
 
     Args:
@@ -51,7 +51,7 @@ class PairFormat:
     has_types: bool
 
     @classmethod
-    def from_tokenizer(cls, tokenizer) -> PairFormat:
+    def from_tokenizer(cls, tokenizer) -> SequenceFormat:
         """Read the format off the tokenizer.
 
         Raises:
@@ -86,7 +86,7 @@ class PairFormat:
             has_types=types is not None,
         )
 
-    def pack(self, prompt: Piece, responses: Sequence[Piece], max_length: int) -> PackedSequence:
+    def pack(self, prompt: Piece, responses: Sequence[Piece], max_length: int) -> TeacherInput:
         """Join prompt and responses to at most `max_length` tokens.
 
         What is too long loses the oldest prompt tokens first; if the responses alone are too long, the ends of the
@@ -96,7 +96,7 @@ class PairFormat:
         room = max_length - specials
         lengths = _shorten([len(response.ids) for response in responses], room)
         kept = min(len(prompt.ids), room - sum(lengths))
-        packed = PackedSequence(list(self.prefix), [], [NO_UNIT] * len(self.prefix), [])
+        packed = TeacherInput(list(self.prefix), [], [NO_UNIT] * len(self.prefix), [])
         packed.ids.extend(prompt.ids[len(prompt.ids) - kept :])
         packed.units.extend(prompt.units[len(prompt.units) - kept :])
         self._add_special(packed, self.middle)
@@ -104,29 +104,29 @@ class PairFormat:
         for number, (response, length) in enumerate(zip(responses, lengths, strict=True)):
             packed.ids.extend(response.ids[:length])
             packed.units.extend(response.units[:length])
-            packed.closing.append(len(packed.ids))
+            packed.score_positions.append(len(packed.ids))
             self._add_special(packed, self.suffix if number == len(responses) - 1 else self.middle)
         packed.types.extend([self.types[1]] * (len(packed.ids) - len(packed.types)))
         return packed
 
     @staticmethod
-    def _add_special(packed: PackedSequence, ids: tuple[int, ...]) -> None:
+    def _add_special(packed: TeacherInput, ids: tuple[int, ...]) -> None:
         packed.ids.extend(ids)
         packed.units.extend([NO_UNIT] * len(ids))
 
-    def collate(self, packed: Sequence[PackedSequence]) -> dict[str, torch.Tensor]:
+    def collate(self, packed: Sequence[TeacherInput]) -> dict[str, torch.Tensor]:
         """Pad to one batch.
 
         Returns:
             `input_ids`, `attention_mask`, `units` and, where the tokenizer has them, `token_type_ids`: all
-            `(batch, length)`; `closing`: `(batch, responses)`.
+            `(batch, length)`; `score_positions`: `(batch, responses)`.
         """
         length = max(len(row.ids) for row in packed)
         batch = {
             "input_ids": _padded([row.ids for row in packed], length, self.pad_id),
             "attention_mask": _padded([[1] * len(row.ids) for row in packed], length, 0),
             "units": _padded([row.units for row in packed], length, NO_UNIT),
-            "closing": torch.tensor([row.closing for row in packed]),
+            "score_positions": torch.tensor([row.score_positions for row in packed]),
         }
         if self.has_types:
             batch["token_type_ids"] = _padded([row.types for row in packed], length, 0)
@@ -134,7 +134,7 @@ class PairFormat:
 
 
 @dataclass(frozen=True)
-class PairReading:
+class PairLayout:
     """The two rows in which a teacher reads a pair.
 
     Args:
@@ -144,12 +144,12 @@ class PairReading:
             in both orders (chosen first, rejected first).
     """
 
-    format: PairFormat
+    format: SequenceFormat
     max_length: int
     is_late: bool
 
-    def rows(self, prompt: Piece, chosen: Piece, rejected: Piece) -> list[PackedSequence]:
-        """The two rows, each cut to `max_length` as `PairFormat.pack` does it."""
+    def rows(self, prompt: Piece, chosen: Piece, rejected: Piece) -> list[TeacherInput]:
+        """The two rows, each cut to `max_length` as `SequenceFormat.pack` does it."""
         responses = ((chosen,), (rejected,)) if self.is_late else ((chosen, rejected), (rejected, chosen))
         return [self.format.pack(prompt, row, self.max_length) for row in responses]
 

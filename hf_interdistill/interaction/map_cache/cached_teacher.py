@@ -1,16 +1,14 @@
 """What the teacher says of each pair, kept on the disk, so that it reads a pair once and not at every visit.
 
 A record holds margin and maps of one pair in one reading order (in both, where each response has a row of its own).
-Its key is a hash of the very input that the teacher reads (ids, token types, units, closing tokens), so reading order,
-truncation, both tokenizers and the units are in it, and no two different inputs share a record. Its folder is named by
-a hash of all else that the maps depend on: the teacher's weights and config, the layers, the precision it runs in, and
-the format in which maps are stored. Another teacher or setting thus finds an empty folder; other seeds, loss forms,
-scopes, controls, weights and students with the same tokenizer share what is there.
-
-Where order matters, a pair is read in both orders when it is first met in a run that will meet it again: the order is
-a new coin at every visit, and reading only the order needed would leave the teacher something to do in nearly every
-batch of the next epochs. Runs of one epoch, streams (whose end nobody knows) and evaluation (one order always) read
-that order alone.
+Its key is a hash of the very input that the teacher reads (ids, token types, units, score positions), so reading
+order, truncation, both tokenizers and the units are in it, and no two different inputs share a record. Its folder is
+named by a hash of all else that the maps depend on: the teacher's weights and config, the layers, the precision it
+runs in, and the format in which maps are stored. Another teacher or setting thus finds an empty folder; other seeds,
+loss forms, scopes, controls, weights and students with the same tokenizer share what is there.  Where order matters, a
+pair is read in both orders when it is first met in a run that will meet it again: the order is a new coin at every
+visit, and reading only the order needed would leave the teacher something to do in nearly every batch of the next
+epochs. Runs of one epoch, streams (whose end nobody knows) and evaluation (one order always) read that order alone.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from transformers import TrainerCallback
 
 from ..attention.map_sources import Rows
 from ..attention.recorder import resolve_layers
-from ..data.teacher_inputs import PackedSequence
+from ..data.teacher_inputs import TeacherInput
 from .codec import MapFormat, StoredMap
 from .store import RecordStore
 
@@ -44,19 +42,19 @@ _SETTINGS_FILE = "settings.json"
 _NEUTRAL_ENTRIES = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
-def map_keys(rows: Sequence[PackedSequence], units: int, *, is_late: bool) -> list[tuple[int, int]]:
+def map_keys(rows: Sequence[TeacherInput], units: int, *, is_late: bool) -> list[tuple[int, int]]:
     """The keys of a pair's maps, one for each reading order; the same where each response has a row of its own.
 
     Args:
-        rows: of the pair, as `PairReading` makes them. units: that they are mapped onto. is_late: as in `PairReading`.
+        rows: of the pair, as `PairLayout` makes them. units: that they are mapped onto. is_late: as in `PairLayout`.
     """
     return [map_key(rows, units)] * 2 if is_late else [map_key([row], units) for row in rows]
 
 
-def map_key(rows: Sequence[PackedSequence], units: int) -> tuple[int, int]:
+def map_key(rows: Sequence[TeacherInput], units: int) -> tuple[int, int]:
     """128 bits that stand for one teacher input and the units it is mapped onto, as two signed 64-bit numbers."""
     digest = hashlib.blake2b(digest_size=16)
-    parts = [part for row in rows for part in (row.ids, row.types, row.units, row.closing)]
+    parts = [part for row in rows for part in (row.ids, row.types, row.units, row.score_positions)]
     for numbers in (*parts, [units]):
         digest.update(np.array([len(numbers), *numbers], dtype="<i8").tobytes())
     first, second = np.frombuffer(digest.digest(), dtype="<i8").tolist()
@@ -155,7 +153,7 @@ class CachedTeacher:
         )
 
     @torch.no_grad()
-    def read(
+    def forward(
         self,
         inputs: dict[str, torch.Tensor],
         keys: torch.Tensor,
@@ -200,10 +198,10 @@ class CachedTeacher:
         pairs = list(sides)
         batch = {name: tensor[pairs] for name, tensor in inputs.items()}
         length = int(batch["attention_mask"].sum(-1).max())
-        batch = {name: tensor if name == "closing" else tensor[..., :length] for name, tensor in batch.items()}
+        batch = {name: tensor if name == "score_positions" else tensor[..., :length] for name, tensor in batch.items()}
         own_sizes = [sizes[pair] for pair in pairs]
         order = torch.tensor([sides[pair] for pair in pairs], device=batch["attention_mask"].device)
-        margins, sources = self.teacher.read(batch, order, self.layers, max(1, *own_sizes))
+        margins, sources = self.teacher.forward(batch, order, self.layers, max(1, *own_sizes))
         self.pairs_read += len(pairs)
         layers = [self.format.compress(source, own_sizes) for source in sources]
         records = []

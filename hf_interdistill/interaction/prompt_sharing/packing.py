@@ -21,7 +21,7 @@ class PackedPairs:
         input_ids: `(pairs, packed)`: common beginning, rest of the chosen row, rest of the rejected row, padding.
         position_ids: `(pairs, packed)`, those that the tokens have in their own rows.
         visible: `(pairs, packed, packed)` bool, which column each row may attend to; padding sees itself alone.
-        closing: `(pairs, 2)` place of the last token of the chosen and of the rejected row.
+        last_token_index: `(pairs, 2)` place of the last token of the chosen and of the rejected row.
         places: `(pairs, 2 * length)` place in the packed row of each token of the two rows laid end to end (0 for
             their padding).
     """
@@ -29,7 +29,7 @@ class PackedPairs:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     visible: torch.Tensor
-    closing: torch.Tensor
+    last_token_index: torch.Tensor
     places: torch.Tensor
 
     @classmethod
@@ -57,7 +57,9 @@ class PackedPairs:
             input_ids=torch.where(is_token, ids, pad),
             position_ids=own,
             visible=_visible(slots, is_token, is_rejected, common, chosen_size),
-            closing=torch.stack([chosen_size - 1, sizes - 1 - (rejected_size == common) * (chosen_size - common)], 1),
+            last_token_index=torch.stack(
+                [chosen_size - 1, sizes - 1 - (rejected_size == common) * (chosen_size - common)], 1
+            ),
             places=_places(input_ids.shape[1], common, chosen_size, rejected_size),
         )
 

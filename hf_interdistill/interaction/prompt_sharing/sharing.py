@@ -1,6 +1,6 @@
 """Runs a reward model on packed pairs: one pass for prompt, chosen and rejected, the rewards of two.
 
-The score head runs on every token of a row; a hook on it hands the scores of the two closing tokens to the model's own
+The score head runs on every token of a row; a hook on it hands the scores of the two last tokens to the model's own
 pooling, so the rewards leave through the model's own output, and DDP, FSDP and autocast see an ordinary forward pass.
 """
 
@@ -100,7 +100,7 @@ class PromptSharing:
             model: the reward model as the trainer calls it (wrapped or not).
             **kwargs: for the model's forward (`use_cache`).
         """
-        with self._scores_at(packed.closing):
+        with self._scores_at(packed.last_token_index):
             output = model(
                 input_ids=packed.input_ids,
                 attention_mask=self._mask(packed.visible),
@@ -110,12 +110,12 @@ class PromptSharing:
         return SequenceClassifierOutputWithPast(logits=output.logits.transpose(0, 1).reshape(-1, 1))
 
     @contextmanager
-    def _scores_at(self, closing: torch.Tensor):
-        """Whatever token the model pools, it finds the scores of the two closing tokens there."""
+    def _scores_at(self, last_token_index: torch.Tensor):
+        """Whatever token the model pools, it finds the scores of the two last tokens there."""
 
         def hand_over(module, inputs, scores):
             pairs, length, _ = scores.shape
-            both = scores[..., 0].gather(1, closing)
+            both = scores[..., 0].gather(1, last_token_index)
             return both[:, None].expand(pairs, length, 2)
 
         handle = self._base.score.register_forward_hook(hand_over)

@@ -20,8 +20,8 @@ class PairReader(nn.Module):
     """An encoder and a score read at the token that closes each response.
 
     Forward: `input_ids`, `attention_mask` and, if the encoder has them, `token_type_ids`, all `(batch, length)`;
-    `closing` `(batch, responses)`; `is_pairwise`, whether rows 2i and 2i + 1 are the responses of one pair, to meet
-    in the top `interaction_layers`. Returns rewards `(batch, responses)`.
+    `score_positions` `(batch, responses)`; `is_pairwise`, whether rows 2i and 2i + 1 are the responses of one pair, to
+    meet in the top `interaction_layers`. Returns rewards `(batch, responses)`.
     """
 
     def __init__(self, encoder: PreTrainedModel, interaction_layers: int):
@@ -32,13 +32,15 @@ class PairReader(nn.Module):
         nn.init.normal_(self.score.weight, std=0.02)
         nn.init.zeros_(self.score.bias)
 
-    def forward(self, input_ids, attention_mask, closing, token_type_ids=None, is_pairwise=True) -> torch.Tensor:
+    def forward(
+        self, input_ids, attention_mask, score_positions, token_type_ids=None, is_pairwise=True
+    ) -> torch.Tensor:
         kwargs = {}
         if token_type_ids is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             kwargs["token_type_ids"] = token_type_ids
         with self._meeting() if is_pairwise and self.interaction_layers else nullcontext():
             states = self.encoder(input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return self.read(states, closing)
+        return self.read(states, score_positions)
 
     @property
     def first_meeting(self) -> int:
@@ -55,10 +57,12 @@ class PairReader(nn.Module):
             if layer >= self.first_meeting:
                 module.requires_grad_(True)
 
-    def read(self, states: torch.Tensor, closing: torch.Tensor) -> torch.Tensor:
-        """Scores at the closing tokens, float32: `(batch, responses)` from states `(batch, length, hidden)`."""
-        closing_states = states.gather(1, closing.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-        return nn.functional.linear(closing_states.float(), self.score.weight.float(), self.score.bias.float())[..., 0]
+    def read(self, states: torch.Tensor, score_positions: torch.Tensor) -> torch.Tensor:
+        """Scores at the positions given, float32: `(batch, responses)` from states `(batch, length, hidden)`."""
+        states_at_scores = states.gather(1, score_positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        return nn.functional.linear(states_at_scores.float(), self.score.weight.float(), self.score.bias.float())[
+            ..., 0
+        ]
 
 
 def reward_margins(rewards: torch.Tensor) -> torch.Tensor:

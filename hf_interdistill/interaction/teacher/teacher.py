@@ -23,7 +23,7 @@ from ..attention.maps import UnitTokens, pool_attention
 from ..attention.recorder import AttentionRecorder, resolve_layers
 from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference, text_pieces
-from ..data.teacher_inputs import PairFormat, PairReading
+from ..data.teacher_inputs import PairLayout, SequenceFormat
 from .late_interaction import pairs_end_to_end
 from .pair_encoder import EAGER_MODEL_TYPES, PairReader, longest_input, resolve_interaction_layers, reward_margins
 
@@ -36,7 +36,7 @@ _HEAD_FILE = "interaction_teacher.safetensors"
 class InteractionTeacher:
     """Bidirectional pair encoder whose token-interaction map a reward model learns to simulate.
 
-    Source: the role is that of arXiv 2508.02618; the reading (a score at each response's closing separator) is ours.
+    Source: the role is that of arXiv 2508.02618; a score at each response's closing separator is ours.
 
     Args:
         model: an encoder of transformers (BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa-v2/v3, ...).
@@ -77,7 +77,7 @@ class InteractionTeacher:
         self.metrics: dict[str, Any] | None = metrics
         self.reader = PairReader(model, resolve_interaction_layers(model, interaction_layers))
         self.tokenizer = tokenizer
-        self.format = PairFormat.from_tokenizer(tokenizer)
+        self.format = SequenceFormat.from_tokenizer(tokenizer)
         self.max_length = self.check_length(max_length or longest_input(model, tokenizer))
 
     @classmethod
@@ -172,9 +172,9 @@ class InteractionTeacher:
         self.reader.interaction_layers = resolve_interaction_layers(self.reader.encoder, value)
 
     @property
-    def reading(self) -> PairReading:
+    def reading(self) -> PairLayout:
         """The rows in which it reads a pair."""
-        return PairReading(self.format, self.max_length, is_late=self.interaction_layers > 0)
+        return PairLayout(self.format, self.max_length, is_late=self.interaction_layers > 0)
 
     @property
     def is_fitted(self) -> bool:
@@ -205,7 +205,7 @@ class InteractionTeacher:
         return fit_teacher(self, preferences, output_dir, **kwargs)
 
     @torch.no_grad()
-    def read(self, batch: dict[str, torch.Tensor], order: torch.Tensor, layers: Sequence[int], units: int):
+    def forward(self, batch: dict[str, torch.Tensor], order: torch.Tensor, layers: Sequence[int], units: int):
         """Margins and maps of a batch of pairs.
 
         Args:
@@ -270,17 +270,19 @@ class InteractionTeacher:
 
     def _read_eager(self, batch, layers, token_units, units):
         encoder = self.reader.encoder
-        closing = batch.pop("closing")
+        score_positions = batch.pop("score_positions")
         if getattr(encoder.config, "type_vocab_size", 0) <= 1:
             batch.pop("token_type_ids", None)
         output = encoder(**batch, output_attentions=True)
-        rewards = self.reader.read(output.last_hidden_state, closing)
+        rewards = self.reader.read(output.last_hidden_state, score_positions)
         return rewards, [
             DenseRows(pool_attention(output.attentions[layer].float().mean(1), token_units, units)) for layer in layers
         ]
 
     @torch.no_grad()
-    def judge(self, preferences: Iterable, *, batch_size: int = 16, is_progress_shown: bool = True) -> torch.Tensor:
+    def score_pairs(
+        self, preferences: Iterable, *, batch_size: int = 16, is_progress_shown: bool = True
+    ) -> torch.Tensor:
         """Reward margins, chosen minus rejected, in each reading order (equal where responses have their own rows).
 
         Args:

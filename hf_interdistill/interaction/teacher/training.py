@@ -127,7 +127,7 @@ def fit_teacher(
         set_seed(args.seed)
         training, held_out = _split(preferences, eval_dataset, args)
         _run_stages(teacher, folder, training, held_out, args, callbacks, resume_from_checkpoint)
-        teacher.metrics = held_out_metrics(teacher.judge(held_out, batch_size=args.per_device_eval_batch_size))
+        teacher.metrics = held_out_metrics(teacher.score_pairs(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()
         if folder != Path(scratch) and args.should_save:
             with writing(f"The teacher is not saved in {folder}", lambda: "Its stages are kept"):

@@ -156,7 +156,7 @@ class RainDecoder:
             )
         try:
             while not engine.is_finished:
-                for _, tokens in engine.round():
+                for _, tokens in engine.step():
                     if self.streamer is not None:
                         self.streamer.put(torch.tensor(tokens))
         except ScorerError as error:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import EosTokenCriteria, GenerationConfig, MaxLengthCriteria
 
 from ..engine.engine import Prompt
-from ..engine.stopping import StopRules
+from ..engine.stopping import StopConditions
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def check_cache_settings(settings) -> None:
     if kind in ("offloaded", "quantized"):
         raise ValueError(
             f"`cache_implementation` is {kind!r}, but RAIN's tree stays on the model's device in the model's dtype. "
-            "Leave it out; to save memory, lower `prompts_in_flight` or `candidates` in the RainConfig."
+            "Leave it out; to save memory, lower `max_batch_size` or `candidates` in the RainConfig."
         )
     if kind not in (None, "dynamic"):
         raise ValueError(
@@ -268,7 +268,7 @@ def build_prompts(model, input_ids, attention_mask, settings: dict[str, Any]) ->
         padding = input_ids.shape[1] - len(ids)
         limit, name = new_token_limit(model, len(ids), config.max_length - input_ids.shape[1])
         processors = tuple(_moved(processor, padding) for processor in settings["processors"] or ())
-        prompts.append(Prompt(ids, shown, StopRules(limit, eos_ids, criteria, processors, name)))
+        prompts.append(Prompt(ids, shown, StopConditions(limit, eos_ids, criteria, processors, name)))
     return prompts
 
 

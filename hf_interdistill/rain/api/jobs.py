@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import StopStringCriteria
 
-from ...utils.jsonl_jobs import JobFiles, as_mapping, encode_prompt, process_state, read_prompt_rows
-from ..config import RainConfig, refuse_unknown
+from ...utils.fields import as_mapping, refuse_unknown
+from ...utils.jsonl_jobs import JobFiles, encode_prompt, process_state, read_prompt_rows
+from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
 from ..scorers.base import RewardModelScorer, Scorer, ScorerError, as_scorer
@@ -204,7 +205,7 @@ def _search(config: RainJobConfig, files: JobFiles, loaded: tuple, work: Sequenc
     with files.appending() as append, bar:
         try:
             while not engine.is_finished:
-                tokens = sum(len(part) for _, part in engine.round())
+                tokens = sum(len(part) for _, part in engine.step())
                 for number, record in engine.take_finished():
                     row = work[number][0]
                     if config.trees is not None:

@@ -98,7 +98,7 @@ class RAINLogitsProcessor(LogitsProcessor):
         return all(same[number] or self._has_ended(number) for number in range(len(same)))
 
     def _has_ended(self, number: int) -> bool:
-        return self._engine.jobs[number].is_finished and not self._buffers[number]
+        return self._engine.requests[number].is_finished and not self._buffers[number]
 
     def _start(self, input_ids: torch.Tensor) -> None:
         """Begin a search for a new batch of prompts."""
@@ -153,8 +153,8 @@ class RAINLogitsProcessor(LogitsProcessor):
     def _next(self, number: int) -> int:
         """The next committed token of a row; the search goes on until there is one."""
         try:
-            while not self._buffers[number] and not self._engine.jobs[number].is_finished:
-                for row, tokens in self._engine.round():
+            while not self._buffers[number] and not self._engine.requests[number].is_finished:
+                for row, tokens in self._engine.step():
                     self._buffers[row].extend(tokens)
         except ScorerError as error:
             error.records = self._engine.records()

@@ -17,20 +17,20 @@ from ..config import RainConfig
 from ..kv_cache.factory import build_cache
 from ..results.records import RainRecord, record_tree
 from ..scorers.base import Scorer
-from ..scorers.score_cache import Question, Verdicts
+from ..scorers.score_cache import ScoreCache, ScoreRequest
 from ..search.requests import Commit, Decode, Embed, Judge
 from ..search.search import PromptSearch
 from .model_runner import Reader, RowState
 from .sampler import stream_key
 from .scheduler import DecodeTask
-from .stopping import StopRules, TextRules
+from .stopping import StopChecker, StopConditions
 
 _STILL_DECODING = 0.5  # share of the searches in flight that a round leaves behind at most
 _AHEAD, _AHEAD_ON_CPU = (48, 16), (16, 3)  # works that may ride along with all prompts, and with each at least
 
 
-def works_ahead(device_type: str, prompts: int) -> int:
-    """`read_ahead` of each of so many prompts in flight, where the user gave none."""
+def default_num_speculative(device_type: str, prompts: int) -> int:
+    """`num_speculative` of each of so many prompts in flight, where the user gave none."""
     together, least = _AHEAD_ON_CPU if device_type == "cpu" else _AHEAD
     return max(least, together // prompts)
 
@@ -48,12 +48,12 @@ class Prompt:
 
     ids: tuple[int, ...]
     shown: Any
-    stop: StopRules
+    stop: StopConditions
     occurrence: int | None = None
 
 
 @dataclass(eq=False)
-class _Job:
+class EngineRequest:
     """A prompt in the engine."""
 
     number: int
@@ -88,29 +88,29 @@ class RainEngine:
         self.config = config
         self.embedder = embedder
         self.totals: Counter = Counter()
-        self.verdicts = Verdicts(scorer)
-        self.jobs: list[_Job] = []
-        self._queue: deque[_Job] = deque()
-        self._active: list[_Job] = []
-        self._tasks: dict[_Job, tuple] = {}  # decode tasks under way, and what they ask
-        self._answers: dict[_Job, tuple] = {}
+        self.verdicts = ScoreCache(scorer)
+        self.requests: list[EngineRequest] = []
+        self._queue: deque[EngineRequest] = deque()
+        self._active: list[EngineRequest] = []
+        self._tasks: dict[EngineRequest, tuple] = {}  # decode tasks under way, and what they ask
+        self._answers: dict[EngineRequest, tuple] = {}
         self._commits: list[tuple[int, tuple[int, ...]]] = []
 
     def start(self, prompts: Sequence[Prompt], seed: int) -> None:
         """Take prompts in; equal ones get random streams of their own."""
-        rows = max(1, min(len(prompts), self.config.prompts_in_flight))
-        if self.config.read_ahead is None:
-            self.config = replace(self.config, read_ahead=works_ahead(self.model.device.type, rows))
+        rows = max(1, min(len(prompts), self.config.max_batch_size))
+        if self.config.num_speculative is None:
+            self.config = replace(self.config, num_speculative=default_num_speculative(self.model.device.type, rows))
         seen: Counter = Counter()
         for number, prompt in enumerate(prompts):
             occurrence = seen[prompt.ids] if prompt.occurrence is None else prompt.occurrence
             key = stream_key(seed, prompt.ids, occurrence)
             seen[prompt.ids] += 1
-            rules = TextRules(prompt.ids, self.tokenizer, self.config, prompt.stop)
+            rules = StopChecker(prompt.ids, self.tokenizer, self.config, prompt.stop)
             search = PromptSearch(self.config, rules, self.embedder is not None)
-            self.jobs.append(_Job(number, prompt, key, search))
+            self.requests.append(EngineRequest(number, prompt, key, search))
             self.verdicts.open(prompt.shown)
-        self._queue.extend(self.jobs)
+        self._queue.extend(self.requests)
         self.cache = build_cache(self.model, rows, self.config.cuda_graphs)
         self.reader = Reader(self.cache, self.config)
         self._rows = list(range(self.cache.rows))[::-1]
@@ -120,7 +120,7 @@ class RainEngine:
         """Whether every prompt's text has ended."""
         return not self._queue and not self._active
 
-    def round(self) -> list[tuple[int, tuple[int, ...]]]:
+    def step(self) -> list[tuple[int, tuple[int, ...]]]:
         """Advance at least half of the searches in flight by a verdict; commits come as `(prompt number, tokens)`."""
         self._commits = []
         self._admit()
@@ -139,7 +139,7 @@ class RainEngine:
             self._active.append(job)
             self._advance(job, None)
 
-    def _advance(self, job: _Job, answer) -> None:
+    def _advance(self, job: EngineRequest, answer) -> None:
         """Send an answer and take the search to its next request that needs work."""
         try:
             request = job.steps.send(answer)
@@ -151,7 +151,7 @@ class RainEngine:
         except StopIteration:
             self._close(job)
 
-    def _close(self, job: _Job) -> None:
+    def _close(self, job: EngineRequest) -> None:
         job.waiting = None
         job.is_finished = True
         self._collect(job)
@@ -161,7 +161,7 @@ class RainEngine:
         job.state = None
         self._active.remove(job)
 
-    def _collect(self, job: _Job) -> None:
+    def _collect(self, job: EngineRequest) -> None:
         """Move a row's costs into its job."""
         passes, tokens = self.cache.take_row(job.state.row)
         job.costs.update(forward_passes=passes, forward_tokens=tokens)
@@ -198,7 +198,7 @@ class RainEngine:
             tasks[job] = (task, self._step(job, task, told[start:stop]))
             start = stop
 
-    def _step(self, job: _Job, task, told) -> list | None:
+    def _step(self, job: EngineRequest, task, told) -> list | None:
         """Send answers to a task; its next asks, or `None` when it is finished."""
         try:
             return task.send(told)
@@ -208,7 +208,7 @@ class RainEngine:
 
     def _judge(self) -> None:
         jobs = [job for job in self._active if isinstance(job.waiting, Judge)]
-        asked = [Question(job, job.prompt.shown, job.waiting.completion) for job in jobs]
+        asked = [ScoreRequest(job, job.prompt.shown, job.waiting.completion) for job in jobs]
         session = self.verdicts.judge(asked, self._rolled_out(jobs))
         if session is not None:
             passes, tokens = session.costs.forward_passes, session.costs.total_tokens
@@ -221,11 +221,11 @@ class RainEngine:
             self._advance(job, self.verdicts.of(question))
 
     @staticmethod
-    def _rolled_out(jobs: Sequence[_Job]) -> Iterator[Question]:
+    def _rolled_out(jobs: Sequence[EngineRequest]) -> Iterator[ScoreRequest]:
         """Texts with rollouts that were decoded ahead: their verdicts will probably be asked for."""
         for job in jobs:
             for tokens in job.state.rollouts():
-                yield Question(job, job.prompt.shown, job.search.rules.completion(tokens))
+                yield ScoreRequest(job, job.prompt.shown, job.search.rules.completion(tokens))
 
     def _embed(self) -> None:
         jobs = [job for job in self._active if isinstance(job.waiting, Embed)]
@@ -239,17 +239,17 @@ class RainEngine:
     def take_finished(self) -> list[tuple[int, RainRecord]]:
         """Numbers and records of prompts that have ended since the last call; their trees are let go."""
         taken = []
-        for job in [job for job in self.jobs if job.is_finished]:
+        for job in [job for job in self.requests if job.is_finished]:
             taken.append((job.number, self._record(job)))
-            self.jobs.remove(job)
+            self.requests.remove(job)
             job.search.tree.release()
         return taken
 
     def records(self) -> list[RainRecord]:
         """One record a prompt, finished or not, in the order given."""
-        return [self._record(job) for job in self.jobs]
+        return [self._record(job) for job in self.requests]
 
-    def _record(self, job: _Job) -> RainRecord:
+    def _record(self, job: EngineRequest) -> RainRecord:
         search = job.search
         if job.state is not None:
             self._collect(job)

@@ -13,7 +13,7 @@ from ..kv_cache.copy_cache import CopyingCache
 from ..kv_cache.tree_cache import Feed, Handle, TreeCache
 from ..search.tree import Node
 from .sampler import draw
-from .stopping import TextRules
+from .stopping import StopChecker
 
 
 @dataclass
@@ -69,7 +69,7 @@ class RowState:
     """
 
     row: int
-    rules: TextRules
+    rules: StopChecker
     key: int
     places: dict[tuple[int, ...], Place] = field(default_factory=dict)
     works: dict[tuple, Any] = field(default_factory=dict)  # see `works.py`

@@ -205,9 +205,9 @@ class DecodeTask:
         if self.request.ahead is None or not self.cache.mixes_lengths:
             return
         riding = sum(not work.is_done and work not in wanted for work in self.state.works.values())
-        if riding >= self.config.read_ahead:
+        if riding >= self.config.num_speculative:
             return
         for node, expansion in self.request.ahead(self._known):
             key = self._key(node, expansion)
-            if key not in self.state.works and riding < self.config.read_ahead:
+            if key not in self.state.works and riding < self.config.num_speculative:
                 riding += not self._work(key).is_done

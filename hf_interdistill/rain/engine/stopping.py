@@ -14,7 +14,7 @@ _ANCHOR = 8  # prompt tokens decoded with a completion, so that its leading spac
 
 
 @dataclass(frozen=True)
-class StopRules:
+class StopConditions:
     """What ends a generation.
 
     Args:
@@ -33,7 +33,7 @@ class StopRules:
 
 
 @dataclass
-class TextRules:
+class StopChecker:
     """The rules of one prompt.
 
     Args:
@@ -46,7 +46,7 @@ class TextRules:
     prompt_ids: tuple[int, ...]
     tokenizer: object
     config: RainConfig
-    stop: StopRules
+    stop: StopConditions
     _texts: dict[int, str] = field(default_factory=dict)  # of single tokens
     _ends_marker: dict[int, bool] = field(default_factory=dict)  # whether a marker may end with a token
 

@@ -21,7 +21,7 @@ class CopyingCache(Counting):
     Memory grows with places times prefix: use `TreeCache` where the model allows.
     """
 
-    mixes_lengths = False  # so nothing can ride along in a pass: `read_ahead` is not used
+    mixes_lengths = False  # so nothing can ride along in a pass: `num_speculative` is not used
 
     def __init__(self, model, rows: int):
         super().__init__()

@@ -59,13 +59,13 @@ class Scorer:
     """Base of scorers: give `score`; give `bind` if the generating model is needed.
 
     Attributes:
-        judges_ahead: whether a call may hold texts that the search has not asked for yet, and perhaps never will.
+        supports_speculation: whether a call may hold texts that the search has not asked for, and perhaps never will.
             Right where more texts in a call cost little and a call has no effect but its answer.
 
     Relations: `as_scorer` makes one of what users pass.
     """
 
-    judges_ahead: bool = False
+    supports_speculation: bool = False
 
     def bind(self, model, tokenizer) -> Scorer:
         """This scorer, ready for a generating model."""
@@ -231,9 +231,9 @@ class WeightedScorer(Scorer):
         self.parts = [(as_scorer(scorer), float(weight)) for scorer, weight in self.parts]
 
     @property
-    def judges_ahead(self) -> bool:
+    def supports_speculation(self) -> bool:
         """Whether all parts do."""
-        return all(scorer.judges_ahead for scorer, _ in self.parts)
+        return all(scorer.supports_speculation for scorer, _ in self.parts)
 
     def bind(self, model, tokenizer) -> Scorer:
         """See `Scorer.bind`."""

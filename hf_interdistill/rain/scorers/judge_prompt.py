@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ...scoring.formatting import is_messages
-from ..config import refuse_unknown
+from ...utils.fields import refuse_unknown
 from .base import Exchange
 
 PROMPTS = Path(__file__).parent / "prompts"

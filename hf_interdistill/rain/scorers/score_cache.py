@@ -13,7 +13,7 @@ _JUDGED_TOGETHER = 8  # texts up to which a call is filled with some that nobody
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoreRequest:
     """A text to judge: the prompt and a completion, for `owner`."""
 
     owner: Any
@@ -27,14 +27,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Session:
+class ScoreBatch:
     """A scorer call: the texts that were judged, and what it cost."""
 
-    questions: Sequence[Question]
+    questions: Sequence[ScoreRequest]
     costs: Costs
 
 
-class Verdicts:
+class ScoreCache:
     """A scorer's verdicts, remembered while a search of the prompt goes on.
 
     Args:
@@ -47,7 +47,7 @@ class Verdicts:
         self._searches: Counter = Counter()
 
     def __len__(self) -> int:
-        """Verdicts that are remembered now."""
+        """ScoreCache that are remembered now."""
         return sum(map(len, self._values.values()))
 
     def open(self, prompt: Any) -> None:
@@ -61,22 +61,22 @@ class Verdicts:
         if not self._searches[key]:
             self._values.pop(key, None)
 
-    def of(self, question: Question) -> float:
+    def of(self, question: ScoreRequest) -> float:
         """The verdict on a text that was judged."""
         return self._values[question.key][question.completion]
 
-    def judge(self, asked: Sequence[Question], ahead: Iterable[Question]) -> Session | None:
+    def judge(self, asked: Sequence[ScoreRequest], ahead: Iterable[ScoreRequest]) -> ScoreBatch | None:
         """Judge what is asked and not known, in one call; `None` if all is known.
 
         Args:
             asked: what is wanted now. ahead: what will probably be wanted, in order; a scorer whose call is made
-                anyway, and that allows it (`Scorer.judges_ahead`), judges as many of these as there is room for.
+                anyway, and that allows it (`supports_speculation`), judges as many of these as there is room for.
         """
         new = list(self._unknown(asked, ()))
         if not new:
             return None
-        extra: list[Question] = []
-        if self.scorer.judges_ahead:
+        extra: list[ScoreRequest] = []
+        if self.scorer.supports_speculation:
             for question in self._unknown(ahead, new):
                 if len(new) + len(extra) >= _JUDGED_TOGETHER:
                     break
@@ -88,7 +88,7 @@ class Verdicts:
                 raise
             return self._call(new)  # a text that nobody may ever ask for must not end a search
 
-    def _unknown(self, questions: Iterable[Question], besides: Sequence[Question]) -> Iterator[Question]:
+    def _unknown(self, questions: Iterable[ScoreRequest], besides: Sequence[ScoreRequest]) -> Iterator[ScoreRequest]:
         """Those without a verdict, each once."""
         seen = {(question.key, question.completion) for question in besides}
         for question in questions:
@@ -97,8 +97,8 @@ class Verdicts:
                 seen.add(name)
                 yield question
 
-    def _call(self, questions: Sequence[Question]) -> Session:
+    def _call(self, questions: Sequence[ScoreRequest]) -> ScoreBatch:
         values, costs = self.scorer.judge([Exchange(question.prompt, question.completion) for question in questions])
         for question, value in zip(questions, values, strict=True):
             self._values.setdefault(question.key, {})[question.completion] = value
-        return Session(questions, costs)
+        return ScoreBatch(questions, costs)

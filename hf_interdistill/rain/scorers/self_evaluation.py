@@ -43,7 +43,7 @@ class SelfEvaluationScorer(Scorer):
         ValueError: labels that are not distinct single tokens after the question.
     """
 
-    judges_ahead = True
+    supports_speculation = True
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ class PromptSearch:
 
     Args:
         config: the constants.
-        rules: where texts end and what they say (`TextRules`).
+        rules: where texts end and what they say (`StopChecker`).
         has_encoder: whether embeddings can be had.
 
     Attributes:
@@ -73,7 +73,7 @@ class PromptSearch:
     def _ahead(self, leaf: Node, known: Known) -> list[tuple[Node, Expansion | None]]:
         """What will be asked for after this leaf, if verdicts go on as they are."""
         wishes: list[tuple[Node, Expansion | None]] = []
-        visits = self.tree.forecast(leaf, self.config.read_ahead, lambda node: known(node, self._expansion(node)))
+        visits = self.tree.forecast(leaf, self.config.num_speculative, lambda node: known(node, self._expansion(node)))
         for node, is_first in visits:
             if is_first and not self.rules.stops_rollout(node.tokens_from_origin()):
                 wishes.append((node, None))

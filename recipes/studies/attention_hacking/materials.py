@@ -136,7 +136,7 @@ class Materials:
             if not path.exists():
                 teacher = self.teacher(kind, train, condition).to("cuda" if torch.cuda.is_available() else "cpu")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, teacher.judge(self.training_rows(train, condition)).mean(1).numpy())
+                np.save(path, teacher.score_pairs(self.training_rows(train, condition)).mean(1).numpy())
         return torch.from_numpy(np.load(path))
 
     # Students

@@ -1,0 +1,95 @@
+"""Names of fields: unknown ones are refused with the nearest known one, renamed ones are taken with a warning."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+
+class UnknownFieldError(TypeError, ValueError):
+    """A field or key that does not exist."""
+
+
+def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """The known name most like `name`, or `None` if none is like it.
+
+    Args:
+        name: what was written. known: what exists.
+        cutoff: least similarity, from 0 (any) to 1 (equal), as in `difflib.get_close_matches`.
+    """
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UnknownFieldError` for the first name of `given` that is not in `known`, naming the nearest."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise UnknownFieldError(
+                f"{kind} has no field `{name}`; the nearest is `{nearest_name(name, known, cutoff=0.0)}`. "
+                f"Fields: {', '.join(known)}."
+            )
+
+
+def new_names(kind: str, values: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
+    """`values` with renamed fields under their new names; a `FutureWarning` names each.
+
+    Raises:
+        UnknownFieldError: a field given by both names.
+    """
+    result = dict(values)
+    for old, new in renamed.items():
+        if old not in result:
+            continue
+        if new in result:
+            raise UnknownFieldError(f"{kind} was given `{old}` and `{new}`, which are one field. Leave out `{old}`.")
+        warnings.warn(f"`{old}` of {kind} is now `{new}`; the old name will be removed.", FutureWarning, stacklevel=3)
+        result[new] = result.pop(old)
+    return result
+
+
+def accept_renamed(renamed: dict[str, str]):
+    """Class decorator of dataclasses: constructor and attributes take old names of fields too, with a warning.
+
+    Args:
+        renamed: new name of each old one.
+    """
+
+    def decorate(cls):
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def init(self, *args, **kwargs):
+            construct(self, *args, **new_names(cls.__name__, kwargs, renamed))
+
+        def get_attribute(self, name):  # only called for names that are no attributes
+            if name in renamed:
+                new_names(cls.__name__, {name: None}, renamed)
+                return getattr(self, renamed[name])
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        cls.__init__, cls.__getattr__ = init, get_attribute
+        return cls
+
+    return decorate
+
+
+def as_mapping(name: str, value: Any) -> dict[str, Any]:
+    """A setting that is a dictionary, on the command line JSON.
+
+    Raises:
+        ValueError: neither a dictionary nor JSON of one.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` is {value!r}, but must be JSON such as '{{\"seed\": 1}}' ({error}).") from None
+    if not isinstance(value, dict | None):
+        raise ValueError(f"`{name}` is {value!r}, but must be a mapping of keys to values.")
+    return value or {}
