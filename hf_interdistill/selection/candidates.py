@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
-from ..rain.engine.sampler import draw, stream_key
+from ..rain.engine.sampler import sample, stream_key
 from ..scoring.formatting import Text
 from ..utils.fields import refuse_unknown
 from ..utils.jsonl_jobs import encode_prompt
@@ -133,7 +133,7 @@ class _StreamedDraw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.width
-        drawn = draw(scores, [stream_key(key, step) for key in self.keys])
+        drawn = sample(scores, [stream_key(key, step) for key in self.keys])
         return torch.full_like(scores, -torch.inf).scatter(1, drawn.unsqueeze(1), 0.0)
 
 

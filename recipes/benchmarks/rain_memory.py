@@ -74,14 +74,14 @@ def _look(engine, prompt: int, peak: float) -> Sample:
     per_token = (
         sum((layer.keys.numel() + layer.values.numel()) * layer.keys.element_size() for layer in layers) / slots
     )
-    copies = sum(place.told.handle.length for place in job.state.places.values() if place.told)
+    copies = sum(place.told.handle.length for place in job.state.nodes.values() if place.told)
     mib = per_token / 2**20
     return Sample(
         iterations=job.search.iterations,
         nodes=len(nodes) - 1,
         tokens=prompt + sum(len(node.tokens) for node in nodes),
-        held=cache.held_tokens,
-        held_mib=cache.held_tokens * mib,
+        held=cache.num_tokens,
+        held_mib=cache.num_tokens * mib,
         pool_mib=slots * mib,
         copies_mib=copies * mib,
         peak_mib=peak,

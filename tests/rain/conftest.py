@@ -8,8 +8,9 @@ from conftest import SHARED_DATA, STUDENT_FAMILIES, tokenizer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, Graphs
-from hf_interdistill.rain.kv_cache.tree_cache import Feed, TreeCache
+from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, CudaGraphs
+from hf_interdistill.rain.kv_cache.forward import ForwardInput
+from hf_interdistill.rain.kv_cache.tree_cache import TreeCache
 
 STORIES = SHARED_DATA / "stories260k"
 CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"], "jamba": STUDENT_FAMILIES["llama"]}
@@ -115,7 +116,7 @@ def device(request, monkeypatch):
     """Where passes can be replayed, in plain float32."""
     if request.param == "cpu":
         monkeypatch.setitem(CAPTURES, "cpu", Repeating)
-    monkeypatch.setattr("hf_interdistill.rain.kv_cache.tree_cache._SLOTS_OF_GRAPHS", 64)  # so that pools grow
+    monkeypatch.setattr("hf_interdistill.rain.kv_cache.tree_cache._SLOTS_WITH_GRAPHS", 64)  # so that pools grow
     monkeypatch.setattr(Repeating, "captured", 0)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -132,6 +133,12 @@ def separate(model, tokens) -> torch.Tensor:
         return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0, -1].float()
 
 
+def forward(cache, inputs, token_ids=None) -> list:
+    """Outputs in the order of the inputs."""
+    outputs = cache.forward(inputs, token_ids)
+    return [outputs[each] for each in inputs]
+
+
 def assert_reads_separately(model, reads, sequences, columns=None):
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if model.device.type == "cpu" else {"atol": 1e-3, "rtol": 1e-3}
     for read, tokens in zip(reads, sequences, strict=True):
@@ -143,9 +150,9 @@ def assert_reads_separately(model, reads, sequences, columns=None):
 
 def grown(model, steps: int = 4) -> TreeCache:
     """A cache whose passes of one token are replayed."""
-    cache = TreeCache(model, 1, graphs=Graphs())
-    (read,) = cache.read([Feed(0, None, TEXT)])
+    cache = TreeCache(model, 1, graphs=CudaGraphs())
+    (read,) = forward(cache, [ForwardInput(0, None, TEXT)])
     for token in range(steps):
-        (read,) = cache.read([Feed(0, read.handle, [token])])
+        (read,) = forward(cache, [ForwardInput(0, read.handle, [token])])
     assert len(cache.graphs) > 0
     return cache

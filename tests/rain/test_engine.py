@@ -199,22 +199,22 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
             (job.state.row, slot)
             for job in engine.requests
             if job.state
-            for place in job.state.places.values()
+            for place in job.state.nodes.values()
             if place.handle is not None
             for slot in place.handle.slots.tolist()
         ]
         going_on = sum(
-            len(ask.parent.slots) - len(work.place.parent.slots if work.place.parent else ())
+            len(needed.parent.slots) - len(decode_job.node.parent.slots if decode_job.node.parent else ())
             for job in engine.requests
             if job.state
-            for work in job.state.works.values()
-            for ask in work.asks
+            for decode_job in job.state.jobs.values()
+            for needed in decode_job.inputs
         )
-        assert len(set(places)) <= engine.cache.held_tokens <= len(set(places)) + going_on
+        assert len(set(places)) <= engine.cache.num_tokens <= len(set(places)) + going_on
         # Without reading ahead, only a search that still waits for its tokens has works under way.
         waiting = [job for job in engine.requests if job.state and isinstance(job.waiting, Decode)]
-        assert ahead or all(not job.state.works for job in engine.requests if job.state and job not in waiting)
-    assert engine.cache.held_tokens == 0 and len(engine.verdicts) == 0
+        assert ahead or all(not job.state.jobs for job in engine.requests if job.state and job not in waiting)
+    assert engine.cache.num_tokens == 0 and len(engine.scores) == 0
 
 
 def test_stats_are_complete_and_add_up(model, tokenizer):

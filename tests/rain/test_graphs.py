@@ -8,9 +8,10 @@ import torch
 
 from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.kv_cache import cuda_graphs as module
-from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, Graphs
+from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, CudaGraphs
 from hf_interdistill.rain.kv_cache.factory import build_cache
-from hf_interdistill.rain.kv_cache.tree_cache import Feed, TreeCache
+from hf_interdistill.rain.kv_cache.forward import ForwardInput
+from hf_interdistill.rain.kv_cache.tree_cache import TreeCache
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.self_evaluation import _KEPT, SelfEvaluationScorer
 from rain.conftest import (
@@ -24,6 +25,7 @@ from rain.conftest import (
     build_causal,
     build_on,
     encode,
+    forward,
     grown,
     likes_short_words,
     quick_config,
@@ -39,26 +41,32 @@ def test_logits_equal_those_of_separate_sequences(family, attention, device):
     model = build_on(device, family, attention)
     cache = build_cache(model, 2)
     columns = torch.tensor([7, 3, 41])
-    first, other = cache.read([Feed(0, None, TEXT), Feed(1, None, OTHER)])
+    first, other = forward(cache, [ForwardInput(0, None, TEXT), ForwardInput(1, None, OTHER)])
     texts = {0: (first.handle, TEXT), 1: (other.handle, OTHER)}
     for step in range(8):  # the pool grows on the way, and slots are freed and written again
         (start, text), (beside, beside_text) = texts[0], texts[1]
         tails = [[3 + step], [60, 61, 62 + step], [60, 61, 62 + step, 5], [9, 8 * step]]
-        feeds = [Feed(0, start, tails[0]), Feed(0, start, tails[1]), Feed(0, 1, [5]), Feed(1, beside, tails[3])]
+        second = ForwardInput(0, start, tails[1])
+        inputs = [
+            ForwardInput(0, start, tails[0]),
+            second,
+            ForwardInput(0, second, [5]),
+            ForwardInput(1, beside, tails[3]),
+        ]
         wanted = columns if step % 2 else None
-        reads = cache.read(feeds, wanted)
+        reads = forward(cache, inputs, wanted)
         sequences = [[*text, *tail] for tail in tails[:3]] + [[*beside_text, *tails[3]]]
         assert_reads_separately(model, reads, sequences, wanted)
         texts = {0: (reads[2].handle, sequences[2]), 1: (reads[3].handle, sequences[3])}
-        cache.keep_only(0, [reads[2].handle])
-    assert cache.pool.capacity > 64 and len(cache.graphs) == 2 and cache.graphs.failure is None
+        cache.retain(0, [reads[2].handle])
+    assert cache.slots.capacity > 64 and len(cache.graphs) == 2 and cache.graphs.failure is None
 
 
 def test_half_precision_is_close(device):
     model = build_on(device, "llama").bfloat16()
     cache = grown(model)
-    (read,) = cache.read([Feed(0, None, TEXT)])
-    (read,) = cache.read([Feed(0, read.handle, [3])])
+    (read,) = forward(cache, [ForwardInput(0, None, TEXT)])
+    (read,) = forward(cache, [ForwardInput(0, read.handle, [3])])
     assert read.logits.dtype == torch.float32
     wanted = separate(model, [*TEXT, 3])
     assert (read.logits - wanted).abs().max() < 0.05 * wanted.abs().max()
@@ -66,10 +74,10 @@ def test_half_precision_is_close(device):
 
 def test_logits_stay_when_the_next_pass_is_replayed(device):
     cache = grown(build_on(device))
-    (root,) = cache.read([Feed(0, None, [*TEXT, 1])])
-    (first,) = cache.read([Feed(0, root.handle, [3])])
+    (root,) = forward(cache, [ForwardInput(0, None, [*TEXT, 1])])
+    (first,) = forward(cache, [ForwardInput(0, root.handle, [3])])
     kept = first.logits.clone()
-    cache.read([Feed(0, root.handle, [44])])
+    forward(cache, [ForwardInput(0, root.handle, [44])])
     torch.testing.assert_close(first.logits, kept, atol=0, rtol=0)
 
 
@@ -82,8 +90,8 @@ def test_logits_stay_when_the_next_pass_is_replayed(device):
 )
 def test_sizes_of_a_pass(tokens, seen, sizes, model, monkeypatch):
     monkeypatch.setitem(CAPTURES, "cpu", Repeating)
-    cache, graphs = TreeCache(model, 1), Graphs()
-    cache.read([Feed(0, None, TEXT)])
+    cache, graphs = TreeCache(model, 1), CudaGraphs()
+    forward(cache, [ForwardInput(0, None, TEXT)])
     shapes = [graphs.shape(model, cache.cache.layers, tokens, 1, seen, None) for _ in range(2)]
     assert shapes[0] is None  # a shape that comes once is not worth a capture
     assert shapes[1] == (None if sizes is None else module.Shape(sizes[0], 16, sizes[1], None))
@@ -117,14 +125,14 @@ def change_attention(model):
 def test_changes_of_the_model_are_seen(change, device):
     model = build_on(device)
     cache = grown(model)
-    before = next(iter(cache.graphs._passes.values()))
+    before = next(iter(cache.graphs._captured.values()))
     change(model)
-    cache.clear(0)
-    (root,) = cache.read([Feed(0, None, OTHER)])
+    cache.free_row(0)
+    (root,) = forward(cache, [ForwardInput(0, None, OTHER)])
     for token in (3, 4, 5):
-        (read,) = cache.read([Feed(0, root.handle, [token])])
+        (read,) = forward(cache, [ForwardInput(0, root.handle, [token])])
         assert_reads_separately(model, [read], [[*OTHER, token]])
-    assert (before in cache.graphs._passes.values()) == (change is change_in_place)
+    assert (before in cache.graphs._captured.values()) == (change is change_in_place)
 
 
 def search(model, tokenizer, config, scorer, **settings):
@@ -139,7 +147,7 @@ def test_searches_grow_the_same_trees(judges, tokenizer, device, monkeypatch):
     """Of prompts in lock-step, with commits; a judge has a cache of its own, and reads two columns."""
     model = build_on(device)
     made = []
-    monkeypatch.setattr(module.Graphs, "_captured", _noting(module.Graphs._captured, made))
+    monkeypatch.setattr(module.CudaGraphs, "_capture_pass", _noting(module.CudaGraphs._capture_pass, made))
     plain, replayed = (
         search(
             model,
@@ -153,7 +161,7 @@ def test_searches_grow_the_same_trees(judges, tokenizer, device, monkeypatch):
     for name in ("forward_passes", "forward_tokens", "judge_calls"):
         assert replayed.rain_totals[name] == plain.rain_totals[name]
     assert len(made) > len(set(made))  # pools grew
-    assert any(each.columns for each in made) == judges
+    assert any(each.token_ids for each in made) == judges
 
 
 def _noting(captured, made):
@@ -193,9 +201,9 @@ def test_graphs_serve_in_and_out_of_inference_mode(is_captured_inside, device):
     with torch.inference_mode(is_captured_inside):
         cache = grown(model)
     with torch.inference_mode(not is_captured_inside):
-        (root,) = cache.read([Feed(0, None, OTHER)])
+        (root,) = forward(cache, [ForwardInput(0, None, OTHER)])
         for token in (3, 4, 5):
-            (read,) = cache.read([Feed(0, root.handle, [token])])
+            (read,) = forward(cache, [ForwardInput(0, root.handle, [token])])
             assert_reads_separately(model, [read], [[*OTHER, token]])
     assert len(cache.graphs) == 1 and cache.graphs.failure is None
 
@@ -206,7 +214,7 @@ def test_graphs_are_replayed_on_the_current_stream():
     cache, stream = grown(model), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        (root,) = cache.read([Feed(0, None, OTHER)])
+        (root,) = forward(cache, [ForwardInput(0, None, OTHER)])
         for token in (3, 4, 5):
-            (read,) = cache.read([Feed(0, root.handle, [token])])
+            (read,) = forward(cache, [ForwardInput(0, root.handle, [token])])
             assert_reads_separately(model, [read], [[*OTHER, token]])

@@ -5,9 +5,9 @@ import torch
 
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.kv_cache import cuda_graphs as module
-from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, why_not
+from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, unsupported_reason
 from hf_interdistill.rain.kv_cache.factory import build_cache
-from hf_interdistill.rain.kv_cache.tree_cache import Feed
+from hf_interdistill.rain.kv_cache.forward import ForwardInput
 from rain.conftest import (
     NO_GPU,
     OTHER,
@@ -15,6 +15,7 @@ from rain.conftest import (
     assert_reads_separately,
     build_causal,
     build_on,
+    forward,
     grown,
     likes_short_words,
     quick_config,
@@ -50,9 +51,9 @@ IN_THE_WAY = {
 @pytest.mark.parametrize("reason", IN_THE_WAY)
 def test_what_is_in_the_way_is_said_once(reason, device, caplog):
     model = build_on(device)
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
     IN_THE_WAY[reason](model)
-    assert reason in why_not(model)
+    assert reason in unsupported_reason(model)
     if reason == "weights are on":  # the model could not read at all
         return
     with caplog.at_level("WARNING", logger=module.__name__):
@@ -67,16 +68,16 @@ def test_what_is_in_the_way_is_said_once(reason, device, caplog):
 def test_a_hook_that_comes_and_goes(device, caplog):
     model = build_on(device)
     cache, calls = grown(model), []
-    (root,) = cache.read([Feed(0, None, OTHER)])
+    (root,) = forward(cache, [ForwardInput(0, None, OTHER)])
     handle = model.register_forward_hook(lambda *_: calls.append(1))
     with caplog.at_level("WARNING", logger=module.__name__):
         for token in (1, 2, 3):
-            (read,) = cache.read([Feed(0, root.handle, [token])])
+            (read,) = forward(cache, [ForwardInput(0, root.handle, [token])])
             assert_reads_separately(model, [read], [[*OTHER, token]])
     assert len(calls) == 3 + 3 and caplog.text.count("forward hook") == 1
     handle.remove()
     for token in (4, 5):
-        cache.read([Feed(0, root.handle, [token])])
+        forward(cache, [ForwardInput(0, root.handle, [token])])
     assert len(cache.graphs) == 1
 
 
@@ -84,14 +85,14 @@ def test_hooks_of_transformers_are_not_in_the_way(device):
     model = build_on(device)
     with torch.no_grad():
         model(input_ids=torch.tensor([OTHER], device=device), output_hidden_states=True)
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
 
 
 def test_under_autocast_passes_are_eager(device):
     model = build_on(device)
     with torch.autocast(device, dtype=torch.bfloat16):
-        assert why_not(model) == "autocast is on"
-    assert why_not(model) is None
+        assert unsupported_reason(model) == "autocast is on"
+    assert unsupported_reason(model) is None
 
 
 class Waits(torch.nn.Module):
@@ -150,10 +151,10 @@ def test_a_capture_that_fails_is_said_and_read_eagerly(device, monkeypatch, capl
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(CAPTURES, device, fail)
-    (root,) = cache.read([Feed(0, None, OTHER)])
+    (root,) = forward(cache, [ForwardInput(0, None, OTHER)])
     with caplog.at_level("WARNING", logger=module.__name__):
         for token in (3, 4, 5):
-            (read,) = cache.read([Feed(0, root.handle, [token])])
+            (read,) = forward(cache, [ForwardInput(0, root.handle, [token])])
             assert_reads_separately(model, [read], [[*OTHER, token]])
     assert caplog.text.count("a capture or its replay failed (RuntimeError: out of memory)") == 1
 
@@ -179,7 +180,7 @@ def test_a_capture_that_breaks_leaves_torch_in_order():
     stream = torch.cuda.current_stream()
     cache = build_cache(model, 1)
     assert cache.graphs is None and torch.cuda.current_stream() == stream
-    (read,) = cache.read([Feed(0, None, OTHER)])
+    (read,) = forward(cache, [ForwardInput(0, None, OTHER)])
     assert_reads_separately(model, [read], [OTHER])
     assert torch.rand(3, device="cuda").isfinite().all()
     grown(build_on("cuda"))  # others are captured as ever

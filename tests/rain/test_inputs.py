@@ -6,7 +6,7 @@ from conftest import STUDENT_FAMILIES
 from transformers import AutoConfig, DynamicCache, LlamaForCausalLM
 
 from hf_interdistill import RainDecoder, register_rain, unregister_rain
-from hf_interdistill.rain.kv_cache.tree_cache import cache_argument
+from hf_interdistill.rain.kv_cache.forward import cache_argument
 from rain.conftest import PROMPTS, build_causal, encode, likes_short_words, quick_config, rain
 
 

@@ -105,7 +105,7 @@ def test_many_texts_are_read_in_several_passes(monkeypatch):
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     whole, _ = judge.judge(EXCHANGES)
-    monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_A_PASS", 60)
+    monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_PER_PASS", 60)
     parts, costs = judge.judge(EXCHANGES)
     assert costs.forward_passes > 2
     assert parts == pytest.approx(whole, abs=1e-5)

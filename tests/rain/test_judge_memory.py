@@ -11,7 +11,7 @@ from rain.test_judge import SHORT, by_hand
 
 @pytest.mark.parametrize("kept", [0, 25, 10_000])
 def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatch, kept):
-    monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._STEM_TOKENS_KEPT", kept)
+    monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._PROMPT_TOKENS_KEPT", kept)
     model, tokenizer = build_causal("mistral"), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     prompts = ["Tell me", "Why is the sky blue?", "What is a piano?"]
@@ -48,8 +48,8 @@ def test_a_long_answer_is_judged_at_the_price_of_its_end():
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_prompt_let_go_between_two_passes_is_read_again(monkeypatch, family):
-    monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._STEM_TOKENS_KEPT", 0)
-    monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_A_PASS", 40)
+    monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._PROMPT_TOKENS_KEPT", 0)
+    monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_PER_PASS", 40)
     model, tokenizer = build_causal(family), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     exchanges = [Exchange("Tell me", text) for text in ("I am", "so it is", "a piano", "bread", "the sky")]

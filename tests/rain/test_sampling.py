@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_interdistill.rain.engine import sampler as sampling
-from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _hash, _quick_gumbel, draw, stream_key
+from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _hash, _quick_gumbel, sample, stream_key
 
 
 def test_noise_is_uniform_and_has_no_pattern():
@@ -19,12 +19,12 @@ def test_noise_is_uniform_and_has_no_pattern():
 
 def test_draws_follow_the_distribution():
     scores = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0])).repeat(20_000, 1)
-    drawn = draw(scores, [stream_key(1, number) for number in range(20_000)])
+    drawn = sample(scores, [stream_key(1, number) for number in range(20_000)])
     shares = torch.bincount(drawn, minlength=4) / 20_000
     assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=0.015)
     # Only the tokens count, not where they stand.
     order = torch.tensor([[2, 0, 1]]).expand(100, 3)
-    again = draw(scores[:100].gather(1, order), [stream_key(1, number) for number in range(100)], order)
+    again = sample(scores[:100].gather(1, order), [stream_key(1, number) for number in range(100)], order)
     assert torch.equal(order[0][again], drawn[:100])
 
 
@@ -35,22 +35,22 @@ def test_draws_are_those_of_exact_noise_over_all_columns(spread):
     keys = [stream_key(2, number) for number in range(64)]
     uniform = (_hash(torch.tensor(keys).unsqueeze(1), torch.arange(3_000).unsqueeze(0)).double() + 0.5) / 2**53
     exact = (scores.double() - (-uniform.log()).log()).argmax(dim=-1)
-    assert torch.equal(draw(scores, keys), exact)
+    assert torch.equal(sample(scores, keys), exact)
 
 
 def test_draws_of_odd_rows():
     scores = torch.full((3, 100), -torch.inf)
     scores[1, 7], scores[2, 9] = torch.inf, -200.0
-    assert draw(scores, [1, 2, 3]).tolist()[1:] == [7, 9]
+    assert sample(scores, [1, 2, 3]).tolist()[1:] == [7, 9]
 
 
 def test_draws_are_the_same_a_few_rows_at_a_time(monkeypatch):
     scores, keys = torch.randn(10, 300), [stream_key(3, number) for number in range(10)]
     ids = torch.arange(300).flip(0).expand(10, 300)
-    whole, renamed = sampling._draw_rows(scores, keys, None), draw(scores, keys, ids)
+    whole, renamed = sampling._sample_rows(scores, keys, None), sample(scores, keys, ids)
     monkeypatch.setattr(sampling, "_AT_ONCE", 1_000)
-    assert sampling._draw_rows(scores, keys, None) == whole and torch.equal(draw(scores, keys, ids), renamed)
-    assert draw(scores[:0], []).shape == (0,)
+    assert sampling._sample_rows(scores, keys, None) == whole and torch.equal(sample(scores, keys, ids), renamed)
+    assert sample(scores[:0], []).shape == (0,)
 
 
 def test_quick_noise_is_nowhere_further_off_than_is_allowed_for():
@@ -64,4 +64,4 @@ def test_quick_noise_is_nowhere_further_off_than_is_allowed_for():
 
 def test_scores_that_are_no_numbers_are_said():
     with pytest.raises(ValueError, match="scores hold NaN"):
-        draw(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), [1, 2])
+        sample(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), [1, 2])

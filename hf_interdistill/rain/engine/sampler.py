@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..config import RainConfig
+
 _WORD = (1 << 63) - 1
 # Constants of the SplitMix64 finalizer, as signed 64-bit integers (torch multiplies modulo 2^64).
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -56,7 +58,7 @@ def _quick_gumbel(bits: torch.Tensor) -> torch.Tensor:
     return -torch.log((-torch.log1p(-complement)).clamp(max=_LARGEST))
 
 
-def draw(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None = None) -> torch.Tensor:
+def sample(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None = None) -> torch.Tensor:
     """Columns drawn with probability `softmax(scores)`.
 
     The few columns that may win are found in float32, and one of them is chosen in float64.
@@ -72,10 +74,10 @@ def draw(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None = N
     Raises:
         ValueError: a score is not a number.
     """
-    return torch.tensor(_draw_rows(scores, keys, ids), dtype=torch.int64, device=scores.device)
+    return torch.tensor(_sample_rows(scores, keys, ids), dtype=torch.int64, device=scores.device)
 
 
-def _draw_rows(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None) -> list[int]:
+def _sample_rows(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None) -> list[int]:
     if ids is None:
         ids = torch.arange(scores.shape[1], device=scores.device).unsqueeze(0)
     keys = torch.tensor(keys, dtype=torch.int64, device=scores.device).unsqueeze(1)
@@ -83,12 +85,12 @@ def _draw_rows(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | No
     drawn: list[int] = []
     for start in range(0, len(scores), step):
         part = slice(start, start + step)
-        drawn += _draw(scores[part], keys[part], ids if len(ids) == 1 else ids[part])
+        drawn += _sample_block(scores[part], keys[part], ids if len(ids) == 1 else ids[part])
     return drawn
 
 
-def _draw(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> list[int]:
-    """`draw` of a few rows; `keys` `(rows, 1)`."""
+def _sample_block(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> list[int]:
+    """`sample` for a few rows; `keys` `(rows, 1)`."""
     bits = _hash(keys, ids)
     sums = scores.float() + _quick_gumbel(bits)
     rows, columns = (sums >= sums.amax(dim=-1, keepdim=True) - _NEAR).nonzero(as_tuple=True)
@@ -103,3 +105,35 @@ def _draw(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> list[i
             "bfloat16 or float32 instead of float16) or in a logits processor."
         )
     return [best[row][1] for row in range(len(scores))]
+
+
+def likeliest_tokens(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest scores and their token ids, `(rows, count)` on the CPU, float64; of equal ones the smaller id first.
+
+    Args:
+        scores: `(rows, vocabulary)`.
+    """
+    top = scores.topk(count, dim=-1)
+    ids, order = top.indices.cpu().sort(dim=-1)
+    values, order = top.values.double().cpu().gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def choose_tokens(
+    scores: torch.Tensor, ids: torch.Tensor, keys: Sequence[int | None], config: RainConfig
+) -> list[tuple[int, float]]:
+    """Tokens of an expansion: sampled from the likeliest ones by their probabilities among these.
+
+    Args:
+        scores: log probabilities up to a constant, best first, `(rows, tokens)` on the CPU. ids: their token ids.
+        keys: the random stream of each row; `None` takes the likeliest token.
+        config: for the number of tokens to sample from, and the temperature.
+
+    Returns:
+        For each row the token and its log probability.
+    """
+    scores, ids = scores[:, : config.sample_top_k], ids[:, : config.sample_top_k]
+    log_probs = torch.log_softmax(scores / config.expansion_temperature, dim=-1)
+    sampled = sample(log_probs, [key or 0 for key in keys], ids).tolist()
+    columns = torch.tensor([[0 if key is None else column] for key, column in zip(keys, sampled, strict=True)])
+    return list(zip(ids.gather(1, columns)[:, 0].tolist(), log_probs.gather(1, columns)[:, 0].tolist(), strict=True))

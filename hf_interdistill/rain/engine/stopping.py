@@ -9,7 +9,7 @@ import torch
 
 from ..config import RainConfig
 
-_TAIL = 16  # tokens read back to find a new turn's marker
+_TAIL = 16  # tokens decoded again to find the marker of a new turn
 _ANCHOR = 8  # prompt tokens decoded with a completion, so that its leading space is right
 
 
@@ -34,7 +34,7 @@ class StopConditions:
 
 @dataclass
 class StopChecker:
-    """The rules of one prompt.
+    """Checks the texts of one prompt for their end, and decodes them.
 
     Args:
         prompt_ids: the prompt, without padding.
@@ -47,17 +47,15 @@ class StopChecker:
     tokenizer: object
     config: RainConfig
     stop: StopConditions
-    _texts: dict[int, str] = field(default_factory=dict)  # of single tokens
-    _ends_marker: dict[int, bool] = field(default_factory=dict)  # whether a marker may end with a token
+    _token_texts: dict[int, str] = field(default_factory=dict)
+    _may_end_marker: dict[int, bool] = field(default_factory=dict)  # by token
 
     def __post_init__(self):
         ends = [marker[-1] for marker in self.config.turn_markers]
         # Such a character is in a text only if it is in one of its tokens; others may be spread over tokens.
-        self._marker_ends = (
-            set(ends) if all(end.isascii() and end.isprintable() and end != " " for end in ends) else None
-        )
+        is_in_one_token = all(end.isascii() and end.isprintable() and end != " " for end in ends)
+        self._last_characters = set(ends) if is_in_one_token else None
         self._anchor = list(self.prompt_ids[-_ANCHOR:])
-        self._anchor_text = self._decode(self._anchor)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -67,12 +65,12 @@ class StopChecker:
         return self.stop.limit - len(tokens)
 
     def finish_reason(self, tokens: Sequence[int]) -> str | None:
-        """Why the text ends after `tokens` (`eos`, `turn`, `stop`, `length`, `context`), or `None` if it goes on."""
+        """Why the text ends after `tokens` (`eos`, `turn`, `stop`, `length`, `context`), or `None` if it continues."""
         if not tokens:
             return None
         if tokens[-1] in self.stop.eos_token_ids:
             return "eos"
-        if self.config.turn_markers and self._may_show_a_marker(tokens[-_TAIL:]):
+        if self.config.turn_markers and self._may_hold_marker(tokens[-_TAIL:]):
             tail = self.fragment(tokens[:-_TAIL], tokens[-_TAIL:])
             if any(marker in tail for marker in self.config.turn_markers):
                 return "turn"
@@ -83,25 +81,25 @@ class StopChecker:
         return self.stop.limit_name if len(tokens) >= self.stop.limit else None
 
     def stops_rollout(self, tokens: Sequence[int]) -> bool:
-        """Whether a rollout has nothing to add, for the text ends with a stop character."""
+        """Whether a rollout has nothing to add, since the text ends with a stop character."""
         if not tokens or not self.config.rollout_stops:
             return False
-        last = self._text(tokens[-1])[-1:]
+        last = self._token_text(tokens[-1])[-1:]
         return bool(last) and last in self.config.rollout_stops
 
-    def _text(self, token: int) -> str:
-        if token not in self._texts:
-            self._texts[token] = self._decode([token])
-        return self._texts[token]
+    def _token_text(self, token: int) -> str:
+        if token not in self._token_texts:
+            self._token_texts[token] = self._decode([token])
+        return self._token_texts[token]
 
-    def _may_show_a_marker(self, tokens: Sequence[int]) -> bool:
-        """Whether a new turn's marker may end within these tokens; it is cheaper to ask than to read them."""
-        if self._marker_ends is None:
+    def _may_hold_marker(self, tokens: Sequence[int]) -> bool:
+        """Whether the marker of a new turn may end within these tokens; that is cheaper to know than to decode."""
+        if self._last_characters is None:
             return True
         for token in tokens:
-            if token not in self._ends_marker:
-                self._ends_marker[token] = not self._marker_ends.isdisjoint(self._text(token))
-            if self._ends_marker[token]:
+            if token not in self._may_end_marker:
+                self._may_end_marker[token] = not self._last_characters.isdisjoint(self._token_text(token))
+            if self._may_end_marker[token]:
                 return True
         return False
 
@@ -113,7 +111,7 @@ class StopChecker:
         return text[len(start) :] if text.startswith(start) else self._decode(list(tokens))
 
     def completion(self, tokens: Sequence[int]) -> str:
-        """The text of all generated tokens, up to a new turn's marker."""
+        """The text of all generated tokens, up to the marker of a new turn."""
         text = self.fragment((), tokens)
-        places = [text.find(marker) for marker in self.config.turn_markers]
-        return text[: min((place for place in places if place >= 0), default=len(text))]
+        found = [text.find(marker) for marker in self.config.turn_markers]
+        return text[: min((place for place in found if place >= 0), default=len(text))]

@@ -1,4 +1,4 @@
-"""A cache for models that cannot read a tree in one row: each place holds keys and values of its own.
+"""A cache for models that cannot run a tree in one row: each cached text has keys and values of its own.
 
 It has the interface of `TreeCache`, and serves sliding windows, linear attention, and positions that come from the
 mask alone.
@@ -12,16 +12,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .tree_cache import Counting, Feed, Handle, Read, cache_argument
+from .forward import CacheHandle, ForwardCounter, ForwardInput, ForwardOutput, cache_argument
 
 
-class CopyingCache(Counting):
-    """Every place has a cache of its own; feeds of equal lengths are read together, without padding.
+class CopyCache(ForwardCounter):
+    """Every cached text has a cache of its own; inputs of equal lengths run together, without padding.
 
-    Memory grows with places times prefix: use `TreeCache` where the model allows.
+    Memory grows with texts times prefix: use `TreeCache` where the model allows.
     """
 
-    mixes_lengths = False  # so nothing can ride along in a pass: `num_speculative` is not used
+    supports_mixed_lengths = False  # so no speculative work can share a pass: `num_speculative` is not used
 
     def __init__(self, model, rows: int):
         super().__init__()
@@ -29,58 +29,55 @@ class CopyingCache(Counting):
         self.rows = rows
         self.cache_argument = cache_argument(model)
 
-    def clear(self, row: int) -> None:
-        """Nothing to do: a place's cache goes with its handle."""
+    def free_row(self, row: int) -> None:
+        """Nothing to do: a text's cache goes with its handle."""
 
-    def keep_only(self, row: int, handles: Iterable[Handle]) -> None:
-        """Nothing to do: a place's cache goes with its handle."""
+    def retain(self, row: int, handles: Iterable[CacheHandle]) -> None:
+        """Nothing to do: a text's cache goes with its handle."""
 
-    def drop(self, handle: Handle, keep: Handle) -> None:
-        """Let a place's cache go."""
+    def truncate(self, handle: CacheHandle, keep: CacheHandle) -> None:
+        """Let a text's cache go."""
         handle.cache = None
 
-    def read(self, feeds: Sequence[Feed], columns: torch.Tensor | None = None) -> list[Read]:
-        """Read all feeds, in as few forward passes as equal lengths allow; see `TreeCache.read`."""
-        reads: list[Read | None] = [None] * len(feeds)
-        waiting = list(range(len(feeds)))
+    def forward(
+        self, inputs: Sequence[ForwardInput], token_ids: torch.Tensor | None = None
+    ) -> dict[ForwardInput, ForwardOutput]:
+        """Run the model on all inputs, in as few passes as equal lengths allow; see `TreeCache.forward`."""
+        outputs: dict[ForwardInput, ForwardOutput] = {}
+        waiting = list(inputs)
         while waiting:
-            ready = [i for i in waiting if not isinstance(feeds[i].parent, int) or reads[feeds[i].parent] is not None]
-            groups: dict[tuple[int, int], list[int]] = {}
-            for i in ready:
-                parent = self._parent(feeds[i], reads)
-                groups.setdefault((parent.length if parent else 0, len(feeds[i].tokens)), []).append(i)
+            groups: dict[tuple[int, int], list[ForwardInput]] = {}
+            for each in waiting:
+                if not isinstance(each.parent, ForwardInput) or each.parent in outputs:
+                    parent = _parent(each, outputs)
+                    groups.setdefault((parent.length if parent else 0, len(each.tokens)), []).append(each)
             for (length, _), members in groups.items():
-                parents = [self._parent(feeds[i], reads) for i in members]
-                results = self._read_group([feeds[i] for i in members], parents, length, columns)
-                for i, read in zip(members, results, strict=True):
-                    reads[i] = read
-            waiting = [i for i in waiting if reads[i] is None]
-        return reads
-
-    @staticmethod
-    def _parent(feed: Feed, reads) -> Handle | None:
-        return reads[feed.parent].handle if isinstance(feed.parent, int) else feed.parent
+                self._run(members, length, outputs, token_ids)
+            waiting = [each for each in waiting if each not in outputs]
+        return {each: outputs[each] for each in inputs}
 
     @torch.no_grad()
-    def _read_group(self, feeds: Sequence[Feed], parents, length: int, columns) -> list[Read]:
-        cache = join_caches([parent.cache for parent in parents]) if length else DynamicCache(config=self.model.config)
+    def _run(self, inputs: Sequence[ForwardInput], length: int, outputs: dict, token_ids) -> None:
+        """One pass over inputs of equal lengths, after cached texts of `length` tokens each."""
+        cache = DynamicCache(config=self.model.config)
+        if length:
+            cache = join_caches([_parent(each, outputs).cache for each in inputs])
         device = self.model.device
-        ids = torch.tensor([list(feed.tokens) for feed in feeds], device=device)
+        ids = torch.tensor([list(each.tokens) for each in inputs], device=device)
         total = length + ids.shape[1]
-        mask = torch.ones(len(feeds), total, dtype=torch.long, device=device)
+        mask = torch.ones(len(inputs), total, dtype=torch.long, device=device)
         kwargs = {"attention_mask": mask, self.cache_argument: cache}
         logits = self.model(input_ids=ids, use_cache=True, **kwargs).logits[:, -1]
-        if columns is not None:
-            logits = logits[:, columns.to(device)]
-        tokens: dict[int, int] = {}
-        for feed in feeds:
-            tokens[feed.row] = tokens.get(feed.row, 0) + len(feed.tokens)
-        self.count(tokens)
-        caches = split_cache(cache, len(feeds))
-        return [
-            Read(Handle(feed.row, total, cache=own), logits[i].float(), len(feed.tokens))
-            for i, (feed, own) in enumerate(zip(feeds, caches, strict=True))
-        ]
+        if token_ids is not None:
+            logits = logits[:, token_ids.to(device)]
+        self.count_pass(inputs)
+        for number, (each, own) in enumerate(zip(inputs, split_cache(cache, len(inputs)), strict=True)):
+            handle = CacheHandle(each.row, total, cache=own)
+            outputs[each] = ForwardOutput(handle, len(each.tokens), logits[number].float())
+
+
+def _parent(each: ForwardInput, outputs: dict[ForwardInput, ForwardOutput]) -> CacheHandle | None:
+    return outputs[each.parent].handle if isinstance(each.parent, ForwardInput) else each.parent
 
 
 def _map_tensors(values: list, combine):

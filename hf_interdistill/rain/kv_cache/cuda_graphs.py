@@ -1,19 +1,17 @@
 """Forward passes as CUDA graphs.
 
-A pass of a small model is bound by the launch of its kernels; a graph launches all of them at once. What it works on
-lies where it lay when it was captured: ids, positions, slots and mask in one buffer, keys and values in the pool. So
-there is a graph for each shape of a pass, and none outlives its pool or the model's weights; weights that change in
-place are seen. There are few shapes, for padding costs less than another capture.
+A pass of a small model is bound by kernel launches; a graph launches all kernels at once. It works on fixed addresses:
+ids, positions, slots and mask in one buffer, keys and values in the pool. So there is one graph for each shape of a
+pass, and none outlives its pool or the model's weights; weights that change in place are seen. Shapes are few, since
+padding costs less than another capture. What graphs save against eager passes was not measured.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,50 +19,53 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .batching import Batch
+from .capabilities import capabilities_of
 from .cuda_capture import CAPTURES
-from .layers import Plan, SlotLayer
+from .layers import AttentionMetadata, SlotLayer
 
-logger = logging.getLogger(__name__)
-
-WIDTHS = (16, 64, 256, 512)  # tokens of the line, padding among them
-SEEN = (1024, 4096, 16_384)  # slots that it sees, likewise
-_MOST_COMPARISONS = 2**22  # tokens times slots: from here on the arithmetic takes longer than the launches
-_USES = 2  # a shape is captured when it comes so often: a capture costs as much as a few passes
-_SAID: WeakKeyDictionary = WeakKeyDictionary()  # model -> reasons that were given
+WIDTHS = (16, 64, 256, 512)  # tokens of the batch row, padding included
+GATHERED = (1024, 4096, 16_384)  # slots that it attends to, likewise
+_MAX_ATTENTION = 2**22  # tokens times slots: beyond it arithmetic takes longer than launches
+_MIN_USES = 2  # uses of a shape before it is captured: a capture costs as much as a few passes
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What passes of one graph have in common: tokens of the line, its last ones whose logits are kept, slots that it
-    sees, and the token ids whose logits are wanted (`None`: all)."""
+    """What passes of one graph have in common.
+
+    Args:
+        width: tokens of the batch row. keep: its last tokens, whose logits are kept. gathered: slots it attends to.
+        token_ids: whose logits are wanted; `None` for all.
+    """
 
     width: int
     keep: int
-    seen: int
-    columns: tuple[int, ...] | None
+    gathered: int
+    token_ids: tuple[int, ...] | None
 
 
-class _Pass:
-    """What one graph reads: a buffer on the device, filled by one copy."""
+class _StaticInputs:
+    """The inputs of one graph: a buffer on the device, filled by one copy."""
 
     def __init__(self, shape: Shape, capacity: int, device: torch.device):
-        width, seen = shape.width, shape.seen
-        numbers = 8 * (3 * width + seen)
+        width, gathered = shape.width, shape.gathered
+        numbers = 8 * (3 * width + gathered)
         with torch.inference_mode(False):  # else nothing could be written once that mode is left
-            self.buffer = torch.zeros(numbers + width * seen, dtype=torch.uint8, device=device)
-            lines = self.buffer[:numbers].view(torch.int64).unsqueeze(0)
-            self.columns = None if shape.columns is None else torch.tensor(shape.columns, device=device)
-        self.ids, self.positions, slots, fetched = lines.split([width, width, width, seen], dim=1)
-        self.mask = self.buffer[numbers:].view(torch.bool).view(1, 1, width, seen)
-        self.plan = Plan(slots[0], fetched, capacity)
+            self.buffer = torch.zeros(numbers + width * gathered, dtype=torch.uint8, device=device)
+            rows = self.buffer[:numbers].view(torch.int64).unsqueeze(0)
+            self.token_ids = None if shape.token_ids is None else torch.tensor(shape.token_ids, device=device)
+        self.input_ids, self.position_ids, slots, gather_slots = rows.split([width, width, width, gathered], dim=1)
+        self.mask = self.buffer[numbers:].view(torch.bool).view(1, 1, width, gathered)
+        self.metadata = AttentionMetadata(slots[0], gather_slots, capacity)
         self.replay: Callable[[], torch.Tensor] | None = None
 
-    def load(self, laid: dict[str, np.ndarray]) -> None:
-        parts = [laid[name].ravel().view(np.uint8) for name in ("ids", "positions", "slots", "seen", "mask")]
+    def load(self, batch: Batch) -> None:
+        parts = [values.ravel().view(np.uint8) for values in vars(batch).values()]
         self.buffer.copy_(torch.from_numpy(np.concatenate(parts)))
 
 
-class Graphs:
+class CudaGraphs:
     """The graphs of one cache. It holds no model and no weights.
 
     Attributes:
@@ -73,85 +74,82 @@ class Graphs:
 
     def __init__(self):
         self.failure: str | None = None
-        self._facts: list | None = None
+        self._fingerprint: list | None = None
         self._reason: str | None = None
         self._uses: Counter = Counter()
-        self._passes: dict[Shape, _Pass] = {}
+        self._captured: dict[Shape, _StaticInputs] = {}
         self._capture: Callable | None = None
 
     def __len__(self) -> int:
-        return len(self._passes)
+        return len(self._captured)
 
     def shape(
-        self, model, layers: Sequence[SlotLayer], tokens: int, ends: int, seen: int, columns: torch.Tensor | None
+        self, model, layers: Sequence[SlotLayer], num_tokens: int, num_branches: int, gathered: int, token_ids
     ) -> Shape | None:
-        """The shape in which a pass is to be replayed (see `read`); `None`: it is to be read eagerly.
+        """The shape in which a pass is to be replayed; `None` if it is to run eagerly.
 
         Args:
-            model: a causal LM. layers: its keys and values, as wide as the pool.
-            tokens: of the pass. ends: feeds. seen: slots that they see. columns: as in `TreeCache.read`.
+            model: a causal LM. layers: its keys and values, as large as the pool.
+            num_tokens, num_branches: of the pass. gathered: slots that it attends to.
+            token_ids: as in `TreeCache.forward`.
         """
-        width, length = _at_least(tokens, WIDTHS), _at_least(seen, SEEN)
-        is_worth_it = width is not None and length is not None and width * length <= _MOST_COMPARISONS
-        if self.failure or not is_worth_it:
+        width, length = _round_up(num_tokens, WIDTHS), _round_up(gathered, GATHERED)
+        if self.failure or width is None or length is None or width * length > _MAX_ATTENTION:
             return None
-        facts = _facts(model, layers)
-        if facts != self._facts:
-            self._drop()
-            self._facts, self._reason = facts, why_not(model)
+        fingerprint = _fingerprint(model, layers)
+        if fingerprint != self._fingerprint:
+            self._reset()
+            self._fingerprint, self._reason = fingerprint, unsupported_reason(model)
         if self._reason:
-            say(model, self._reason)
+            warn_eager(model, self._reason)
             return None
-        wanted = None if columns is None else tuple(columns.tolist())
-        shape = Shape(width, _at_least(ends, WIDTHS), length, wanted)
+        wanted = None if token_ids is None else tuple(token_ids.tolist())
+        shape = Shape(width, _round_up(num_branches, WIDTHS), length, wanted)
         self._uses[shape] += 1
-        return shape if self._uses[shape] >= _USES else None
+        return shape if self._uses[shape] >= _MIN_USES else None
 
-    def read(
-        self, model, shape: Shape, laid: dict[str, np.ndarray], capacity: int, forward: Callable
-    ) -> torch.Tensor | None:
-        """Logits `(1, shape.keep, vocabulary or columns)` of a pass; they are the graph's, and the next pass with it
-        writes over them. `None`, which is said, if it cannot be captured.
+    def replay(self, model, shape: Shape, batch: Batch, capacity: int, forward: Callable) -> torch.Tensor | None:
+        """Logits `(1, shape.keep, logits)` of a pass. They are the graph's: the next replay overwrites them. `None`,
+        with a warning, if the pass cannot be captured.
 
         Args:
-            laid: ids, positions and slots `(1, shape.width)`, seen `(1, shape.seen)`, mask `(1, 1, shape.width,
-                shape.seen)`. capacity: slots of the pool.
-            forward: `forward(ids, positions, mask, plan, keep, columns) -> logits`, on tensors of the device.
+            batch: one batch row of the shape. capacity: slots of the pool.
+            forward: `forward(input_ids, position_ids, mask, metadata, keep, token_ids) -> logits`, on the device.
         """
         try:
-            if shape not in self._passes:
-                self._passes[shape] = self._captured(model, shape, laid, capacity, forward)
-            own = self._passes[shape]
-            own.load(laid)
-            return own.replay()
+            if shape not in self._captured:
+                self._captured[shape] = self._capture_pass(model, shape, batch, capacity, forward)
+            inputs = self._captured[shape]
+            inputs.load(batch)
+            return inputs.replay()
         except RuntimeError as error:
-            self._drop()
-            said = next(iter(str(error).splitlines()), "")
-            self.failure = f"a capture or its replay failed ({type(error).__name__}: {said})"
-            say(model, self.failure)
+            self._reset()
+            message = next(iter(str(error).splitlines()), "")
+            self.failure = f"a capture or its replay failed ({type(error).__name__}: {message})"
+            warn_eager(model, self.failure)
             return None
 
-    def _captured(self, model, shape: Shape, laid: dict[str, np.ndarray], capacity: int, forward: Callable) -> _Pass:
-        new = _Pass(shape, capacity, model.device)
-        new.load(laid)
+    def _capture_pass(self, model, shape: Shape, batch: Batch, capacity: int, forward: Callable) -> _StaticInputs:
+        new = _StaticInputs(shape, capacity, model.device)
+        new.load(batch)
 
         def run() -> torch.Tensor:
-            return forward(new.ids, new.positions, new.mask, new.plan, shape.keep, new.columns)
+            return forward(new.input_ids, new.position_ids, new.mask, new.metadata, shape.keep, new.token_ids)
 
         if self._capture is None:
-            with _Watch(model.device):
+            with _SyncGuard(model.device):
                 run()
             self._capture = CAPTURES[model.device.type](model.device)
         new.replay = self._capture(run)
         return new
 
-    def _drop(self) -> None:
-        self._passes.clear()
+    def _reset(self) -> None:
+        self._captured.clear()
         self._uses.clear()
         self._capture = None
 
 
-class _Watch(TorchDispatchMode):
+class _SyncGuard(TorchDispatchMode):
     """Raises `RuntimeError` where a pass waits for its device or copies to it, in this thread: a failed capture may
     leave torch's allocator and streams in disorder, and this leaves nothing."""
 
@@ -181,7 +179,7 @@ class _Watch(TorchDispatchMode):
         return source.device != result.device
 
 
-def why_not(model) -> str | None:
+def unsupported_reason(model) -> str | None:
     """Why a model's passes cannot be replayed; `None` if nothing is in the way. The last word has a trial."""
     device = model.device
     if device.type not in CAPTURES:
@@ -216,18 +214,15 @@ def _is_foreign(hook: Callable) -> bool:
     return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
 
 
-def say(model, reason: str) -> None:
-    """Warn that passes are eager, once a model and reason."""
-    said = _SAID.setdefault(model, set())
-    if reason not in said:
-        said.add(reason)
-        logger.warning(
-            f"RAIN reads with {type(model).__name__} without CUDA graphs, and so is slower: {reason}. "
-            "`cuda_graphs=False` in the RainConfig says that this is wanted."
-        )
+def warn_eager(model, reason: str) -> None:
+    """Warn that passes are eager, once for each model and reason."""
+    capabilities_of(model).warn_once(
+        f"RAIN runs {type(model).__name__} without CUDA graphs, and so is slower: {reason}. "
+        "Set `cuda_graphs=False` in the RainConfig if that is intended."
+    )
 
 
-def _facts(model, layers: Sequence[SlotLayer]) -> list:
+def _fingerprint(model, layers: Sequence[SlotLayer]) -> list:
     """What graphs depend on, cheap enough to look at before every pass."""
     found = [model.config._attn_implementation, model.dtype, model.training]
     found.append(torch.is_autocast_enabled(model.device.type))
@@ -246,8 +241,8 @@ def _facts(model, layers: Sequence[SlotLayer]) -> list:
     return found
 
 
-def _at_least(count: int, sizes: Sequence[int]) -> int | None:
-    """The first of ascending sizes that is no less."""
+def _round_up(count: int, sizes: Sequence[int]) -> int | None:
+    """The first of ascending sizes that is no less; `None` if all are."""
     return next((size for size in sizes if size >= count), None)
 
 

@@ -1,8 +1,9 @@
-"""What a judge has read already and where it lies: beginnings that further texts go on from.
+"""Cached prefixes of the texts that a judge scores: what was computed for one text is used for the next.
 
-`ReadTexts` keeps every text that was judged lately, token by token, so that a text reads only what no other of them
-begins with; long answers are judged at the price of their ends. It needs a cache whose places can be shortened.
-`PromptStems` keeps one whole beginning a prompt, for caches that hold each place on its own.
+`RadixPrefixCache` keeps the texts of the last calls token by token, as inference servers do for prompts: a text
+computes only what no cached text starts with, so long answers are scored at the price of their ends. It needs a cache
+whose texts can be shortened. `PromptPrefixCache` keeps one whole prefix for each prompt, for caches that hold each
+text on its own.
 """
 
 from __future__ import annotations
@@ -14,177 +15,181 @@ from typing import Any
 
 import numpy as np
 
-from ..kv_cache.copy_cache import CopyingCache
-from ..kv_cache.tree_cache import Handle, TreeCache
+from ..kv_cache.copy_cache import CopyCache
+from ..kv_cache.forward import CacheHandle
+from ..kv_cache.tree_cache import TreeCache
 
-_CALLS_KEPT = 8  # calls after which a beginning that none of them used is forgotten
-_STEM_TOKENS_KEPT = 8192  # beyond the prefix, of whole stems; those used last stay
+_CALLS_KEPT = 8  # calls without use after which a token is evicted
+_PROMPT_TOKENS_KEPT = 8192  # beyond the shared prefix; prompts used last stay
 
 
 @dataclass(eq=False)
-class Stem:
-    """Token ids that texts begin with, and where they have been read."""
+class CachedPrefix:
+    """Token ids that texts start with, and their keys and values once they are computed."""
 
     ids: list[int]
-    handle: Handle | None = None
+    handle: CacheHandle | None = None
 
-    def begins(self, context: Sequence[int]) -> bool:
-        """Whether it has been read, and `context` begins with it and goes on."""
+    def is_prefix_of(self, ids: Sequence[int]) -> bool:
+        """Whether it is computed, and `ids` start with it and are longer."""
         length = len(self.ids)
-        return self.handle is not None and len(context) > length and context[:length] == self.ids
+        return self.handle is not None and len(ids) > length and ids[:length] == self.ids
 
 
 @dataclass(eq=False)
-class _Token:
-    """A token that was read: its slot, the last call that used it, and what came after it."""
+class _Node:
+    """A cached token: its slot, the last call that used it, and the tokens that follow it."""
 
     slot: int
-    used: int
-    next: dict[int, _Token] = field(default_factory=dict)
+    last_used: int
+    children: dict[int, _Node] = field(default_factory=dict)
 
 
-class ReadTexts:
-    """All texts of the last calls, as a tree of tokens (a radix cache, as inference servers have for prompts).
+class RadixPrefixCache:
+    """The texts of the last calls, as a tree of tokens.
 
     Args:
-        cache: where keys and values lie. prefix: what all texts begin with.
+        cache: where keys and values are kept. prefix: what all texts start with.
     """
 
-    def __init__(self, cache: TreeCache, prefix: Stem):
+    def __init__(self, cache: TreeCache, prefix: CachedPrefix):
         self.cache = cache
         self.prefix = prefix
-        self._next: dict[int, _Token] = {}
+        self._children: dict[int, _Node] = {}
         self._slots: set[int] = set()
         self._call = 0
 
-    def openings(self, prompts: Sequence[Any], build: Callable[[Any], list[int]]) -> list[tuple[Stem, int]]:
-        """Beginnings to read besides the texts: none, for a place in the middle of a text is as good as its end."""
+    def missing(self, prompts: Sequence[Any], build: Callable[[Any], list[int]]) -> list[tuple[CachedPrefix, int]]:
+        """Prefixes to compute beside the texts: none, since a text can be continued at any of its tokens."""
         return []
 
-    def bases(self, sequences: Sequence[list[int]], prompts: Sequence[Any]) -> list[Stem | None]:
-        """The longest beginning of each sequence that has been read; sequences with the same one get one object."""
-        found: dict[tuple[int, int], Stem] = {}
-        return [self._base(ids, found) if self._has_prefix(ids) else None for ids in sequences]
+    def match(self, sequences: Sequence[list[int]], prompts: Sequence[Any]) -> list[CachedPrefix | None]:
+        """The longest cached prefix of each sequence; sequences with the same one get one object."""
+        found: dict[tuple[int, int], CachedPrefix] = {}
+        return [self._match(ids, found) if self._has_prefix(ids) else None for ids in sequences]
 
     def _has_prefix(self, ids: list[int]) -> bool:
-        return not self.prefix.ids or self.prefix.begins(ids)
+        return not self.prefix.ids or self.prefix.is_prefix_of(ids)
 
-    def _base(self, ids: list[int], found: dict[tuple[int, int], Stem]) -> Stem | None:
-        start, after, slots = len(self.prefix.ids), self._next, [-1]
-        for token in ids[start:-1]:  # the last one must be read for its logits
-            if token not in after:
+    def _match(self, ids: list[int], found: dict[tuple[int, int], CachedPrefix]) -> CachedPrefix | None:
+        start, children, slots = len(self.prefix.ids), self._children, [-1]
+        for token in ids[start:-1]:  # the last one must be computed for its logits
+            if token not in children:
                 break
-            after[token].used = self._call
-            slots.append(after[token].slot)
-            after = after[token].next
+            children[token].last_used = self._call
+            slots.append(children[token].slot)
+            children = children[token].children
         length = start + len(slots) - 1
         if not length:
             return None
         key = length, slots[-1]
         if key not in found:
             own = np.array(slots[1:], dtype=np.int64)
-            place = np.concatenate([self.prefix.handle.slots, own]) if start else own
-            found[key] = Stem(ids[:length], Handle(0, length, place))
+            whole = np.concatenate([self.prefix.handle.slots, own]) if start else own
+            found[key] = CachedPrefix(ids[:length], CacheHandle(0, length, whole))
         return found[key]
 
-    def keep(self, texts: Sequence[Sequence[tuple[list[int], Handle]]], opened: Sequence[tuple[Stem, Handle]]) -> None:
-        """Remember what the orders of each text begin with alike, and free the rest.
+    def insert(
+        self,
+        texts: Sequence[Sequence[tuple[list[int], CacheHandle]]],
+        computed: Sequence[tuple[CachedPrefix, CacheHandle]],
+    ) -> None:
+        """Keep what the orders of each text have in common, and free the rest.
 
         Args:
-            texts: for each text its orders: token ids, and the place after them. opened: nothing.
+            texts: for each text its orders: token ids, and their handle. computed: none.
         """
         start = len(self.prefix.ids)
         for orders in texts:
             ids, handle = orders[0]
             if not self._has_prefix(ids):
                 continue
-            stop, after = common_length([each for each, _ in orders], start), self._next
+            stop, children = common_prefix_length([each for each, _ in orders], start), self._children
             for token, slot in zip(ids[start:stop], handle.slots[start:stop].tolist(), strict=True):
-                if token not in after:
-                    after[token] = _Token(slot, self._call)
+                if token not in children:
+                    children[token] = _Node(slot, self._call)
                     self._slots.add(slot)
-                after = after[token].next
-        self._free()
+                children = children[token].children
+        self._retain()
 
-    def end_call(self) -> None:
-        """Forget what has not been used for a while."""
-        stack = [self._next]
+    def evict(self) -> None:
+        """End a call: forget what was not used for a while."""
+        stack = [self._children]
         while stack:
-            after = stack.pop()
-            for token, read in list(after.items()):
-                if read.used < self._call - _CALLS_KEPT:
-                    self._slots.difference_update(each.slot for each in _subtree(after.pop(token)))
+            children = stack.pop()
+            for token, node in list(children.items()):
+                if node.last_used < self._call - _CALLS_KEPT:
+                    self._slots.difference_update(each.slot for each in _subtree(children.pop(token)))
                 else:
-                    stack.append(read.next)
+                    stack.append(node.children)
         self._call += 1
-        self._free()
+        self._retain()
 
-    def _free(self) -> None:
+    def _retain(self) -> None:
         prefix = self.prefix.handle
-        self.cache.keep_slots(0, self._slots.union(prefix.slots.tolist() if prefix else ()))
+        self.cache.slots.retain(0, self._slots.union(prefix.slots.tolist() if prefix else ()))
 
 
-def _subtree(token: _Token) -> Iterator[_Token]:
-    stack = [token]
+def _subtree(node: _Node) -> Iterator[_Node]:
+    stack = [node]
     while stack:
-        token = stack.pop()
-        yield token
-        stack.extend(token.next.values())
+        node = stack.pop()
+        yield node
+        stack.extend(node.children.values())
 
 
-class PromptStems:
-    """The beginnings of the prompts in flight, each read whole.
+class PromptPrefixCache:
+    """The prefixes of the prompts in flight, each kept whole.
 
     Args:
-        cache: where keys and values lie. prefix: what all texts begin with.
+        cache: where keys and values are kept. prefix: what all texts start with.
     """
 
-    def __init__(self, cache: CopyingCache, prefix: Stem):
+    def __init__(self, cache: CopyCache, prefix: CachedPrefix):
         self.cache = cache
         self.prefix = prefix
-        self.stems: OrderedDict[str, Stem] = OrderedDict()
+        self._by_prompt: OrderedDict[str, CachedPrefix] = OrderedDict()
 
-    def openings(self, prompts: Sequence[Any], build: Callable[[Any], list[int]]) -> list[tuple[Stem, int]]:
-        """Stems that have not been read, each with the place of the first text that needs it.
+    def missing(self, prompts: Sequence[Any], build: Callable[[Any], list[int]]) -> list[tuple[CachedPrefix, int]]:
+        """Prefixes that are not computed yet, each with the number of the first text that needs it.
 
         Args:
-            prompts: of the texts. build: the token ids that all texts of a prompt begin with.
+            prompts: of the texts. build: the token ids that all texts of a prompt start with.
         """
-        opened: dict[Stem, int] = {}
-        for place, prompt in enumerate(prompts):
+        missing: dict[CachedPrefix, int] = {}
+        for number, prompt in enumerate(prompts):
             key = repr(prompt)
-            if key not in self.stems:
-                self.stems[key] = Stem(build(prompt))
-            self.stems.move_to_end(key)
-            if self.stems[key].handle is None and self._goes_on(self.stems[key]):
-                opened.setdefault(self.stems[key], place)
-        return list(opened.items())
+            if key not in self._by_prompt:
+                self._by_prompt[key] = CachedPrefix(build(prompt))
+            self._by_prompt.move_to_end(key)
+            own = self._by_prompt[key]
+            if own.handle is None and (self.prefix.is_prefix_of(own.ids) if self.prefix.ids else own.ids):
+                missing.setdefault(own, number)
+        return list(missing.items())
 
-    def _goes_on(self, stem: Stem) -> bool:
-        return self.prefix.begins(stem.ids) if self.prefix.ids else bool(stem.ids)
+    def match(self, sequences: Sequence[list[int]], prompts: Sequence[Any]) -> list[CachedPrefix | None]:
+        """The longest cached prefix of each sequence: its prompt's, the shared one, or none."""
+        matches = []
+        for ids, prompt in zip(sequences, prompts, strict=True):
+            candidates = (self._by_prompt.get(repr(prompt)), self.prefix)
+            matches.append(next((each for each in candidates if each and each.is_prefix_of(ids)), None))
+        return matches
 
-    def bases(self, sequences: Sequence[list[int]], prompts: Sequence[Any]) -> list[Stem | None]:
-        """What has been read already of each sequence: its prompt's stem, the prefix, or nothing."""
-        return [
-            next((base for base in (self.stems.get(repr(prompt)), self.prefix) if base and base.begins(ids)), None)
-            for ids, prompt in zip(sequences, prompts, strict=True)
-        ]
-
-    def keep(self, texts: Sequence, opened: Sequence[tuple[Stem, Handle]]) -> None:
-        """Remember the stems that were read; texts at hand may still point to others."""
+    def insert(self, texts: Sequence, computed: Sequence[tuple[CachedPrefix, CacheHandle]]) -> None:
+        """Keep the prefixes that were computed; those evicted meanwhile are not kept."""
         own = len(self.prefix.ids)
-        while sum(len(stem.ids) - own for stem in self.stems.values()) > _STEM_TOKENS_KEPT:
-            self.stems.popitem(last=False)[1].handle = None
-        kept = {id(stem) for stem in self.stems.values()}
-        for stem, handle in opened:
-            stem.handle = handle if id(stem) in kept else None
+        while sum(len(each.ids) - own for each in self._by_prompt.values()) > _PROMPT_TOKENS_KEPT:
+            self._by_prompt.popitem(last=False)[1].handle = None
+        kept = set(self._by_prompt.values())
+        for each, handle in computed:
+            each.handle = handle if each in kept else None
 
-    def end_call(self) -> None:
-        """Nothing to do."""
+    def evict(self) -> None:
+        """End a call: nothing to do."""
 
 
-def common_length(sequences: Sequence[Sequence[int]], start: int = 0) -> int:
-    """Length of the beginning that all sequences share; at least `start`, which they share already."""
+def common_prefix_length(sequences: Sequence[Sequence[int]], start: int = 0) -> int:
+    """Length of the prefix that all sequences share; at least `start`, which they are known to share."""
     length = start
     shortest = min(map(len, sequences))
     while length < shortest and len({sequence[length] for sequence in sequences}) == 1:

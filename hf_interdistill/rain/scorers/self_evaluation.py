@@ -18,11 +18,11 @@ from ...scoring.control_tokens import break_up, control_pattern
 from ...scoring.formatting import is_messages, message_texts
 from ..config import JUDGE_VOTES
 from .base import Costs, Exchange, Scorer, ScorerError
-from .cached_forward import SharedTexts, fingerprint
+from .cached_forward import CachedForward, weights_version
 from .judge_prompt import JudgePrompt, label_tokens
-from .prefix_cache import common_length
+from .prefix_cache import common_prefix_length
 
-_KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer, graphs) -> SharedTexts}
+_KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer, graphs) -> CachedForward}
 _TRIALS = ("a", "7 z", "\n")  # completions with nothing in common, to see what is the same for all
 
 
@@ -87,9 +87,9 @@ class SelfEvaluationScorer(Scorer):
         self._check_length(contexts)
         prompts = [exchange.prompt for exchange in exchanges]
         labels = torch.tensor(self._labels)
-        with texts.reading_with(self.model):
-            logits, tokens = texts.read(contexts, prompts, self._stem, labels)
-        passes, shared = texts.take_costs()
+        with texts.lend(self.model):
+            logits, tokens = texts.last_logits(contexts, prompts, self._stem, labels)
+        passes, shared = texts.pop_costs()
         self._costs = Costs(tokens, passes, shared)
         return self._values(logits)
 
@@ -129,7 +129,7 @@ class SelfEvaluationScorer(Scorer):
     def _common(self, shown: Sequence[list[str]]) -> list[int]:
         """Token ids that all of the texts begin with."""
         contexts = [context for orders in self._contexts(shown) for context in orders]
-        return contexts[0][: common_length(contexts)]
+        return contexts[0][: common_prefix_length(contexts)]
 
     def _check_length(self, contexts) -> None:
         longest = max(len(context) for orders in contexts for context in orders)
@@ -140,12 +140,12 @@ class SelfEvaluationScorer(Scorer):
                 "examples, a judge with a longer context, or another scorer."
             )
 
-    def _texts(self) -> SharedTexts:
+    def _texts(self) -> CachedForward:
         """The judge prompt's keys and values: read once a process, and again when the model's weights change."""
         kept = _KEPT.setdefault(self.model, {})
         key = (self.prompt, id(self.tokenizer), self.cuda_graphs)
-        version = fingerprint(self.model)
+        version = weights_version(self.model)
         if key not in kept or kept[key].version != version:
             prefix = self._common([self.prompt.texts(Exchange(end, end)) for end in _TRIALS])
-            kept[key] = SharedTexts(self.model, prefix, version, self.cuda_graphs)
+            kept[key] = CachedForward(self.model, prefix, version, self.cuda_graphs)
         return kept[key]
