@@ -67,17 +67,17 @@ def _peak(model) -> float:
 
 
 def _look(engine, prompt: int, peak: float) -> Sample:
-    job, cache = engine.requests[0], engine.cache
-    nodes = list(job.search.tree.origin.subtree())
+    request, cache = engine.requests[0], engine.cache
+    nodes = list(request.search.tree.origin.subtree())
     layers = cache.cache.layers
     slots = len(layers[0].keys)
     per_token = (
         sum((layer.keys.numel() + layer.values.numel()) * layer.keys.element_size() for layer in layers) / slots
     )
-    copies = sum(place.told.handle.length for place in job.state.nodes.values() if place.told)
+    copies = sum(node.output.handle.length for node in request.state.nodes.values() if node.output)
     mib = per_token / 2**20
     return Sample(
-        iterations=job.search.iterations,
+        iterations=request.search.iterations,
         nodes=len(nodes) - 1,
         tokens=prompt + sum(len(node.tokens) for node in nodes),
         held=cache.num_tokens,
