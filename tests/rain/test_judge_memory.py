@@ -1,4 +1,4 @@
-"""ScoreCache of a judge that has read much of the texts before."""
+"""Scores of a judge that has prefixes of the texts in its cache."""
 
 import pytest
 from conftest import tokenizer_of
@@ -18,10 +18,10 @@ def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatc
     totals = []
     for completion in ("I am", "so", "it is"):
         exchanges = [Exchange(prompt, completion) for prompt in prompts]
-        values, costs = judge.judge(exchanges)
+        values, costs = judge.score_batch(exchanges)
         assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
         totals.append(costs.total_tokens - costs.shared_tokens)
-    texts = judge._texts()
+    texts = judge._prefix_cache()
     held = sum(len(stem.ids) - len(texts.prefix.ids) for stem in texts.known.stems.values() if stem.handle)
     assert held <= kept
     if kept == 10_000:
@@ -38,10 +38,10 @@ def test_a_long_answer_is_judged_at_the_price_of_its_end():
     read = []
     for count in range(1, len(words) + 1):
         exchanges = [Exchange("Tell me", " ".join(words[:count]))]
-        values, costs = judge.judge(exchanges)
+        values, costs = judge.score_batch(exchanges)
         assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
         read.append(costs.total_tokens - costs.shared_tokens)
-    whole = len(tokenizer(SHORT.texts(exchanges[0])[0])["input_ids"]) - len(judge._texts().prefix.ids)
+    whole = len(tokenizer(SHORT.texts(exchanges[0])[0])["input_ids"]) - len(judge._prefix_cache().prefix.ids)
     question = min(read[1:])
     assert max(read[1:]) < question + 15 and read[-1] < whole
 
@@ -53,6 +53,6 @@ def test_a_prompt_let_go_between_two_passes_is_read_again(monkeypatch, family):
     model, tokenizer = build_causal(family), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     exchanges = [Exchange("Tell me", text) for text in ("I am", "so it is", "a piano", "bread", "the sky")]
-    values, costs = judge.judge(exchanges)
+    values, costs = judge.score_batch(exchanges)
     assert costs.forward_passes > 3
     assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
