@@ -272,8 +272,8 @@ def test_a_processor_that_is_told_nothing_says_so(model, tokenizer):
     try:
         with pytest.raises(ValueError, match=r"Pass `max_new_tokens` to RAINLogitsProcessor too"):
             model.generate(**inputs, logits_processor=[processor], max_new_tokens=4)
-        told = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words, max_new_tokens=4)
-        assert model.generate(**inputs, logits_processor=[told], max_new_tokens=4).shape == (
+        processor = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words, max_new_tokens=4)
+        assert model.generate(**inputs, logits_processor=[processor], max_new_tokens=4).shape == (
             1,
             inputs["input_ids"].shape[1] + 4,
         )
