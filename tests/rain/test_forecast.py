@@ -53,7 +53,7 @@ def test_the_lookahead_visits_known_candidates_without_adding_them(count, depth_
     first, shape = tree.root.children[0], len(list(tree.root.subtree()))
     predicted = [(node.tokens_from_origin(), is_first) for node, is_first in predict_leaves(tree, first, count, known)]
     assert len(list(tree.root.subtree())) == shape and not first.children
-    # What happens when leaves do get these children on their second visit, as the search does.
+    # The leaves that are selected when every leaf is expanded at its second visit, as in the search.
     expected, node = [], first
     for _ in range(count):
         tree.backup(node, tree.root.value)

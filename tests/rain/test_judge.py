@@ -1,4 +1,4 @@
-"""Scorers, self-evaluation above all: against plain forward passes, text by text."""
+"""Scorers. Self-evaluation is compared with plain forward passes, text by text."""
 
 import math
 
@@ -30,7 +30,7 @@ EXCHANGES = [Exchange("Tell me", text) for text in ("I am", "I am well", "a {pro
 
 
 def by_hand(model, tokenizer, prompt, exchanges, vote) -> list[float]:
-    """One plain forward pass an order."""
+    """One plain forward pass per order."""
     values = []
     for exchange in exchanges:
         votes = []
@@ -48,7 +48,7 @@ def by_hand(model, tokenizer, prompt, exchanges, vote) -> list[float]:
 @pytest.mark.parametrize("vote", ["hard", "probability"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
-def test_verdicts_equal_plain_forward_passes(family, vote, kind):
+def test_scores_equal_plain_forward_passes(family, vote, kind):
     model, tokenizer = build_causal(family), tokenizer_of(kind)
     judge = SelfEvaluationScorer(SHORT, vote=vote).bind(model, tokenizer)
     values, _ = judge.score_batch(EXCHANGES)
@@ -71,7 +71,7 @@ def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_read_once():
 
 
 def test_only_what_is_read_is_counted():
-    """Without a prefix a prompt may begin as one that was judged before: what they share is in the cache already."""
+    """Without few-shot examples, prompts may share a prefix that is cached from an earlier call."""
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     bare = JudgePrompt("bare", "", "{prompt}{completion}", SHORT.question, SHORT.positive, SHORT.negative)
     judge = SelfEvaluationScorer(bare).bind(model, tokenizer)
@@ -107,7 +107,7 @@ def test_many_texts_are_read_in_several_passes(monkeypatch):
     assert parts == pytest.approx(whole, abs=1e-5)
 
 
-def test_a_judge_of_its_own_is_used():
+def test_a_separate_judge_is_used():
     model, other, tokenizer = build_causal(), build_causal(seed=5), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability", model=other, tokenizer=tokenizer)
     values, _ = judge.bind(model, tokenizer).score_batch(EXCHANGES)
@@ -131,7 +131,7 @@ def test_a_judge_does_not_keep_its_model_alive():
 
 @pytest.mark.parametrize("name", ["harmlessness", "truthfulness", "sentiment"])
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
-def test_our_prompts_can_be_read(name, kind):
+def test_built_in_judge_prompts_load(name, kind):
     prompt = JudgePrompt.load(name)
     tokenizer = tokenizer_of(kind)
     tokenizer.add_tokens([" Yes", " No", "Yes", "No"])  # too rare for a vocabulary of 900
@@ -165,7 +165,7 @@ def test_a_judge_longer_than_the_context_is_refused():
         judge.score_batch([Exchange("Tell me", "word " * 80)])
 
 
-def test_user_prompts_and_their_faults(tmp_path):
+def test_judge_prompts_of_users_and_their_errors(tmp_path):
     def write(**changes):
         fields = {"examples": "x\n", "plain": "{prompt} {completion}", "question": "{first} {second} (", **changes}
         path = tmp_path / "mine.yaml"
@@ -202,7 +202,7 @@ def test_rewards_are_mapped_by_tanh():
         RewardModelScorer(reward, scale=0)
 
 
-def test_what_a_reward_model_reads_is_counted():
+def test_tokens_of_a_reward_model_are_counted():
     model = build_student("gpt2")
     reward = RewardScorer(model, tokenizer_of("bytes"), batch_size=2)
     exchanges = [Exchange("Tell me", f" {text}") for text in ("more", "a long and winding story", "nothing")]

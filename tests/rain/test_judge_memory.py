@@ -10,7 +10,7 @@ from rain.test_judge import SHORT, by_hand
 
 
 @pytest.mark.parametrize("kept", [0, 25, 10_000])
-def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatch, kept):
+def test_prompt_prefixes_are_read_once_while_there_is_room(monkeypatch, kept):
     monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._STEM_TOKENS_KEPT", kept)
     model, tokenizer = build_causal("mistral"), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
@@ -30,7 +30,7 @@ def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatc
         assert abs(totals[1] - totals[0]) < 10
 
 
-def test_a_long_answer_is_judged_at_the_price_of_its_end():
+def test_scoring_a_longer_answer_reads_only_its_end():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     answer = "It is a long story about a piano that nobody wanted to play, and of bread"
@@ -47,7 +47,7 @@ def test_a_long_answer_is_judged_at_the_price_of_its_end():
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_a_prompt_let_go_between_two_passes_is_read_again(monkeypatch, family):
+def test_a_prefix_evicted_between_two_passes_is_read_again(monkeypatch, family):
     monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._STEM_TOKENS_KEPT", 0)
     monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_A_PASS", 40)
     model, tokenizer = build_causal(family), tokenizer_of("bytes")

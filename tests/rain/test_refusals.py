@@ -1,4 +1,4 @@
-"""What RAIN cannot do is refused clearly, and a scorer that fails is named."""
+"""Clear errors for everything that RAIN does not support, and for scorers that fail."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The search as a generator, driven by hand: no model, no tokenizer."""
+"""The search as a generator, driven without a model or a tokenizer."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_first_requests_in_order():
     # No empty answer is judged: the first text is the likeliest token and what follows.
     assert (second.node, second.is_rollout, second.expansion) == (origin.children[0], True, None)
     assert third == Judge("ai")
-    # The leaf is selected again: now it is expanded, with two tokens an edge.
+    # The leaf is selected again: now it is expanded, with two tokens per edge.
     assert isinstance(fourth, Decode)
     assert fourth.node in origin.children and isinstance(fifth, Judge | Decode)
     expansions = [each for each in drive(PromptSearch(quick(), Rules(), False)) if getattr(each, "expansion", None)]
@@ -111,7 +111,7 @@ def test_a_good_token_set_is_committed_early_and_rewinds_are_counted():
     assert sum(search.rewinds.values()) < search.iterations <= sum(search.rewinds.values()) + steps
 
 
-def test_widening_asks_for_the_next_token_and_for_another_draw():
+def test_widening_requests_the_next_token_or_another_draw():
     search = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
     requests = drive(search, judge=lambda text: -1.0, steps=400)
     expansions = [each.expansion for each in requests if isinstance(each, Decode) and each.expansion]
@@ -123,7 +123,7 @@ def test_widening_asks_for_the_next_token_and_for_another_draw():
     assert len(good.tree.origin.children) == 2
 
 
-def test_texts_are_embedded_in_one_call_a_backup_when_there_is_something_to_compare():
+def test_texts_are_embedded_in_one_call_per_backup_once_a_sibling_is_visited():
     search = PromptSearch(quick(iterations=12), Rules(), has_encoder=True)
     requests = drive(search, judge=lambda text: 0.5)
     judged = sum(isinstance(each, Judge) for each in requests)

@@ -1,4 +1,4 @@
-"""The tree in plain numbers: values computed by hand, and random scripts of operations."""
+"""The search tree: values computed by hand, and random scripts of operations."""
 
 import math
 
@@ -256,7 +256,7 @@ def check_invariants(tree, as_leaf, has_embeddings):
         assert has_embeddings or node.visits == node.true_visits
         assert node.prior >= 0 and math.isfinite(node.prior)
         below = sum(child.true_visits for child in node.children) + as_leaf.get(node, 0)
-        # A visit counts up to the root it started from, so only nodes above today's root may have fewer.
+        # A visit counts up to the root it started from, so only nodes above the current root may have fewer.
         is_above = node is not tree.root and node in tree.root.path()
         assert node.true_visits <= below if is_above else node.true_visits == below
         assert all(child.parent is node and child.depth == node.depth + 1 for child in node.children)

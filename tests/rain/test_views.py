@@ -91,8 +91,8 @@ def test_the_page_escapes_what_it_shows(record):
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
-def test_a_deep_tree_is_no_matter(is_committed, tmp_path):
-    """Deeper than Python recurses (1,000) and than browsers nest elements (512)."""
+def test_a_deep_tree_is_drawn(is_committed, tmp_path):
+    """Deeper than the recursion limit of Python (1,000) and the nesting limit of browsers (512)."""
     depth = 5_000
     root = leaf = node("")
     for number in range(depth):
@@ -115,7 +115,7 @@ def test_a_deep_tree_is_no_matter(is_committed, tmp_path):
     assert save(record, tmp_path / "tree.json").stat().st_size > depth * 100
 
 
-def test_rows_show_each_step_and_what_was_tried_in_its_place():
+def test_rows_show_each_step_and_its_alternatives():
     second = node("second", is_committed=True)
     first = node("first", second, node("other second"), is_committed=True)
     tried = node("tried", node("tried on", node("and on")), node("never", visits=0.0))
@@ -168,7 +168,7 @@ def test_pruning_keeps_the_committed_child():
     assert len(children) == 5
 
 
-def test_saving_by_ending(record, tmp_path):
+def test_the_suffix_selects_the_format(record, tmp_path):
     for ending, start in ((".json", "{"), (".html", "<!doctype"), (".mmd", "flowchart")):
         path = save(record, tmp_path / f"tree{ending}")
         assert path.read_text(encoding="utf-8").lstrip().lower().startswith(start)
@@ -176,7 +176,7 @@ def test_saving_by_ending(record, tmp_path):
         save(record, tmp_path / "tree.svg")
 
 
-def test_a_real_search_can_be_seen(model, tokenizer, tmp_path):
+def test_a_real_search_is_drawn(model, tokenizer, tmp_path):
     output = model.generate(
         **encode(tokenizer, ["Tell me"]),
         strategy="rain",

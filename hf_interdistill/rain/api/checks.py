@@ -93,8 +93,9 @@ def check_inputs(
         added = set(kwargs) if kwargs.keys() <= {*_WITHOUT_EFFECT} else _inputs_added_by_generate(model, input_ids)
         user_arguments = {name: value for name, value in kwargs.items() if name not in added}
     for name, value in kwargs.items():
+        # generate renames some inputs, so values are compared too.
         is_from_user = name in user_arguments or any(value is each for each in user_arguments.values())
-        # generate renames some inputs; those that it makes are counted positions and empty caches.
+        # Positions and filled caches are always checked; those that generate makes are counted and empty.
         is_from_user |= name == "position_ids" or _is_filled_cache(value)
         if name in _WITHOUT_EFFECT or not is_from_user or _is_redundant(name, kwargs):
             continue
