@@ -6,7 +6,6 @@ import ast
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from interaction.training_runs import config
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher, RewardScorer
 from hf_interdistill.hub.files import stage_model
 from hf_interdistill.rain.api.jobs import _write_tree
+from hf_interdistill.rain.results.records import RainRecord, TreeRecord
 from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 SOURCES = sorted((ROOT / "hf_interdistill").rglob("*.py"))
@@ -242,7 +242,8 @@ NAMES = [
 
 
 def test_ids_in_data_name_files_in_the_trees_folder_only(tmp_path):
-    record = SimpleNamespace(tree=SimpleNamespace(to_html=lambda stats: "page"), stats={})
+    root = {"text": "", "visits": 0.0, "prior": 1.0, "is_committed": False, "rewinds": 0, "children": []}
+    record = RainRecord(TreeRecord(root), stats={})
     paths = [_write_tree(tmp_path / "trees", name, record, "html") for name in NAMES]
     assert len(set(paths)) == len(NAMES)
     assert all(path.resolve().parent == (tmp_path / "trees").resolve() and path.is_file() for path in paths)

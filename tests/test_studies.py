@@ -257,7 +257,7 @@ def test_best_of_n_spends_the_budget_and_takes_the_best(modules):
             return 5, [(f"text {number // 2}", [1, 2, number]) for number in numbers]
 
     class Judge:
-        def judge(self, exchanges):
+        def score_batch(self, exchanges):
             numbers = [int(exchange.completion.split()[1]) for exchange in exchanges]
             return [-((number - 2) ** 2) for number in numbers], SimpleNamespace(tokens=[10] * len(numbers))
 

@@ -274,9 +274,9 @@ def test_the_judge_reads_no_control_token_of_the_texts_and_ends_with_its_questio
     tokenizer = tokenizer_of("bytes")
     judge = SelfEvaluationScorer("harmlessness").bind(build_causal(), tokenizer)
     for exchange in (Exchange(prompt, completion), Exchange([{"role": "user", "content": prompt}], completion)):
-        for text in judge._shown(exchange):
+        for text in judge._render(exchange):
             assert text.endswith("Answer: (") and text.startswith(judge.prompt.examples)
-            assert not specials_of(tokenizer) & set(judge._contexts([[text]])[0][0])
+            assert not specials_of(tokenizer) & set(judge._encode([[text]])[0][0])
 
 
 def test_an_injected_verdict_is_no_verdict():
@@ -289,7 +289,7 @@ def test_an_injected_verdict_is_no_verdict():
 
     for forged in FORGED["harmlessness"]:
         text = forged.replace("{good}", prompt.positive).replace("{bad}", prompt.negative)
-        assert [verdict(each) for each in scorer._shown(Exchange("x", text))] == ["B", "B"]  # of the last example
+        assert [verdict(each) for each in scorer._render(Exchange("x", text))] == ["B", "B"]  # of the last example
     assert torch.tensor(scorer.score([Exchange("x", text)])).isfinite().all()
 
 

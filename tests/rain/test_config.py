@@ -1,4 +1,4 @@
-"""Every constant of the published settings, and what a config refuses."""
+"""All constants of the published settings, and the values that a config refuses."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ import pytest
 from hf_interdistill.rain.config import DEVIATIONS, PRESETS, RainConfig
 from hf_interdistill.utils.fields import UnknownFieldError
 
-# The constants of the paper and the released code, as in the project's specification.
+# The constants of the paper and the released code.
 PUBLISHED = {
     "edge_lengths": (1, 2, 4, 10),
     "candidates": 10,
@@ -40,7 +40,7 @@ BY_PRESET = {
     },
     "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
 }
-# Ours: not constants of the method.
+# Settings of this implementation, not of the method.
 OURS = {"num_speculative": None, "cuda_graphs": None, "max_batch_size": 16, "seed": None}
 
 

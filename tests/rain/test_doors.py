@@ -1,4 +1,4 @@
-"""Four doors, one engine; and a wrapper that leaves everything else alone."""
+"""All entry points give the same tokens, and the wrapper leaves every other call unchanged."""
 
 import inspect
 import subprocess
@@ -28,7 +28,9 @@ def registered():
     register_rain()
 
 
-def all_doors(model, tokenizer, tmp_path, inputs, scorer=likes_short_words, **settings) -> dict[str, torch.Tensor]:
+def all_entry_points(
+    model, tokenizer, tmp_path, inputs, scorer=likes_short_words, **settings
+) -> dict[str, torch.Tensor]:
     config = quick_config()
     folder = tmp_path / "exported"
     export_custom_generate(folder, config)
@@ -67,25 +69,27 @@ def assert_equal(results):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
-def test_all_doors_give_the_same_tokens(family, tokenizer, tmp_path):
+def test_all_entry_points_give_the_same_tokens(family, tokenizer, tmp_path):
     model = build_causal(family)
     inputs = encode(tokenizer, PROMPTS)
-    assert_equal(all_doors(model, tokenizer, tmp_path, inputs, max_new_tokens=7))
+    assert_equal(all_entry_points(model, tokenizer, tmp_path, inputs, max_new_tokens=7))
 
 
-def test_all_doors_with_warpers_and_several_answers(model, tokenizer, tmp_path):
+def test_all_entry_points_with_warpers_and_several_answers(model, tokenizer, tmp_path):
     settings = {"do_sample": True, "top_k": 8, "temperature": 0.7, "repetition_penalty": 1.2}
     inputs = encode(tokenizer, PROMPTS)
-    assert_equal(all_doors(model, tokenizer, tmp_path, inputs, max_new_tokens=6, num_return_sequences=2, **settings))
+    assert_equal(
+        all_entry_points(model, tokenizer, tmp_path, inputs, max_new_tokens=6, num_return_sequences=2, **settings)
+    )
 
 
-def test_all_doors_on_a_real_model(stories, tmp_path):
+def test_all_entry_points_on_a_real_model(stories, tmp_path):
     model, tokenizer = stories
     inputs = encode(tokenizer, ["Once upon a time, there was a little girl named Lily.", "One day"])
-    assert_equal(all_doors(model, tokenizer, tmp_path, inputs, max_new_tokens=12))
+    assert_equal(all_entry_points(model, tokenizer, tmp_path, inputs, max_new_tokens=12))
 
 
-def test_all_doors_on_a_chat_model_with_its_own_judgment(model, tokenizer, tmp_path):
+def test_all_entry_points_on_a_chat_model_with_its_own_judgment(model, tokenizer, tmp_path):
     judge = JudgePrompt(
         "kind", "Be kind. (A)\nBe mean. (B)\n", "{prompt}{completion}", " (A) {first} (B) {second}: (", "kind", "mean"
     )
@@ -97,7 +101,7 @@ def test_all_doors_on_a_chat_model_with_its_own_judgment(model, tokenizer, tmp_p
     )
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     scorer = SelfEvaluationScorer(judge, vote="probability")
-    assert_equal(all_doors(model, tokenizer, tmp_path, inputs, scorer, max_new_tokens=6))
+    assert_equal(all_entry_points(model, tokenizer, tmp_path, inputs, scorer, max_new_tokens=6))
 
 
 def test_plain_generate_is_untouched(model, tokenizer):
@@ -123,7 +127,7 @@ def test_plain_generate_is_untouched(model, tokenizer):
         assert torch.equal(*results), call
 
 
-def test_a_positional_call_goes_through_every_door(model, tokenizer):
+def test_a_positional_call_goes_through_every_entry_point(model, tokenizer):
     inputs = encode(tokenizer, PROMPTS[:1])
     own = {"rain_config": quick_config(), "rain_scorer": likes_short_words, "tokenizer": tokenizer}
     config = GenerationConfig(max_new_tokens=4, eos_token_id=2, pad_token_id=3)
@@ -131,7 +135,7 @@ def test_a_positional_call_goes_through_every_door(model, tokenizer):
     assert torch.equal(first, model.generate(**inputs, max_new_tokens=4, strategy="rain", **own))
 
 
-def test_registering_twice_is_registering_once():
+def test_registering_twice_has_no_effect():
     unregister_rain()
     original = GenerationMixin.generate
     unregister_rain()
@@ -163,7 +167,7 @@ def run_python(code: str) -> str:
     return result.stdout.strip()
 
 
-def test_importing_the_package_is_light_and_registers_when_transformers_comes():
+def test_importing_the_package_is_light_and_registers_when_transformers_is_loaded():
     code = """
 import sys
 import hf_interdistill
@@ -191,8 +195,8 @@ def test_with_transformers_loaded_the_package_registers_at_once():
     assert hasattr(GenerationMixin.generate, "_rain_wrapped")
 
 
-def test_unregistering_before_transformers_comes(tmp_path):
-    """With a stand-in for transformers, which loads in no time."""
+def test_unregistering_before_transformers_is_loaded(tmp_path):
+    """With a stub of transformers, which loads fast."""
     package = tmp_path / "transformers" / "generation"
     package.mkdir(parents=True)
     (tmp_path / "transformers" / "__init__.py").touch()
@@ -213,7 +217,7 @@ print("fine")
     assert run_python(code) == "fine"
 
 
-def test_a_transformers_without_the_mixin_still_loads(tmp_path):
+def test_transformers_without_the_mixin_still_loads(tmp_path):
     package = tmp_path / "transformers" / "generation"
     package.mkdir(parents=True)
     (tmp_path / "transformers" / "__init__.py").touch()
@@ -253,7 +257,7 @@ def test_the_folder_loads_with_a_model(model, tokenizer, tmp_path):
         {},
     ],
 )
-def test_a_processor_learns_the_call(model, tokenizer, settings):
+def test_a_processor_gets_the_settings_of_the_call(model, tokenizer, settings):
     inputs = encode(tokenizer, PROMPTS)
     processor = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words)
     decoder = RainDecoder(tokenizer, quick_config(), likes_short_words)
@@ -264,7 +268,7 @@ def test_a_processor_learns_the_call(model, tokenizer, settings):
     assert torch.equal(positional, expected)
 
 
-def test_a_processor_that_is_told_nothing_says_so(model, tokenizer):
+def test_a_processor_without_a_length_is_refused(model, tokenizer):
     inputs = encode(tokenizer, PROMPTS[:1])
     processor = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words)
     model.generate(**inputs, logits_processor=[processor], max_new_tokens=2)
@@ -272,8 +276,8 @@ def test_a_processor_that_is_told_nothing_says_so(model, tokenizer):
     try:
         with pytest.raises(ValueError, match=r"Pass `max_new_tokens` to RAINLogitsProcessor too"):
             model.generate(**inputs, logits_processor=[processor], max_new_tokens=4)
-        told = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words, max_new_tokens=4)
-        assert model.generate(**inputs, logits_processor=[told], max_new_tokens=4).shape == (
+        processor = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words, max_new_tokens=4)
+        assert model.generate(**inputs, logits_processor=[processor], max_new_tokens=4).shape == (
             1,
             inputs["input_ids"].shape[1] + 4,
         )
@@ -281,7 +285,7 @@ def test_a_processor_that_is_told_nothing_says_so(model, tokenizer):
         register_rain()
 
 
-def test_a_processor_serves_one_generate_after_another(model):
+def test_a_processor_can_be_reused(model):
     tokenizer = tokenizer_of("bytes")
     processor = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words, max_new_tokens=5)
     for prompts in (PROMPTS, PROMPTS[:1], PROMPTS[:1]):

@@ -1,4 +1,4 @@
-"""Texts end as those of `generate` do: by length, EOS, stop strings, criteria, a new turn, the context."""
+"""Texts end as in `generate`: at the length, EOS, stop strings, criteria, a new turn, or the context."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def test_left_padding_changes_nothing(model, tokenizer):
 
 
 @pytest.mark.parametrize("names", [("min_new_tokens",), ("min_length",)])
-def test_a_least_length_counts_from_the_prompt(model, tokenizer, names):
-    """EOS is the likeliest token everywhere, so only the minimum keeps a text going."""
+def test_a_minimum_length_counts_from_the_prompt(model, tokenizer, names):
+    """EOS is the likeliest token everywhere, so only the minimum keeps a text from ending."""
 
     inputs = encode(tokenizer, PROMPTS)
     least = 4 if names[0] == "min_new_tokens" else inputs["input_ids"].shape[1] + 4
@@ -92,7 +92,7 @@ def test_stopping_criteria_end_a_text(model, tokenizer):
     assert (len(output.rain[0].tokens), output.rain[0].finish_reason) == (3, "stop")
 
 
-def test_a_criterion_that_changes_its_mind_ends_a_text_at_the_next_commit(model, tokenizer):
+def test_a_criterion_that_starts_to_hold_ends_a_text_at_the_next_commit(model, tokenizer):
     """As `MaxTimeCriteria` does."""
     asked, is_late = [], []
 

@@ -1,15 +1,16 @@
-"""What a search will visit next, against what it does visit."""
+"""The leaves that a lookahead predicts, against those that the search selects."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_interdistill.rain.search.lookahead import predict_leaves
 from hf_interdistill.rain.search.tree import Candidate
 from rain.test_tree import tree_of
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
-def test_a_forecast_is_what_happens_if_values_are_the_mean(values, count):
+def test_the_lookahead_is_right_if_every_value_is_the_mean(values, count):
     tree = tree_of([4.0, 3.0, 2.0, 1.0])
 
     def leaf():
@@ -25,7 +26,7 @@ def test_a_forecast_is_what_happens_if_values_are_the_mean(values, count):
         tree.backup(leaf(), value)
     before = [(node, node.visits, node.true_visits, node.value) for node in tree.root.subtree()]
     first, mean = leaf(), tree.root.value
-    forecast = tree.forecast(first, count)
+    predicted = predict_leaves(tree, first, count)
     assert [(node, node.visits, node.true_visits, node.value) for node in tree.root.subtree()] == before
     expected, node = [], first
     for _ in range(count):
@@ -33,13 +34,13 @@ def test_a_forecast_is_what_happens_if_values_are_the_mean(values, count):
         node = leaf()
         if not node.is_terminal and (node, node.true_visits == 0) not in expected:
             expected.append((node, node.true_visits == 0))
-    assert forecast == expected
-    assert tree.forecast(first, 0) == []
+    assert predicted == expected
+    assert predict_leaves(tree, first, 0) == []
 
 
 @given(st.integers(1, 12), st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
-def test_a_forecast_looks_at_children_that_are_known_and_not_there_yet(count, depth_known):
+def test_the_lookahead_visits_known_candidates_without_adding_them(count, depth_known):
     def children(node):
         number = len(node.tokens_from_origin())
         return [Candidate((number, 1), 2.0), Candidate((number, 2), 1.0, number % 3 == 0)]
@@ -50,9 +51,9 @@ def test_a_forecast_looks_at_children_that_are_known_and_not_there_yet(count, de
     tree = tree_of([4.0, 3.0, 2.0])
     tree.backup(tree.root.children[0], 0.5)
     first, shape = tree.root.children[0], len(list(tree.root.subtree()))
-    forecast = [(node.tokens_from_origin(), is_first) for node, is_first in tree.forecast(first, count, known)]
+    predicted = [(node.tokens_from_origin(), is_first) for node, is_first in predict_leaves(tree, first, count, known)]
     assert len(list(tree.root.subtree())) == shape and not first.children
-    # What happens when leaves do get these children on their second visit, as the search does.
+    # The leaves that are selected when every leaf is expanded at its second visit, as in the search.
     expected, node = [], first
     for _ in range(count):
         tree.backup(node, tree.root.value)
@@ -66,4 +67,4 @@ def test_a_forecast_looks_at_children_that_are_known_and_not_there_yet(count, de
         found = node.tokens_from_origin(), node.true_visits == 0
         if not node.is_terminal and found not in expected:
             expected.append(found)
-    assert forecast == expected
+    assert predicted == expected

@@ -13,7 +13,7 @@ from hf_interdistill.rain.kv_cache.factory import build_cache
 from hf_interdistill.rain.kv_cache.forward import ForwardInput
 from hf_interdistill.rain.kv_cache.tree_cache import TreeCache
 from hf_interdistill.rain.scorers.base import Exchange
-from hf_interdistill.rain.scorers.self_evaluation import _KEPT, SelfEvaluationScorer
+from hf_interdistill.rain.scorers.self_evaluation import _PREFIX_CACHES, SelfEvaluationScorer
 from rain.conftest import (
     NO_GPU,
     OTHER,
@@ -177,7 +177,7 @@ def test_no_graphs_where_they_are_not_wanted(tokenizer, device):
     assert build_cache(model, 1, cuda_graphs=False).graphs is None
     search(model, tokenizer, quick_config(cuda_graphs=False), "self", max_new_tokens=2)
     assert Repeating.captured == 0
-    assert {texts.cache.graphs for texts in _KEPT[model].values()} == {None}
+    assert {texts.cache.graphs for texts in _PREFIX_CACHES[model].values()} == {None}
 
 
 @NO_GPU
@@ -186,7 +186,7 @@ def test_a_judge_keeps_no_weights(tokenizer):
     scorer = SelfEvaluationScorer(SHORT, model=model, tokenizer=tokenizer)
     for end in "abcd":
         scorer.score([Exchange("Tell me", f" that {end}")])
-    (kept,) = _KEPT[model].values()
+    (kept,) = _PREFIX_CACHES[model].values()
     assert len(kept.cache.graphs) > 0
     head = weakref.ref(model.get_output_embeddings().weight)
     graphs = kept.cache.graphs

@@ -1,4 +1,4 @@
-"""Model inputs: what `generate` adds by itself is never refused, what the user passes is used or refused."""
+"""Model inputs: those that `generate` adds are never refused; those that the user passes are used or refused."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from rain.conftest import PROMPTS, build_causal, encode, likes_short_words, quic
 
 
 class WithImages(LlamaForCausalLM):
-    """Takes images as models of vision and language do, and has `generate` add empty ones."""
+    """Accepts images, as vision-language models do; `generate` adds empty ones."""
 
     def forward(self, *args, pixel_values=None, image_sizes=None, **kwargs):
         assert pixel_values is None or not pixel_values.numel()
@@ -30,7 +30,7 @@ def with_images():
 
 @pytest.fixture(params=["strategy", "decoder alone"])
 def search(request, tokenizer):
-    """RAIN by `strategy="rain"`, and by a `RainDecoder` where nothing wraps `generate`."""
+    """RAIN with `strategy="rain"`, and with a `RainDecoder` without the `generate` wrapper."""
 
     def by_strategy(model, inputs, **kwargs):
         return rain(model, tokenizer, inputs, **kwargs).sequences
@@ -47,7 +47,7 @@ def search(request, tokenizer):
     register_rain()
 
 
-def test_names_that_a_later_generate_adds_are_not_refused(model, tokenizer, search, monkeypatch):
+def test_inputs_added_by_a_later_generate_are_not_refused(model, tokenizer, search, monkeypatch):
     inputs = encode(tokenizer, PROMPTS)
     expected = search(model, inputs, max_new_tokens=5)
     prepare = type(model)._prepare_cache_for_generation
@@ -61,17 +61,17 @@ def test_names_that_a_later_generate_adds_are_not_refused(model, tokenizer, sear
     assert torch.equal(search(model, inputs, max_new_tokens=5), expected)
 
 
-def test_a_model_that_takes_images_is_searched_without_one(with_images, tokenizer, search):
+def test_a_model_that_accepts_images_is_searched_without_images(with_images, tokenizer, search):
     inputs = encode(tokenizer, PROMPTS[:1])
     expected = search(with_images, inputs, max_new_tokens=4)
     for empty in (None, torch.zeros(0, 3, 8, 8), []):
-        if isinstance(empty, list):  # transformers asks inputs of the model for their shape, but not these
+        if isinstance(empty, list):  # transformers reads the shape of model inputs, but not of these
             assert torch.equal(search(with_images, {**inputs, "image_sizes": empty}, max_new_tokens=4), expected)
         else:
             assert torch.equal(search(with_images, {**inputs, "pixel_values": empty}, max_new_tokens=4), expected)
 
 
-def test_inputs_of_the_user_that_the_search_cannot_pass_on_are_refused(with_images, tokenizer, search):
+def test_user_inputs_that_the_search_would_ignore_are_refused(with_images, tokenizer, search):
     inputs = encode(tokenizer, PROMPTS)
     shifted = inputs["attention_mask"].cumsum(-1) + 5
     cache = DynamicCache(config=with_images.config)
@@ -82,7 +82,7 @@ def test_inputs_of_the_user_that_the_search_cannot_pass_on_are_refused(with_imag
         ({"position_ids": shifted}, "`position_ids` was passed to the model"),
         (
             {"past_key_values": cache},
-            "`(cache|past_key_values)` was passed, but RAIN keeps keys and values",
+            "`(cache|past_key_values)` was passed, but RAIN uses its own tree cache",
         ),
     ]
     for given, message in cases:
@@ -90,7 +90,7 @@ def test_inputs_of_the_user_that_the_search_cannot_pass_on_are_refused(with_imag
             search(with_images, {**inputs, **given}, max_new_tokens=4)
 
 
-def test_inputs_that_say_what_ids_and_mask_say_anyway_are_taken(model, tokenizer, search):
+def test_inputs_that_follow_from_ids_and_mask_are_accepted(model, tokenizer, search):
     inputs = encode(tokenizer, PROMPTS)
     expected = search(model, inputs, max_new_tokens=4)
     counted = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -98,8 +98,8 @@ def test_inputs_that_say_what_ids_and_mask_say_anyway_are_taken(model, tokenizer
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "rwkv", "jamba"])
-def test_families_with_caches_of_their_own_search_right_or_are_refused(family, tokenizer, search):
-    """A greedy search of one candidate writes what plain greedy decoding writes, or there is a clear refusal."""
+def test_families_with_their_own_caches_search_correctly_or_are_refused(family, tokenizer, search):
+    """A greedy search of one candidate gives the tokens of greedy decoding, or a clear error."""
     shape = {
         "mamba": {"state_size": 4, "expand": 2},
         "mamba2": {"state_size": 4, "expand": 2, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},

@@ -233,8 +233,8 @@ def test_generation_settings_count(job, tmp_path):
         ({"generation": {"max_new_token": 3}}, "the nearest is `max_new_tokens`"),
         ({"rain": {"min_visit": 3}}, "the nearest is `min_visits`"),
         ({"tree_format": "svg"}, "`tree_format` is 'svg'"),
-        ({"scorer": "reward"}, "`reward_model` goes with"),
-        ({"reward_model": "x"}, "`reward_model` goes with"),
+        ({"scorer": "reward"}, "requires `reward_model`"),
+        ({"reward_model": "x"}, "requires `reward_model`"),
     ],
 )
 def test_bad_settings_are_named(job, changes, message):

@@ -1,4 +1,4 @@
-"""Scorers, self-evaluation above all: against plain forward passes, text by text."""
+"""Scorers. Self-evaluation is compared with plain forward passes, text by text."""
 
 import math
 
@@ -6,16 +6,12 @@ import pytest
 import torch
 from conftest import build_student, tokenizer_of
 
-from hf_interdistill.rain.scorers.base import (
-    Exchange,
-    FunctionScorer,
-    RewardModelScorer,
-    ScorerError,
-    WeightedScorer,
-    as_scorer,
-)
+from hf_interdistill.rain.scorers.base import Exchange, ScorerError
+from hf_interdistill.rain.scorers.builtin import FunctionScorer, RewardModelScorer
 from hf_interdistill.rain.scorers.judge_prompt import PROMPTS, JudgePrompt, label_tokens
+from hf_interdistill.rain.scorers.resolve import as_scorer
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
+from hf_interdistill.rain.scorers.weighted import WeightedScorer
 from hf_interdistill.scoring.scorer import RewardScorer
 from rain.conftest import build_causal
 
@@ -34,7 +30,7 @@ EXCHANGES = [Exchange("Tell me", text) for text in ("I am", "I am well", "a {pro
 
 
 def by_hand(model, tokenizer, prompt, exchanges, vote) -> list[float]:
-    """One plain forward pass an order."""
+    """One plain forward pass per order."""
     values = []
     for exchange in exchanges:
         votes = []
@@ -52,10 +48,10 @@ def by_hand(model, tokenizer, prompt, exchanges, vote) -> list[float]:
 @pytest.mark.parametrize("vote", ["hard", "probability"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
-def test_verdicts_equal_plain_forward_passes(family, vote, kind):
+def test_scores_equal_plain_forward_passes(family, vote, kind):
     model, tokenizer = build_causal(family), tokenizer_of(kind)
     judge = SelfEvaluationScorer(SHORT, vote=vote).bind(model, tokenizer)
-    values, _ = judge.judge(EXCHANGES)
+    values, _ = judge.score_batch(EXCHANGES)
     assert values == pytest.approx(by_hand(model, tokenizer, SHORT, EXCHANGES, vote), abs=1e-4)
     assert values[1] == values[4]
 
@@ -63,10 +59,10 @@ def test_verdicts_equal_plain_forward_passes(family, vote, kind):
 def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_read_once():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     first = SelfEvaluationScorer(SHORT).bind(model, tokenizer)
-    _, costs = first.judge(EXCHANGES)
+    _, costs = first.score_batch(EXCHANGES)
     assert costs.forward_passes == 2  # the examples, and everything else
     assert costs.shared_tokens > 5
-    _, again = SelfEvaluationScorer(SHORT).bind(model, tokenizer).judge(EXCHANGES)
+    _, again = SelfEvaluationScorer(SHORT).bind(model, tokenizer).score_batch(EXCHANGES)
     assert (again.forward_passes, again.shared_tokens) == (1, 0)
     separate = sum(
         len(tokenizer(text)["input_ids"]) - costs.shared_tokens for each in EXCHANGES for text in SHORT.texts(each)
@@ -75,27 +71,27 @@ def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_read_once():
 
 
 def test_only_what_is_read_is_counted():
-    """Without a prefix a prompt may begin as one that was judged before: what they share is in the cache already."""
+    """Without few-shot examples, prompts may share a prefix that is cached from an earlier call."""
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     bare = JudgePrompt("bare", "", "{prompt}{completion}", SHORT.question, SHORT.positive, SHORT.negative)
     judge = SelfEvaluationScorer(bare).bind(model, tokenizer)
     start = "Always answer politely, whatever you are asked, and never be rude."
     exchanges = [Exchange(f"{start} {end}", " Yes, of course.") for end in ("Why?", "How so?", "Where to?")]
     for exchange in exchanges:
-        before = judge._texts().cache.forward_tokens
-        values, costs = judge.judge([exchange])
+        before = judge._prefix_cache().cache.forward_tokens
+        values, costs = judge.score_batch([exchange])
         assert values == pytest.approx(by_hand(model, tokenizer, bare, [exchange], "hard"))
-        assert costs.total_tokens == judge._texts().cache.forward_tokens - before
+        assert costs.total_tokens == judge._prefix_cache().cache.forward_tokens - before
 
 
 def test_the_prefix_is_read_again_when_the_weights_change():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
-    before, _ = judge.judge(EXCHANGES)
+    before, _ = judge.score_batch(EXCHANGES)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    after, costs = judge.judge(EXCHANGES)
+    after, costs = judge.score_batch(EXCHANGES)
     assert after != before
     assert costs.shared_tokens > 0
     assert after == pytest.approx(by_hand(model, tokenizer, SHORT, EXCHANGES, "probability"), abs=1e-4)
@@ -104,17 +100,17 @@ def test_the_prefix_is_read_again_when_the_weights_change():
 def test_many_texts_are_read_in_several_passes(monkeypatch):
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
-    whole, _ = judge.judge(EXCHANGES)
+    whole, _ = judge.score_batch(EXCHANGES)
     monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_PER_PASS", 60)
-    parts, costs = judge.judge(EXCHANGES)
+    parts, costs = judge.score_batch(EXCHANGES)
     assert costs.forward_passes > 2
     assert parts == pytest.approx(whole, abs=1e-5)
 
 
-def test_a_judge_of_its_own_is_used():
+def test_a_separate_judge_is_used():
     model, other, tokenizer = build_causal(), build_causal(seed=5), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability", model=other, tokenizer=tokenizer)
-    values, _ = judge.bind(model, tokenizer).judge(EXCHANGES)
+    values, _ = judge.bind(model, tokenizer).score_batch(EXCHANGES)
     assert values == pytest.approx(by_hand(other, tokenizer, SHORT, EXCHANGES, "probability"), abs=1e-4)
     with pytest.raises(ValueError, match="both `model` and `tokenizer`"):
         SelfEvaluationScorer(SHORT, model=other)
@@ -126,7 +122,7 @@ def test_a_judge_does_not_keep_its_model_alive():
 
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT).bind(model, tokenizer)
-    judge.judge(EXCHANGES)
+    judge.score_batch(EXCHANGES)
     reference = weakref.ref(model)
     del model, judge
     gc.collect()
@@ -135,7 +131,7 @@ def test_a_judge_does_not_keep_its_model_alive():
 
 @pytest.mark.parametrize("name", ["harmlessness", "truthfulness", "sentiment"])
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
-def test_our_prompts_can_be_read(name, kind):
+def test_built_in_judge_prompts_load(name, kind):
     prompt = JudgePrompt.load(name)
     tokenizer = tokenizer_of(kind)
     tokenizer.add_tokens([" Yes", " No", "Yes", "No"])  # too rare for a vocabulary of 900
@@ -166,10 +162,10 @@ def test_a_judge_longer_than_the_context_is_refused():
     model, tokenizer = build_causal(max_position_embeddings=64), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT).bind(model, tokenizer)
     with pytest.raises(ScorerError, match="but its context is 64"):
-        judge.judge([Exchange("Tell me", "word " * 80)])
+        judge.score_batch([Exchange("Tell me", "word " * 80)])
 
 
-def test_user_prompts_and_their_faults(tmp_path):
+def test_judge_prompts_of_users_and_their_errors(tmp_path):
     def write(**changes):
         fields = {"examples": "x\n", "plain": "{prompt} {completion}", "question": "{first} {second} (", **changes}
         path = tmp_path / "mine.yaml"
@@ -199,22 +195,22 @@ def test_rewards_are_mapped_by_tanh():
         assert prompts[-1] == CHAT and prompts[0] == "Tell me"
         return [0.0, 2.0, -2.0, 1e9, 4.0, 2.0]
 
-    values, costs = RewardModelScorer(reward, scale=2.0, center=2.0).judge(EXCHANGES)
+    values, costs = RewardModelScorer(reward, scale=2.0, center=2.0).score_batch(EXCHANGES)
     assert values == pytest.approx([math.tanh(-1), 0, math.tanh(-2), 1, math.tanh(1), 0])
     assert costs.total_tokens == 0
     with pytest.raises(ValueError, match="`scale` is 0"):
         RewardModelScorer(reward, scale=0)
 
 
-def test_what_a_reward_model_reads_is_counted():
+def test_tokens_of_a_reward_model_are_counted():
     model = build_student("gpt2")
     reward = RewardScorer(model, tokenizer_of("bytes"), batch_size=2)
     exchanges = [Exchange("Tell me", f" {text}") for text in ("more", "a long and winding story", "nothing")]
-    values, costs = RewardModelScorer(reward).judge(exchanges)
+    values, costs = RewardModelScorer(reward).score_batch(exchanges)
     texts = [each.prompt + each.completion + "</s>" for each in exchanges]
     assert costs.tokens == [len(tokenizer_of("bytes")(text)["input_ids"]) for text in texts]
     assert costs.forward_passes == 2 and len(values) == 3
-    RewardModelScorer(reward).judge(exchanges[:1])
+    RewardModelScorer(reward).score_batch(exchanges[:1])
     assert RewardModelScorer(reward).costs(1).tokens == costs.tokens[:1]
 
 
@@ -226,18 +222,18 @@ def test_functions_see_completions_or_whole_texts():
         return [0.5] * len(texts)
 
     exchanges = [EXCHANGES[0], EXCHANGES[-1]]
-    assert FunctionScorer(scorer).judge(exchanges)[0] == [0.5, 0.5]
-    FunctionScorer(scorer, with_prompt=True).judge(exchanges)
+    assert FunctionScorer(scorer).score_batch(exchanges)[0] == [0.5, 0.5]
+    FunctionScorer(scorer, with_prompt=True).score_batch(exchanges)
     assert seen[0] == ["I am", "Fine."]
     assert seen[1] == ["Tell meI am", "System: Be brief.\nUser: How are {completion}?\nAssistant: Fine."]
 
 
 def test_a_weighted_mix():
     mix = WeightedScorer([(lambda texts: [1.0] * len(texts), 3), (lambda texts: [-1.0] * len(texts), 1)])
-    assert mix.bind(None, None).judge(EXCHANGES)[0] == pytest.approx([0.5] * 6)
+    assert mix.bind(None, None).score_batch(EXCHANGES)[0] == pytest.approx([0.5] * 6)
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     both = WeightedScorer([(SelfEvaluationScorer(SHORT), 1.0), (lambda texts: [0.0] * len(texts), 1.0)])
-    values, costs = both.bind(model, tokenizer).judge(EXCHANGES)
+    values, costs = both.bind(model, tokenizer).score_batch(EXCHANGES)
     assert values == pytest.approx([value / 2 for value in by_hand(model, tokenizer, SHORT, EXCHANGES, "hard")])
     assert costs.forward_passes == 2 and costs.total_tokens > 0
     for weights in ([], [0.0], [-1.0], [math.nan]):
@@ -259,6 +255,6 @@ def test_what_users_pass_becomes_a_scorer():
 
 
 def test_values_must_be_numbers():
-    with pytest.raises(ScorerError, match="one number a text"):
-        FunctionScorer(lambda texts: None).judge(EXCHANGES)
-    assert FunctionScorer(lambda texts: torch.full((len(texts),), 1 + 1e-9)).judge(EXCHANGES)[0] == [1.0] * 6
+    with pytest.raises(ScorerError, match="one number per text"):
+        FunctionScorer(lambda texts: None).score_batch(EXCHANGES)
+    assert FunctionScorer(lambda texts: torch.full((len(texts),), 1 + 1e-9)).score_batch(EXCHANGES)[0] == [1.0] * 6

@@ -1,4 +1,4 @@
-"""ScoreCache of a judge that has read much of the texts before."""
+"""Scores of a judge that has prefixes of the texts in its cache."""
 
 import pytest
 from conftest import tokenizer_of
@@ -10,7 +10,7 @@ from rain.test_judge import SHORT, by_hand
 
 
 @pytest.mark.parametrize("kept", [0, 25, 10_000])
-def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatch, kept):
+def test_prompt_prefixes_are_read_once_while_there_is_room(monkeypatch, kept):
     monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._PROMPT_TOKENS_KEPT", kept)
     model, tokenizer = build_causal("mistral"), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
@@ -18,11 +18,11 @@ def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatc
     totals = []
     for completion in ("I am", "so", "it is"):
         exchanges = [Exchange(prompt, completion) for prompt in prompts]
-        values, costs = judge.judge(exchanges)
+        values, costs = judge.score_batch(exchanges)
         assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
         totals.append(costs.total_tokens - costs.shared_tokens)
-    texts = judge._texts()
-    held = sum(len(stem.ids) - len(texts.prefix.ids) for stem in texts.known.stems.values() if stem.handle)
+    texts = judge._prefix_cache()
+    held = sum(len(each.ids) - len(texts.prefix.ids) for each in texts.prefix_cache._by_prompt.values() if each.handle)
     assert held <= kept
     if kept == 10_000:
         assert totals[1] < totals[0] - 10 and held > 10
@@ -30,7 +30,7 @@ def test_stems_of_prompts_in_flight_are_read_once_while_there_is_room(monkeypatc
         assert abs(totals[1] - totals[0]) < 10
 
 
-def test_a_long_answer_is_judged_at_the_price_of_its_end():
+def test_scoring_a_longer_answer_reads_only_its_end():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     answer = "It is a long story about a piano that nobody wanted to play, and of bread"
@@ -38,21 +38,21 @@ def test_a_long_answer_is_judged_at_the_price_of_its_end():
     read = []
     for count in range(1, len(words) + 1):
         exchanges = [Exchange("Tell me", " ".join(words[:count]))]
-        values, costs = judge.judge(exchanges)
+        values, costs = judge.score_batch(exchanges)
         assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
         read.append(costs.total_tokens - costs.shared_tokens)
-    whole = len(tokenizer(SHORT.texts(exchanges[0])[0])["input_ids"]) - len(judge._texts().prefix.ids)
+    whole = len(tokenizer(SHORT.texts(exchanges[0])[0])["input_ids"]) - len(judge._prefix_cache().prefix.ids)
     question = min(read[1:])
     assert max(read[1:]) < question + 15 and read[-1] < whole
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_a_prompt_let_go_between_two_passes_is_read_again(monkeypatch, family):
+def test_a_prefix_evicted_between_two_passes_is_read_again(monkeypatch, family):
     monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._PROMPT_TOKENS_KEPT", 0)
     monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_PER_PASS", 40)
     model, tokenizer = build_causal(family), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     exchanges = [Exchange("Tell me", text) for text in ("I am", "so it is", "a piano", "bread", "the sky")]
-    values, costs = judge.judge(exchanges)
+    values, costs = judge.score_batch(exchanges)
     assert costs.forward_passes > 3
     assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)

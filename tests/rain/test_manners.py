@@ -1,4 +1,4 @@
-"""RAIN behaves as `generate` does: caches, processors, several answers, streamers, outputs."""
+"""Options of `generate`: caches, processors, several answers, streamers, outputs."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_expansion_settings_change_the_search(model, tokenizer):
         assert changed.rain[0].tree.root != plain.rain[0].tree.root, change
 
 
-def test_several_answers_a_prompt(model, tokenizer):
+def test_several_answers_per_prompt(model, tokenizer):
     output = rain(model, tokenizer, PROMPTS[:2], max_new_tokens=6, num_return_sequences=3, do_sample=True)
     assert len(output.rain) == len(output.sequences) == 6
     assert len({tuple(record.tokens) for record in output.rain[:3]}) > 1
@@ -90,9 +90,9 @@ def test_a_streamer_gets_prompt_and_committed_tokens(model, tokenizer, capsys):
             super().end()
 
     inputs = encode(tokenizer, PROMPTS[:1])
-    for door in ("strategy", "decoder"):
+    for entry_point in ("strategy", "decoder"):
         streamer = Recording()
-        if door == "strategy":
+        if entry_point == "strategy":
             tokens = rain(model, tokenizer, PROMPTS[:1], max_new_tokens=9, streamer=streamer).rain[0].tokens
         else:
             decoder = RainDecoder(tokenizer, quick_config(), likes_short_words, streamer=streamer)

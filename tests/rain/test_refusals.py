@@ -1,4 +1,4 @@
-"""What RAIN cannot do is refused clearly, and a scorer that fails is named."""
+"""Clear errors for everything that RAIN does not support, and for scorers that fail."""
 
 import time
 
@@ -8,7 +8,8 @@ from conftest import tokenizer_of
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 from hf_interdistill import RainDecoder
-from hf_interdistill.rain.scorers.base import FunctionScorer, ScorerError
+from hf_interdistill.rain.scorers.base import ScorerError
+from hf_interdistill.rain.scorers.builtin import FunctionScorer
 from rain.conftest import PROMPTS, build_causal, encode, likes_short_words, quick_config, rain
 
 
@@ -51,7 +52,7 @@ def test_bad_inputs_are_refused_clearly(model, tokenizer):
         ({"rain_config": "harmles"}, "no preset", {}),
         ({"rain_scorer": "other"}, "the only scorer with a name is 'self'", {}),
         ({"custom_generate": "somewhere"}, "only one of them can decode", {}),
-        ({"custom_generate": RainDecoder(tokenizer)}, "rain_config, rain_scorer came beside a RainDecoder", {}),
+        ({"custom_generate": RainDecoder(tokenizer)}, "rain_config, rain_scorer was passed with a RainDecoder", {}),
         ({"rain_konfig": 3}, "rain_konfig", {}),
     ]
     for settings, message, changes in cases:

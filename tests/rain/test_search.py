@@ -1,11 +1,11 @@
-"""The search as a generator, driven by hand: no model, no tokenizer."""
+"""The search as a generator, driven without a model or a tokenizer."""
 
 import numpy as np
 import pytest
 
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.search.requests import Commit, Decode, Embed, Expansion, Judge
-from hf_interdistill.rain.search.search import PromptSearch, weigh
+from hf_interdistill.rain.search.search import PromptSearch, weight_candidates
 from hf_interdistill.rain.search.tree import Candidate
 
 
@@ -48,14 +48,14 @@ def drive(search, judge=lambda text: 0.0, embed=lambda text: np.array([1.0, 0.0]
         elif isinstance(request, Embed):
             answer = [embed(text) for text in request.texts]
         elif isinstance(request, Decode):
-            plan, length = request.expansion, len(request.node.tokens_from_origin())
+            expansion, length = request.expansion, len(request.node.tokens_from_origin())
             candidates = None
-            if plan is not None:
-                is_last = length + plan.length >= rules.limit
-                first = 0 if plan.has_greedy else max(plan.draws)
-                count = plan.count if plan.length == 1 else plan.has_greedy + len(plan.draws)
+            if expansion is not None:
+                is_last = length + expansion.length >= rules.limit
+                first = 0 if expansion.has_greedy else max(expansion.draws)
+                count = expansion.count if expansion.length == 1 else expansion.has_greedy + len(expansion.draws)
                 candidates = [
-                    Candidate(((first + number) % 26,) * plan.length, 1.0 / (1 + number), is_last)
+                    Candidate(((first + number) % 26,) * expansion.length, 1.0 / (1 + number), is_last)
                     for number in range(count)
                 ]
             answer = (rollout if request.is_rollout else None, candidates)
@@ -75,7 +75,7 @@ def test_first_requests_in_order():
     # No empty answer is judged: the first text is the likeliest token and what follows.
     assert (second.node, second.is_rollout, second.expansion) == (origin.children[0], True, None)
     assert third == Judge("ai")
-    # The leaf is selected again: now it is expanded, with two tokens an edge.
+    # The leaf is selected again: now it is expanded, with two tokens per edge.
     assert isinstance(fourth, Decode)
     assert fourth.node in origin.children and isinstance(fifth, Judge | Decode)
     expansions = [each for each in drive(PromptSearch(quick(), Rules(), False)) if getattr(each, "expansion", None)]
@@ -111,19 +111,19 @@ def test_a_good_token_set_is_committed_early_and_rewinds_are_counted():
     assert sum(search.rewinds.values()) < search.iterations <= sum(search.rewinds.values()) + steps
 
 
-def test_widening_asks_for_the_next_token_and_for_another_draw():
+def test_widening_requests_the_next_token_or_another_draw():
     search = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
     requests = drive(search, judge=lambda text: -1.0, steps=400)
-    plans = [each.expansion for each in requests if isinstance(each, Decode) and each.expansion]
-    assert Expansion(1, 3) in plans and Expansion(1, 4) in plans  # one more than there are children
-    assert Expansion(2, 1, False, (1,)) in plans and Expansion(2, 1, False, (2,)) in plans
+    expansions = [each.expansion for each in requests if isinstance(each, Decode) and each.expansion]
+    assert Expansion(1, 3) in expansions and Expansion(1, 4) in expansions  # one more than there are children
+    assert Expansion(2, 1, False, (1,)) in expansions and Expansion(2, 1, False, (2,)) in expansions
     assert 2 < len(search.tree.origin.children) <= 20
     good = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
     drive(good, judge=lambda text: 0.5, steps=400)
     assert len(good.tree.origin.children) == 2
 
 
-def test_texts_are_embedded_in_one_call_a_backup_when_there_is_something_to_compare():
+def test_texts_are_embedded_in_one_call_per_backup_once_a_sibling_is_visited():
     search = PromptSearch(quick(iterations=12), Rules(), has_encoder=True)
     requests = drive(search, judge=lambda text: 0.5)
     judged = sum(isinstance(each, Judge) for each in requests)
@@ -131,8 +131,8 @@ def test_texts_are_embedded_in_one_call_a_backup_when_there_is_something_to_comp
     assert 0 < len(embedded) < judged
     for node in search.tree.origin.subtree():
         if node.embedding is not None and node is not search.tree.origin:
-            unread = len(search._unread.get(node, ()))
-            assert node.embedded + unread == node.true_visits or node.is_committed
+            pending = len(search._pending_texts.get(node, ()))
+            assert node.embedded + pending == node.true_visits or node.is_committed
 
 
 def test_without_an_encoder_nothing_is_embedded():
@@ -143,9 +143,9 @@ def test_without_an_encoder_nothing_is_embedded():
 def test_weights_of_distinct_candidates():
     greedy = Candidate((1, 1), 0.5)
     sampled = [Candidate((1, 2), 0.1), Candidate((1, 1), 0.5), Candidate((1, 2), 0.1), Candidate((2, 2), 0.2, True)]
-    assert weigh((greedy,), sampled) == [
+    assert weight_candidates((greedy,), sampled) == [
         Candidate((1, 1), pytest.approx(0.3)),
         Candidate((1, 2), 0.1),
         Candidate((2, 2), 0.2, True),
     ]
-    assert weigh((), sampled[:1]) == sampled[:1]
+    assert weight_candidates((), sampled[:1]) == sampled[:1]

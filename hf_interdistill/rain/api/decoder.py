@@ -14,9 +14,11 @@ from ...utils.versions import warn_if_untested
 from ..config import RainConfig
 from ..engine.engine import RainEngine
 from ..results.records import RainRecord
-from ..scorers.base import ScorerError, as_scorer
+from ..scorers.base import ScorerError
 from ..scorers.embedder import TextEncoder
-from .inputs import build_prompts, check_inputs, check_model, check_tokenizer, shown_prompts, strip_padding
+from ..scorers.resolve import as_scorer
+from .checks import check_inputs, check_model, check_tokenizer
+from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding
 
 
 @dataclass
@@ -24,8 +26,8 @@ class RainDecoderOutput(GenerateDecoderOnlyOutput):
     """What `generate` returns with `return_dict_in_generate=True`.
 
     Args:
-        sequences: `(rows, length)`: prompts and answers, padded on the right.
-        rain: one `RainRecord` a row (`tree`, `stats`, ...).
+        sequences: prompts and answers, padded on the right, `(rows, length)`.
+        rain: one `RainRecord` per row (`tree`, `stats`, ...).
         rain_totals: forward passes, tokens and judge calls of all rows together.
     """
 
@@ -41,20 +43,20 @@ class RainDecoder:
         config: a `RainConfig`, the name of a preset, or a dict of fields; by default the constants of the
             harmlessness experiment.
         scorer: `"self"`, a `Scorer`, a `RewardScorer`, or a function of a list of texts (see `as_scorer`).
-        embedder: `embedder(texts)` -> array `(texts, dimensions)`, in place of `config.similarity_model`.
-        streamer: gets committed tokens. (`generate` does not hand its own `streamer` to a callable; with the package's
-            `generate` wrapper installed it is passed on.)
+        embedder: `embedder(texts)` -> array `(texts, dimensions)`, used instead of `config.similarity_model`.
+        streamer: receives committed tokens. (`generate` does not pass its own `streamer` to a callable; the package's
+            `generate` wrapper does.)
 
     Raises:
         ScorerError: the scorer failed; `error.records` holds what each row had committed.
 
-    Relations: `strategy="rain"` calls it; `RAINLogitsProcessor` is the way in for a plain `generate`.
+    Relations: `strategy="rain"` calls it; `RAINLogitsProcessor` serves the decoding loop of a plain `generate`.
 
     Example:
         out = model.generate(**inputs, custom_generate=RainDecoder(tokenizer, scorer="self"), max_new_tokens=64)
     """
 
-    is_rain_decoder = True  # what the wrapper in registration.py looks for, without importing this module
+    is_rain_decoder = True  # the wrapper in registration.py checks this attribute, so it need not import this module
 
     def __init__(
         self,
@@ -71,23 +73,23 @@ class RainDecoder:
         self.embedder = embedder
         self.streamer = streamer
         self._is_prompt_streamed = False
-        self._given: dict[str, Any] | None = None
+        self._user_arguments: dict[str, Any] | None = None
 
-    def for_call(self, given: dict[str, Any], streamer=None) -> RainDecoder:
+    def for_call(self, user_arguments: dict[str, Any], streamer=None) -> RainDecoder:
         """A copy for one call of `generate`.
 
         Args:
-            given: the arguments that the user passed, by name.
-            streamer: the call's own, if there is one: `generate` has it too, and so has sent it the prompt.
+            user_arguments: the arguments that the user passed, by name.
+            streamer: the streamer of the call, if any. `generate` sends it the prompt itself.
         """
         copied = copy.copy(self)
-        copied._given = given
+        copied._user_arguments = user_arguments
         if streamer is not None:
             copied.streamer, copied._is_prompt_streamed = streamer, True
         return copied
 
     def build_engine(self, model) -> RainEngine:
-        """An engine for a model, with the scorer bound and the encoder loaded."""
+        """An engine for a model, with a bound scorer and a loaded encoder."""
         warn_if_untested()
         check_model(model)
         check_tokenizer(model, self.tokenizer)
@@ -97,7 +99,7 @@ class RainDecoder:
         return RainEngine(model, self.tokenizer, self.config, scorer, self.embedder)
 
     def seed(self) -> int:
-        """The config's seed, or one from torch's generator."""
+        """The seed of the config, or one from torch's generator."""
         return self.config.seed if self.config.seed is not None else int(torch.randint(2**62, ()))
 
     def __call__(
@@ -113,32 +115,29 @@ class RainDecoder:
         """The decoding loop; `generate` calls it.
 
         Args:
-            input_ids: `(rows, length)`, left-padded; `attention_mask` in `model_kwargs` tells the padding.
+            model: the model.
+            input_ids: `(rows, length)`, left-padded; `attention_mask` in `model_kwargs` marks the padding.
             logits_processor: shape candidates and rollouts.
-            stopping_criteria: end a text; called with ids `(1, tokens)` and `scores=None`. They end candidates and
-                rollouts too, so they are asked about texts that are never committed, in any order and more than once;
-                of the committed text they are asked after every commit. One that counts its calls belongs in a plain
-                `generate` with `RAINLogitsProcessor`, which asks once a committed token.
+            stopping_criteria: end a text; called with ids `(1, tokens)` and `scores=None`. They also end candidates
+                and rollouts, so they are called on texts that are never committed, in any order and more than once.
+                They are called on the committed text after every commit. For a criterion that counts its calls, use a
+                plain `generate` with `RAINLogitsProcessor`, which calls it once per committed token.
             generation_config: `max_length`, `eos_token_id`, `pad_token_id`, `return_dict_in_generate`.
-            rain_prompts: the prompts as scorers should see them (texts or messages), one a prompt.
+            rain_prompts: the prompts that scorers should see (texts or messages), one per prompt.
             **model_kwargs: as prepared by `generate`.
 
         Returns:
             `(rows, length)` token ids, or a `RainDecoderOutput`.
         """
         check_model(model, generation_config)
-        check_inputs(model, input_ids, model_kwargs, self._given)
+        check_inputs(model, input_ids, model_kwargs, self._user_arguments)
         engine = self.build_engine(model)
         mask = model_kwargs.get("attention_mask")
         rows = strip_padding(input_ids, mask)
         copies = generation_config.num_return_sequences or 1
-        settings = {
-            "generation_config": generation_config,
-            "processors": logits_processor,
-            "criteria": stopping_criteria,
-            "shown": shown_prompts(self.tokenizer, rows, rain_prompts, copies),
-        }
-        engine.start(build_prompts(model, input_ids, mask, settings), self.seed())
+        scorer_prompts = prompts_for_scorers(self.tokenizer, rows, rain_prompts, copies)
+        prepared = PreparedGeneration(generation_config, scorer_prompts, logits_processor, stopping_criteria)
+        engine.start(build_prompts(model, input_ids, mask, prepared), self.seed())
         self._run(engine, input_ids)
         records = engine.records()
         sequences = _pad(input_ids, [record.tokens for record in records], generation_config)
@@ -147,7 +146,7 @@ class RainDecoder:
         return RainDecoderOutput(sequences=sequences, rain=records, rain_totals=dict(engine.totals))
 
     def _run(self, engine: RainEngine, input_ids: torch.Tensor) -> None:
-        """Search to the end; committed tokens go to the streamer."""
+        """Search until all texts have ended; send committed tokens to the streamer."""
         if self.streamer is not None and not self._is_prompt_streamed:
             self.streamer.put(input_ids.cpu())
         if self.streamer is not None and len(input_ids) > 1:
@@ -167,7 +166,7 @@ class RainDecoder:
 
 
 def _pad(input_ids, answers: list[list[int]], generation_config) -> torch.Tensor:
-    """Prompts and answers as one tensor, padded on the right with `pad_token_id` (else EOS, as `generate` does)."""
+    """Prompts and answers as one tensor, padded on the right with `pad_token_id` (else EOS, as in `generate`)."""
     pad = generation_config.pad_token_id
     if pad is None:
         eos = generation_config.eos_token_id

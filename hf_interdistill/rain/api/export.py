@@ -1,4 +1,4 @@
-"""Export RAIN as a `custom_generate` folder that can be pushed beside a model."""
+"""Export of RAIN as a `custom_generate` folder that can be pushed with a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import RainConfig
 
-_SOURCE = '''"""RAIN (arXiv 2309.07124) for this model: judges, rewinds, commits. Written by hf_interdistill.
+_SOURCE = '''"""RAIN decoding (arXiv 2309.07124) for this model. Written by hf_interdistill.
 
     model.generate(**inputs, custom_generate="{name}", trust_remote_code=True, tokenizer=tokenizer, max_new_tokens=64)
 """
@@ -21,20 +21,20 @@ RAIN_CONFIG = json.loads({config!r})
 
 
 def generate(model, **kwargs):
-    """RAIN with the settings above; `rain_config`, `rain_scorer` and `rain_prompts` may be passed."""
+    """RAIN with the settings above; accepts `rain_config`, `rain_scorer` and `rain_prompts`."""
     return generate_custom(model, RAIN_CONFIG, kwargs)
 '''
 
 
 def export_custom_generate(folder: str | Path, config: RainConfig | str | dict | None = None) -> Path:
-    """Write `custom_generate/generate.py` into a folder (a model's own, to be pushed with it).
+    """Write `custom_generate/generate.py` into a folder (for example a model's, to be pushed with it).
 
     Args:
-        folder: where to write; made if it is not there.
+        folder: where to write; created if it does not exist.
         config: settings to write into the file (see `RainConfig.resolve`).
 
     Returns:
-        The path of the file. Who loads it needs this package installed; transformers says so if it is not.
+        The path of the file. Loading it requires this package; transformers reports it if it is missing.
     """
     path = Path(folder) / "custom_generate" / "generate.py"
     path.parent.mkdir(parents=True, exist_ok=True)

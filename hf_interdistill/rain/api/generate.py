@@ -1,7 +1,7 @@
-"""The way in for `strategy="rain"` and for an exported `custom_generate` folder.
+"""Entry points of `strategy="rain"` and of an exported `custom_generate` folder.
 
-For a callable `custom_generate`, transformers drops `tokenizer` and `streamer` before calling it. They are caught
-here: the decoder gets both, and stop strings become a stopping criterion.
+transformers does not pass `tokenizer` and `streamer` to a callable `custom_generate`. So the decoder gets both here,
+and stop strings become a stopping criterion.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Any
 
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
+from .checks import check_cache_settings, check_model, check_tokenizer
 from .decoder import RainDecoder
-from .inputs import check_cache_settings, check_model, check_tokenizer, strip_padding
+from .inputs import strip_padding
 
-_OWN = ("rain_config", "rain_scorer", "rain_embedder")
+_RAIN_ARGUMENTS = ("rain_config", "rain_scorer", "rain_embedder")
 
 
 def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
-    """Run RAIN through transformers' own preparation of inputs.
+    """Run RAIN with the inputs prepared by transformers.
 
     Args:
         original: transformers' `generate`, bound to the model.
         model: the model.
         args: positional arguments of `generate`.
-        kwargs: the others; `tokenizer`, `rain_config` (a `RainConfig`, a preset's name or a dict), `rain_scorer`,
-            `rain_embedder` and `rain_prompts` are RAIN's.
+        kwargs: keyword arguments of `generate`. RAIN adds `tokenizer`, `rain_config` (a `RainConfig`, the name of a
+            preset, or a dict), `rain_scorer`, `rain_embedder` and `rain_prompts`.
     """
     kwargs = arguments_by_name(args, kwargs)
     kwargs.pop("strategy", None)
     tokenizer = kwargs.pop("tokenizer", None)
     decoder = _decoder(kwargs, tokenizer)
-    _check(model, kwargs, decoder)
+    _check_call(model, kwargs, decoder)
     decoder = decoder.for_call(dict(kwargs), kwargs.get("streamer"))
     strings, settings = _stop_strings(model, kwargs)
     if not strings:
@@ -42,20 +43,20 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
     criterion = StopStringCriteria(decoder.tokenizer, strings)
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criterion])
     kwargs["generation_config"] = settings
-    own = model.generation_config
-    if own.stop_strings is None:
+    model_config = model.generation_config
+    if model_config.stop_strings is None:
         return original(**kwargs, custom_generate=decoder)
-    # generate fills gaps from the model's own config, and would ask for the tokenizer that it has dropped.
-    model.generation_config = copy.deepcopy(own)
+    # generate would take the stop strings of the model's own config, and require the tokenizer that it does not get.
+    model.generation_config = copy.deepcopy(model_config)
     model.generation_config.stop_strings = None
     try:
         return original(**kwargs, custom_generate=decoder)
     finally:
-        model.generation_config = own
+        model.generation_config = model_config
 
 
 def arguments_by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate` by name."""
+    """All arguments of `generate` by name."""
     generate = inspect.unwrap(GenerationMixin.generate)
     bound = inspect.signature(generate).bind(None, *args, **kwargs).arguments
     named = {name: value for name, value in bound.items() if name not in ("self", "kwargs")}
@@ -63,41 +64,43 @@ def arguments_by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decoder(kwargs: dict[str, Any], tokenizer) -> RainDecoder:
-    """The decoder that was passed, or one from `tokenizer` and the `rain_` arguments (which are taken out)."""
-    given = kwargs.pop("custom_generate", None)
-    own = {name: kwargs.pop(name) for name in _OWN if name in kwargs}
-    if given is None:
-        scorer = own.get("rain_scorer")
+    """The decoder in `custom_generate`, or a new one from the `rain_` arguments; removes both from `kwargs`."""
+    decoder = kwargs.pop("custom_generate", None)
+    rain_arguments = {name: kwargs.pop(name) for name in _RAIN_ARGUMENTS if name in kwargs}
+    if decoder is None:
+        scorer = rain_arguments.get("rain_scorer")
         return RainDecoder(
             tokenizer,
-            own.get("rain_config"),
+            rain_arguments.get("rain_config"),
             "self" if scorer is None else scorer,
-            embedder=own.get("rain_embedder"),
+            embedder=rain_arguments.get("rain_embedder"),
         )
-    if not isinstance(given, RainDecoder):
+    if not isinstance(decoder, RainDecoder):
         raise ValueError(
-            f"`custom_generate` is {given!r} beside `strategy='rain'`, but only one of them can decode. Leave one out."
+            f"`custom_generate` is {decoder!r} and `strategy` is 'rain', but only one of them can decode. Leave one "
+            "out."
         )
-    if own:
+    if rain_arguments:
         raise ValueError(
-            f"{', '.join(own)} came beside a RainDecoder, which has settings of its own. Set them in one place."
+            f"{', '.join(rain_arguments)} was passed with a RainDecoder, which has its own settings. Set them in one "
+            "place."
         )
-    return given
+    return decoder
 
 
-def _check(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
-    """What is better said before transformers prepares anything."""
+def _check_call(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
+    """Checks that must run before transformers prepares the inputs."""
     check_model(model)
     check_tokenizer(model, decoder.tokenizer)
-    # Said here too, for generate builds such a cache (or leaves for continuous batching) before it calls the decoder.
-    asked = kwargs.get("cache_implementation")
-    if asked is None:
-        asked = getattr(kwargs.get("generation_config") or model.generation_config, "cache_implementation", None)
-    if asked != "hybrid":  # in old configs of models; generate takes it for None
-        check_cache_settings(SimpleNamespace(cache_implementation=asked))
+    # generate builds the cache (or switches to continuous batching) before it calls the decoder.
+    kind = kwargs.get("cache_implementation")
+    if kind is None:
+        kind = getattr(kwargs.get("generation_config") or model.generation_config, "cache_implementation", None)
+    if kind != "hybrid":  # in old model configs; generate ignores it
+        check_cache_settings(SimpleNamespace(cache_implementation=kind))
     for name in ("assistant_model", "synced_gpus", "negative_prompt_ids"):
         if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise ValueError(f"`{name}` was passed, but RAIN has no use for it. Leave it out.")
+            raise ValueError(f"`{name}` was passed, but RAIN does not use it. Leave it out.")
     ids = kwargs.get("inputs") if kwargs.get("inputs") is not None else kwargs.get("input_ids")
     if ids is not None and hasattr(ids, "dim") and ids.dim() == 2 and not ids.is_floating_point():
         mask = kwargs.get("attention_mask")
@@ -105,7 +108,7 @@ def _check(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
 
 
 def _stop_strings(model, kwargs: dict[str, Any]) -> tuple[list[str], Any]:
-    """Stop strings from wherever generate takes them, and the generation config without them."""
+    """Stop strings from the call, its config or the model's config, and the generation config without them."""
     config = kwargs.get("generation_config")
     strings = kwargs.pop("stop_strings", None)
     for source in (config, model.generation_config):
@@ -123,12 +126,12 @@ def generate_custom(model, config: dict[str, Any], kwargs: dict[str, Any]):
 
     Args:
         model: the model.
-        config: the settings written into the file; `rain_config` in `kwargs` replaces them.
-        kwargs: all arguments of `generate`, as transformers hands them on (unset ones are `None`).
+        config: the settings in the exported file; `rain_config` in `kwargs` replaces them.
+        kwargs: all arguments of `generate`, as transformers passes them (unset ones are `None`).
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     kwargs.setdefault("rain_config", config)
-    # The class's generate, for a model loaded with custom code has this function as its own.
+    # The generate of the class: on a model loaded with custom code, `model.generate` is this function.
     generate = type(model).generate
     original = functools.partial(getattr(generate, "_rain_wrapped", generate), model)
     return generate_rain(original, model, (), kwargs)

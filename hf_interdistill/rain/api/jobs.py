@@ -1,7 +1,7 @@
-"""Long jobs: RAIN over a file of prompts, each finished one written at once, resumed after a kill.
+"""Long jobs: RAIN over a file of prompts. Each answer is written when it is finished; a killed job can be resumed.
 
-Prompts come from JSONL rows with `prompt` (text or messages) and, if wanted, `id`. Every process appends to a shard of
-its own; at the end they are merged into `output`, in the order of the prompts.
+Prompts are JSONL rows with `prompt` (text or messages) and, optionally, `id`. Every process appends to its own shard.
+At the end the shards are merged into `output`, in the order of the prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ from ...utils.jsonl_jobs import JobFiles, encode_prompt, process_state, read_pro
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
-from ..scorers.base import RewardModelScorer, Scorer, ScorerError, as_scorer
+from ..results.views import save, to_html
+from ..scorers.base import Scorer, ScorerError
+from ..scorers.builtin import RewardModelScorer
+from ..scorers.resolve import as_scorer
+from .checks import check_tokenizer
 from .decoder import RainDecoder
-from .inputs import build_prompts, check_tokenizer, prepare_plainly
+from .inputs import PreparedGeneration, build_prompts, prepare_generation
 
 logger = logging.getLogger(__name__)
 _SUMS = ("forward_passes", "forward_tokens", "judge_calls", "committed_tokens")
@@ -42,17 +46,18 @@ class RainJobConfig:
         model: name or folder of a causal LM.
         prompts: JSONL file of prompts.
         output: JSONL file to write: `id`, `prompt`, `completion`, `finish_reason`, `tokens`, `stats`.
-        rain: fields of `RainConfig`; `preset` names the one to start from.
-        generation: fields of `GenerationConfig` (`max_new_tokens`, `do_sample`, ...); the model's own fill the gaps.
-        scorer: `self`; `reward` (see `reward_model`); or `module:function` of a list of texts.
+        rain: fields of `RainConfig`; `preset` names the preset to start from.
+        generation: fields of `GenerationConfig` (`max_new_tokens`, `do_sample`, ...); the model's own config supplies
+            the others.
+        scorer: `self`; `reward` (see `reward_model`); or `module:function`, a function of a list of texts.
         reward_model: name or folder of a reward model, for `scorer: reward`.
-        reward_scale: rewards that count as a clear difference (see `RewardModelScorer`).
+        reward_scale: the difference of rewards that counts as clear (see `RewardModelScorer`).
         reward_center: the reward of an answer that is neither good nor bad.
-        trees: folder to write each prompt's tree to; none if not given.
+        trees: folder for the tree of each prompt; by default trees are not written.
         tree_format: `json`, `html` or `mmd`.
-        seed: of the search, if `rain` has none.
-        dtype: of the model, as in `from_pretrained`.
-        overwrite: start anew where `output` was made with other settings.
+        seed: seed of the search, if `rain` has none.
+        dtype: dtype of the model, as in `from_pretrained`.
+        overwrite: start over if `output` was made with other settings.
     """
 
     model: str = field(metadata={"help": "Name or folder of a causal LM."})
@@ -60,20 +65,20 @@ class RainJobConfig:
     output: str = field(metadata={"help": "JSONL file to write."})
     # Dictionaries; on the command line JSON (the union with `str` is what TRL's parser understands).
     rain: dict[str, Any] | str | None = field(
-        default_factory=dict, metadata={"help": "Fields of RainConfig, `preset` to start from; JSON."}
+        default_factory=dict, metadata={"help": "Fields of RainConfig, with `preset` to start from; JSON."}
     )
     generation: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Fields of GenerationConfig; JSON."}
     )
     scorer: str = field(default="self", metadata={"help": "self, reward, or module:function."})
     reward_model: str | None = field(default=None, metadata={"help": "Reward model, for scorer: reward."})
-    reward_scale: float = field(default=1.0, metadata={"help": "Rewards that count as a clear difference."})
+    reward_scale: float = field(default=1.0, metadata={"help": "The difference of rewards that counts as clear."})
     reward_center: float = field(default=0.0, metadata={"help": "Reward of an answer neither good nor bad."})
     trees: str | None = field(default=None, metadata={"help": "Folder for search trees."})
     tree_format: str = field(default="json", metadata={"help": "json, html or mmd."})
     seed: int = field(default=0, metadata={"help": "Seed of the search."})
     dtype: str = field(default="auto", metadata={"help": "The model's dtype."})
-    overwrite: bool = field(default=False, metadata={"help": "Start anew where settings differ."})
+    overwrite: bool = field(default=False, metadata={"help": "Start over if the settings differ."})
 
     def __new__(cls, *args, **kwargs):
         refuse_unknown(cls.__name__, kwargs, (each.name for each in fields(cls)))
@@ -86,15 +91,15 @@ class RainJobConfig:
             raise ValueError(f"`tree_format` is {self.tree_format!r}, but must be json, html or mmd.")
         if (self.scorer == "reward") != (self.reward_model is not None):
             raise ValueError(
-                f"`scorer` is {self.scorer!r} and `reward_model` {self.reward_model!r}, but `reward_model` goes with "
-                "`scorer: reward`, and with nothing else."
+                f"`scorer` is {self.scorer!r} and `reward_model` is {self.reward_model!r}, but `scorer: reward` "
+                "requires `reward_model`, and no other scorer accepts it."
             )
         known = GenerationConfig().to_dict()
         refuse_unknown("`generation`", self.generation, [name for name in known if not name.startswith("_")])
         self.rain_config()
 
     def rain_config(self) -> RainConfig:
-        """The search's settings, with a seed."""
+        """The settings of the search, with a seed."""
         config = RainConfig.from_dict(self.rain)
         return config if config.seed is not None else config.replace(seed=self.seed)
 
@@ -150,7 +155,7 @@ def _load(config: RainJobConfig, device):
 
 
 def load_scorer(config: RainJobConfig) -> Scorer | Any:
-    """The scorer that a job names."""
+    """The scorer of a job."""
     if config.scorer == "self":
         rain = config.rain_config()
         return as_scorer("self", rain.judge, rain.judge_vote)
@@ -164,13 +169,13 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
         return as_scorer(getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"`scorer` is {config.scorer!r}, but must be 'self', 'reward', or 'module:function' of something that can "
-            f"be imported ({error if separator else 'there is no colon'})."
+            f"`scorer` is {config.scorer!r}, but must be 'self', 'reward', or the 'module:function' of a function "
+            f"that can be imported ({error if separator else 'there is no colon'})."
         ) from error
 
 
 def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> dict[Any, Prompt]:
-    """Prompts by id, all checked before any is searched."""
+    """Prompts by id; all of them are checked before the first search."""
     settings = dict(config.generation)
     strings = settings.pop("stop_strings", None)
     criteria = [StopStringCriteria(tokenizer, strings)] if strings else []
@@ -179,24 +184,19 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     for row in rows:
         ids = encode_prompt(tokenizer, row["prompt"]).to(model.device)
         try:
-            full, processors = prepare_plainly(model, generation_config, ids, None)
-            prepared = {
-                "generation_config": full,
-                "processors": processors,
-                "criteria": criteria,
-                "shown": [row["prompt"]],
-            }
+            full_config, processors = prepare_generation(model, generation_config, ids, None)
+            prepared = PreparedGeneration(full_config, [row["prompt"]], processors, criteria)
             (prompt,) = build_prompts(model, ids, None, prepared)
         except ValueError as error:
             raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
-        # Counted over the whole file: a resumed job draws what an uninterrupted one draws.
-        prompts[row["id"]] = Prompt(prompt.ids, prompt.shown, prompt.stop, seen[prompt.ids])
+        # Counted over the whole file, so that a resumed job draws the same tokens as an uninterrupted one.
+        prompts[row["id"]] = replace(prompt, occurrence=seen[prompt.ids])
         seen[prompt.ids] += 1
     return prompts
 
 
 def _search(config: RainJobConfig, files: JobFiles, loaded: tuple, work: Sequence[tuple[dict, Prompt]]) -> None:
-    """Search for this process's prompts, writing each when it ends."""
+    """Search for the prompts of this process, and write each answer when it is finished."""
     model, tokenizer = loaded
     decoder = RainDecoder(tokenizer, config.rain_config(), load_scorer(config))
     engine: RainEngine = decoder.build_engine(model)
@@ -227,12 +227,12 @@ def _search(config: RainJobConfig, files: JobFiles, loaded: tuple, work: Sequenc
             error.records = engine.records()
             raise ScorerError(
                 f"{error} {bar.n} of {len(work)} prompts of this process were finished and are written; run the job "
-                "again to go on."
+                "again to resume."
             ) from error
 
 
 def _sums(files: JobFiles) -> dict[str, float]:
-    """Sums of the answers' costs."""
+    """Total costs of the answers."""
     sums: Counter = Counter()
     for row in files.rows():
         sums.update({name: row["stats"][name] for name in _SUMS})
@@ -240,13 +240,13 @@ def _sums(files: JobFiles) -> dict[str, float]:
 
 
 def _write_tree(folder: Path, name: str | int, record: RainRecord, ending: str) -> Path:
-    """Save a prompt's tree under a file name made of its id."""
+    """Save the tree of a prompt; the file name is made of the prompt's id."""
     folder.mkdir(parents=True, exist_ok=True)
-    safe = re.sub(r"[^\w.-]", "_", str(name)).encode()[:80].decode(errors="ignore")  # file systems count bytes
-    if safe != str(name):  # two ids may look alike once they are safe
+    safe = re.sub(r"[^\w.-]", "_", str(name)).encode()[:80].decode(errors="ignore")  # file systems limit bytes
+    if safe != str(name):  # different ids may have the same safe name
         safe += "-" + hashlib.blake2b(str(name).encode(), digest_size=4).hexdigest()
     path = folder / f"{safe}.{ending}"
     if ending == "html":
-        path.write_text(record.tree.to_html(stats=record.stats), encoding="utf-8")
+        path.write_text(to_html(record.tree, stats=record.stats), encoding="utf-8")
         return path
-    return record.tree.save(path)
+    return save(record.tree, path)

@@ -1,4 +1,4 @@
-"""RAIN as a logits processor: a plain `generate` writes what the search commits."""
+"""RAIN as a logits processor: a plain `generate` emits the tokens that the search commits."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ..results.records import RainRecord
 from ..scorers.base import ScorerError
 from .decoder import RainDecoder
 from .generate import arguments_by_name
-from .inputs import build_prompts, prepare_plainly, shown_prompts, strip_padding
+from .inputs import PreparedGeneration, build_prompts, prepare_generation, prompts_for_scorers, strip_padding
 
 
 class RAINLogitsProcessor(LogitsProcessor):
-    """Leaves `generate` one token to choose at each step: the next one that RAIN has committed.
+    """Leaves `generate` one possible token at each step: the next token that RAIN has committed.
 
-    Stopping criteria, streamers and EOS are `generate`'s own. `generate` tells a processor neither the length nor the
-    generation config (whose processors shape the candidates) nor the attention mask: the package's `generate` wrapper
-    does, and what is given here goes first. Without the wrapper (`unregister_rain`) give all three; padding without a
-    mask is recognized by `pad_token_id` at the start of a row.
+    Stopping criteria, streamers and EOS are handled by `generate`. `generate` does not give a processor the maximum
+    length, the generation config or the attention mask. The package's `generate` wrapper does; arguments given here
+    take precedence. Without the wrapper (`unregister_rain`), pass all three. Padding without a mask is recognized by
+    `pad_token_id` at the start of a row.
 
     Args:
-        model: the model that also generates. tokenizer: its tokenizer.
+        model: the model that generates. tokenizer: its tokenizer.
         config: see `RainDecoder`. scorer: see `RainDecoder`. embedder: see `RainDecoder`.
-        max_new_tokens: as passed to `generate`; by default the call's own limit, or that of `generation_config`.
-        generation_config: as passed to `generate`; by default the call's own settings.
-        attention_mask: `(rows, length)`; by default the call's own.
+        max_new_tokens: as passed to `generate`; by default the limit of the call, or that of `generation_config`.
+        generation_config: as passed to `generate`; by default the settings of the call.
+        attention_mask: `(rows, length)`; by default the mask of the call.
         rain_prompts: see `RainDecoder.__call__`.
 
     Attributes:
         records: the `RainRecord` of each row so far.
 
     Raises:
-        ValueError: when it is called, if nobody has said how long the text may get.
+        ValueError: at the first step, if the maximum length is unknown.
 
-    Relations: the tokens are those of `strategy="rain"` with the same seed and length; that way costs one forward pass
-    a token less.
+    Relations: the tokens equal those of `strategy="rain"` with the same seed and length, which needs one forward pass
+    less per token.
 
     Example:
         model.generate(**inputs, logits_processor=[RAINLogitsProcessor(model, tokenizer)], max_new_tokens=64)
     """
 
-    is_rain_processor = True  # what the wrapper in registration.py looks for, without importing this module
+    is_rain_processor = True  # the wrapper in registration.py checks this attribute, so it need not import this module
 
     def __init__(
         self,
@@ -71,18 +71,18 @@ class RAINLogitsProcessor(LogitsProcessor):
         self._engine: RainEngine | None = None
         self._call: dict[str, Any] | None = None
 
-    def learn_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of a `generate` for the search that begins with it."""
+    def record_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Store the arguments of a `generate` call for the search that it starts."""
         self._call = arguments_by_name(args, kwargs)
 
     @property
     def records(self) -> list[RainRecord]:
-        """One record a row, of the last `generate`."""
+        """One record per row of the last `generate` call."""
         return self._engine.records() if self._engine is not None else []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores `(rows, vocabulary)`: 0 for the committed token, `-inf` for all others."""
-        if not self._goes_on(input_ids):
+        if not self._is_continuation(input_ids):
             self._start(input_ids)
         forced = torch.full_like(scores, -torch.inf)
         tokens = [self._next(number) for number in range(len(input_ids))]
@@ -90,8 +90,8 @@ class RAINLogitsProcessor(LogitsProcessor):
         self._expected = torch.cat([input_ids, torch.tensor(tokens, device=input_ids.device).unsqueeze(1)], dim=1)
         return forced
 
-    def _goes_on(self, input_ids: torch.Tensor) -> bool:
-        """Whether these are the tokens left last time (rows that have ended may differ: `generate` pads them)."""
+    def _is_continuation(self, input_ids: torch.Tensor) -> bool:
+        """Whether the ids continue the last step (ended rows may differ, because `generate` pads them)."""
         if self._engine is None or input_ids.shape != self._expected.shape:
             return False
         same = (input_ids == self._expected).all(dim=1).tolist()
@@ -101,28 +101,24 @@ class RAINLogitsProcessor(LogitsProcessor):
         return self._engine.requests[number].is_finished and not self._buffers[number]
 
     def _start(self, input_ids: torch.Tensor) -> None:
-        """Begin a search for a new batch of prompts."""
+        """Start a search for a new batch of prompts."""
         model, decoder = self.model, self.decoder
         call, self._call = self._call or {}, None
         config, new_tokens = self._limits(call, input_ids.shape[1])
         self._engine = decoder.build_engine(model)
-        settings, processors = prepare_plainly(model, config, input_ids, new_tokens)
+        settings, processors = prepare_generation(model, config, input_ids, new_tokens)
         mask = self._mask(input_ids, settings.pad_token_id, call)
         rows = strip_padding(input_ids, mask)
         copies = len(rows) // len(self.rain_prompts or rows)
-        prepared = {
-            "generation_config": settings,
-            "processors": processors,
-            "criteria": None,
-            "shown": shown_prompts(decoder.tokenizer, rows, self.rain_prompts, copies),
-        }
+        scorer_prompts = prompts_for_scorers(decoder.tokenizer, rows, self.rain_prompts, copies)
+        prepared = PreparedGeneration(settings, scorer_prompts, processors)
         eos = settings.eos_token_id
-        self._closing = eos if isinstance(eos, int) else (eos or [settings.pad_token_id or 0])[0]
+        self._fill_token = eos if isinstance(eos, int) else (eos or [settings.pad_token_id or 0])[0]
         self._engine.start(build_prompts(model, input_ids, mask, prepared), decoder.seed())
         self._buffers: list[deque[int]] = [deque() for _ in rows]
 
     def _limits(self, call: dict[str, Any], length: int) -> tuple[GenerationConfig, int]:
-        """The generation config (given here, else the call's), and how many new tokens there may be."""
+        """The generation config (given here, else that of the call), and the maximum number of new tokens."""
         config, changes = self.generation_config, {}
         if config is None:
             known = GenerationConfig().to_dict()
@@ -138,7 +134,7 @@ class RAINLogitsProcessor(LogitsProcessor):
         if call:
             return settings, settings.max_length  # generate's default counts new tokens
         raise ValueError(
-            "RAINLogitsProcessor does not know how long the text may get, for `generate` was called without the "
+            "RAINLogitsProcessor does not know the maximum length, because `generate` was called without the "
             "package's wrapper. Pass `max_new_tokens` to RAINLogitsProcessor too, or call `register_rain()`."
         )
 
@@ -151,7 +147,7 @@ class RAINLogitsProcessor(LogitsProcessor):
         return (input_ids != pad).cumsum(dim=1) > 0
 
     def _next(self, number: int) -> int:
-        """The next committed token of a row; the search goes on until there is one."""
+        """The next committed token of a row; the search continues until there is one."""
         try:
             while not self._buffers[number] and not self._engine.requests[number].is_finished:
                 for row, tokens in self._engine.step():
@@ -159,5 +155,5 @@ class RAINLogitsProcessor(LogitsProcessor):
         except ScorerError as error:
             error.records = self._engine.records()
             raise
-        # A search that has ended where generate goes on (a new turn, a shorter length) closes the text.
-        return self._buffers[number].popleft() if self._buffers[number] else self._closing
+        # The search may end before generate does (new turn, shorter length): fill the row with EOS or padding.
+        return self._buffers[number].popleft() if self._buffers[number] else self._fill_token

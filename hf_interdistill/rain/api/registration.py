@@ -1,12 +1,13 @@
-"""`strategy="rain"` for every `generate`: the one place that touches `GenerationMixin`.
+"""`strategy="rain"` for every `generate`: the only module that modifies `GenerationMixin`.
 
-transformers has no registry of strategy names, and refuses an unknown `strategy`. So `register_rain` puts one wrapper
-round `GenerationMixin.generate`, which hands calls with `strategy="rain"` (or a `RainDecoder` as `custom_generate`) to
-RAIN and all others on, untouched. It can be called again without effect, and `unregister_rain` takes it off.
+transformers has no registry of strategies, and refuses an unknown `strategy`. So `register_rain` wraps
+`GenerationMixin.generate`. The wrapper passes calls with `strategy="rain"` (or a `RainDecoder` as `custom_generate`)
+to RAIN, and all other calls unchanged to transformers. `unregister_rain` removes it. Repeated calls of either have no
+effect.
 
-Importing `hf_interdistill` calls `register_when_loaded`. If transformers' generation is loaded already, the wrapper is
-put on at once. Otherwise nothing is imported: a finder on `sys.meta_path` waits for `transformers.generation.utils`,
-puts the wrapper on when that has run, and leaves. This module imports neither torch nor transformers.
+Importing `hf_interdistill` calls `register_when_loaded`. If transformers' generation module is already loaded, it is
+wrapped at once. Otherwise nothing is imported: a finder on `sys.meta_path` waits for `transformers.generation.utils`,
+wraps `generate` after that module has run, and removes itself. This module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import warnings
 
 _MODULE = "transformers.generation.utils"
 _MARK = "_rain_wrapped"
-_PROCESSORS_PLACE = 2  # of `logits_processor` among the positional arguments of generate
+_PROCESSORS_INDEX = 2  # position of `logits_processor` among the arguments of generate
 
 
 def register_rain() -> None:
-    """Make `generate(strategy="rain", ...)` work on every model; without effect where it does already."""
+    """Make `generate(strategy="rain", ...)` work on every model; has no effect if it already does."""
     from transformers.generation.utils import GenerationMixin
 
     _remove_finder()
@@ -31,7 +32,7 @@ def register_rain() -> None:
 
 
 def unregister_rain() -> None:
-    """Put transformers' own `generate` back; without effect where it is in place."""
+    """Restore transformers' own `generate`; has no effect if it is in place."""
     _remove_finder()
     mixin = getattr(sys.modules.get(_MODULE), "GenerationMixin", None)
     original = getattr(getattr(mixin, "generate", None), _MARK, None)
@@ -40,13 +41,13 @@ def unregister_rain() -> None:
 
 
 def is_rain_registered() -> bool:
-    """Whether the wrapper is in place, or will be as soon as transformers' generation is imported."""
+    """Whether the wrapper is in place, or will be once transformers' generation module is imported."""
     mixin = getattr(sys.modules.get(_MODULE), "GenerationMixin", None)
     return hasattr(getattr(mixin, "generate", None), _MARK) or any(isinstance(f, _Finder) for f in sys.meta_path)
 
 
 def register_when_loaded() -> None:
-    """Register now if transformers' generation is loaded, else when it gets loaded."""
+    """Register now if transformers' generation module is loaded, otherwise when it is loaded."""
     if hasattr(sys.modules.get(_MODULE), "GenerationMixin"):
         register_rain()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -58,7 +59,7 @@ def _wrap(original):
     def generate(self, *args, **kwargs):
         is_decoder = getattr(kwargs.get("custom_generate"), "is_rain_decoder", False)
         if kwargs.get("strategy") != "rain" and (not is_decoder or "strategy" in kwargs):
-            _tell_processors(args, kwargs)
+            _record_call(args, kwargs)
             return original(self, *args, **kwargs)
         from .generate import generate_rain
 
@@ -68,16 +69,16 @@ def _wrap(original):
     return generate
 
 
-def _tell_processors(args: tuple, kwargs: dict) -> None:
-    """Show the call to a `RAINLogitsProcessor` in it; generate tells processors nothing of its settings."""
-    processors = args[_PROCESSORS_PLACE] if len(args) > _PROCESSORS_PLACE else kwargs.get("logits_processor")
+def _record_call(args: tuple, kwargs: dict) -> None:
+    """Pass the arguments of a call to its `RAINLogitsProcessor`, because generate gives processors no settings."""
+    processors = args[_PROCESSORS_INDEX] if len(args) > _PROCESSORS_INDEX else kwargs.get("logits_processor")
     for processor in processors or ():
         if getattr(processor, "is_rain_processor", False):
-            processor.learn_call(args, kwargs)
+            processor.record_call(args, kwargs)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds `transformers.generation.utils` as everybody else would, with a loader that registers afterwards."""
+    """Finds `transformers.generation.utils` with the regular finders, and gives it a loader that registers RAIN."""
 
     def find_spec(self, fullname, path, target=None):
         if fullname != _MODULE:
@@ -94,7 +95,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """A loader that steps aside: module and spec end up with the real one."""
+    """Loads the module with the real loader, which module and spec then refer to, and wraps `generate`."""
 
     def __init__(self, loader):
         self._loader = loader
@@ -110,7 +111,7 @@ class _Loader(importlib.abc.Loader):
         self._loader.exec_module(module)
         _remove_finder()
         if not hasattr(getattr(module, "GenerationMixin", None), "generate"):
-            # An import of transformers must not fail because of us.
+            # This package must not make an import of transformers fail.
             warnings.warn(
                 "This version of transformers has no `GenerationMixin.generate`, so `strategy='rain'` is not "
                 "available. Use `hf_interdistill.RainDecoder` as `custom_generate`.",

@@ -126,7 +126,7 @@ class RainEngine:
             rules = StopChecker(prompt.ids, self.tokenizer, self.config, prompt.stop)
             search = PromptSearch(self.config, rules, self.embedder is not None)
             self.requests.append(EngineRequest(number, prompt, key, search))
-            self.scores.open(prompt.shown)
+            self.scores.acquire(prompt.shown)
         self._queue.extend(self.requests)
         self.cache = build_cache(self.model, rows, self.config.cuda_graphs)
         self.model_runner = ModelRunner(self.cache, self.config)
@@ -171,7 +171,7 @@ class RainEngine:
         request.waiting = None
         request.is_finished = True
         self._collect_costs(request)
-        self.scores.close(request.prompt.shown)
+        self.scores.release(request.prompt.shown)
         self.cache.free_row(request.state.row)
         self._free_rows.append(request.state.row)
         request.state = None
@@ -215,16 +215,16 @@ class RainEngine:
     def _score(self) -> None:
         waiting = [request for request in self._active if isinstance(request.waiting, Judge)]
         wanted = [ScoreRequest(request, request.prompt.shown, request.waiting.completion) for request in waiting]
-        batch = self.scores.judge(wanted, self._speculative_texts(waiting))
+        batch = self.scores.score(wanted, self._speculative_texts(waiting))
         if batch is not None:
             passes, tokens = batch.costs.forward_passes, batch.costs.total_tokens
-            for each, own in zip(batch.questions, batch.costs.tokens, strict=True):
+            for each, own in zip(batch.requests, batch.costs.tokens, strict=True):
                 each.owner.costs.update(judge_calls=1, forward_tokens=own)
-            for request in {each.owner: None for each in batch.questions}:
+            for request in {each.owner: None for each in batch.requests}:
                 request.costs.update(forward_passes=passes)
-            self.totals.update(judge_calls=len(batch.questions), forward_passes=passes, forward_tokens=tokens)
+            self.totals.update(judge_calls=len(batch.requests), forward_passes=passes, forward_tokens=tokens)
         for request, each in zip(waiting, wanted, strict=True):
-            self._advance(request, self.scores.of(each))
+            self._advance(request, self.scores.value_of(each))
 
     @staticmethod
     def _speculative_texts(requests: Sequence[EngineRequest]) -> Iterator[ScoreRequest]:

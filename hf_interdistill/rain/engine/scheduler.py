@@ -15,7 +15,7 @@ from ..kv_cache.copy_cache import CopyCache
 from ..kv_cache.forward import CacheHandle, ForwardInput, ForwardOutput
 from ..kv_cache.tree_cache import TreeCache
 from ..search.requests import Decode, Expansion
-from ..search.search import weigh
+from ..search.search import weight_candidates
 from ..search.tree import Candidate, Node
 from .request_state import JobKey, NodeState, RequestState
 from .sampler import choose_tokens, stream_key
@@ -151,7 +151,7 @@ class DecodeJob:
         weights = torch.tensor(log_probs, dtype=torch.float64).exp().tolist()
         sampled = [self._candidate(tokens, weight) for tokens, weight in zip(token_sets, weights, strict=True)]
         greedy = int(expansion.has_greedy)
-        candidates = weigh(tuple(sampled[:greedy]), sampled[greedy:])
+        candidates = weight_candidates(tuple(sampled[:greedy]), sampled[greedy:])
         self.state.register_candidates(self.generated, candidates, by_tokens)
         return candidates
 
@@ -213,12 +213,12 @@ class RequestScheduler:
 
     def _speculate(self, wanted: list[DecodeJob]) -> None:
         """Start jobs that the search will probably want next, as far as there is room."""
-        if self.request.ahead is None or not self.cache.supports_mixed_lengths:
+        if self.request.speculate is None or not self.cache.supports_mixed_lengths:
             return
         running = sum(not job.is_finished and job not in wanted for job in self.state.jobs.values())
         if running >= self.config.num_speculative:
             return
-        for node, expansion in self.request.ahead(self._known):
+        for node, expansion in self.request.speculate(self._known):
             key = self._key(node, expansion)
             if key not in self.state.jobs and running < self.config.num_speculative:
                 running += not self._job(key).is_finished

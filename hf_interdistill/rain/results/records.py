@@ -1,27 +1,16 @@
-"""What a search leaves behind: the tree in plain values, and what it cost."""
+"""Results of a search: the tree as plain values, the answer and the costs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-STAT_KEYS = (
-    "forward_passes",
-    "forward_tokens",
-    "judge_calls",
-    "iterations",
-    "rewinds",
-    "committed_tokens",
-    "seconds",
-)
 
 
 @dataclass
 class TreeRecord:
-    """A search tree in plain values.
+    """A search tree as plain values.
 
     Args:
         root: nested nodes, each with `text`, `tokens`, `visits`, `true_visits`, `value`, `prior`, `rewinds`,
@@ -29,7 +18,7 @@ class TreeRecord:
         prompt: the prompt's text.
         completion: the committed text.
 
-    Relations: `views.py` draws it.
+    Relations: `views.py` draws it and saves it to a file.
     """
 
     root: dict[str, Any]
@@ -41,37 +30,17 @@ class TreeRecord:
         return {"prompt": self.prompt, "completion": self.completion, "root": self.root}
 
     def to_json(self) -> str:
-        """`to_dict` as JSON, however deep the tree is.
+        """`to_dict` as JSON, for a tree of any depth.
 
-        Python's own `json.loads` reads back some hundred levels; what reads deeper trees must not recurse either.
+        Python's own `json.loads` recurses, so it reads back some hundred levels only. Deeper trees need a reader that
+        does not recurse.
         """
         head = json.dumps({"prompt": self.prompt, "completion": self.completion}, ensure_ascii=False)
         return f'{head[:-1]}, "root": {"".join(_nested(self.root))}}}'
 
-    def to_mermaid(self, **options) -> str:
-        """A Mermaid flowchart; options as in `views.to_mermaid`."""
-        from .views import to_mermaid
-
-        return to_mermaid(self, **options)
-
-    def to_html(self, **options) -> str:
-        """A page that needs nothing else; options as in `views.to_html`."""
-        from .views import to_html
-
-        return to_html(self, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Write `.json`, `.html` or `.mmd` (Mermaid), by the ending of `path`."""
-        path = Path(path)
-        writers = {".json": self.to_json, ".html": self.to_html, ".mmd": self.to_mermaid}
-        if path.suffix not in writers:
-            raise ValueError(f"`{path}` ends with {path.suffix!r}, but a tree is saved as {', '.join(writers)}.")
-        path.write_text(writers[path.suffix](), encoding="utf-8")
-        return path
-
 
 def _nested(root: dict[str, Any]) -> Iterator[str]:
-    """The JSON of nested nodes in pieces; `json.dumps` would recurse, and trees get as deep as texts are long."""
+    """The JSON of nested nodes, in pieces. `json.dumps` recurses, and a tree can be as deep as the text is long."""
     stack: list[str | dict[str, Any]] = [root]
     while stack:
         item = stack.pop()
@@ -89,13 +58,13 @@ def _nested(root: dict[str, Any]) -> Iterator[str]:
 
 @dataclass
 class RainRecord:
-    """One prompt's result.
+    """The result of one prompt.
 
     Args:
         tree: the search tree.
-        stats: `forward_passes` and `forward_tokens` (passes that this prompt took part in, tokens read for it, judge
-            included), `judge_calls` (texts judged; some before they are asked for), `iterations`, `rewinds` (restarts
-            at a root), `committed_tokens`, `seconds` (since the prompt was started).
+        stats: `forward_passes` (of batches that included this prompt) and `forward_tokens` (read for this prompt),
+            both including the judge; `judge_calls` (texts scored, including speculative ones); `iterations`;
+            `rewinds` (restarts at a root); `committed_tokens`; `seconds` (since the search of this prompt started).
         tokens: committed token ids.
         text: the committed text.
         finish_reason: `eos`, `turn`, `stop`, `length`, `context`, or `unfinished`.
@@ -109,7 +78,7 @@ class RainRecord:
 
 
 def record_tree(search, prompt: str) -> TreeRecord:
-    """Plain values of a `PromptSearch`'s tree."""
+    """The tree of a `PromptSearch` as plain values."""
     rules = search.rules
     root = search.tree.origin
     plain: dict = {}

@@ -1,4 +1,4 @@
-"""Search trees to look at: Mermaid, and an HTML page that needs nothing else."""
+"""Views of search trees: a Mermaid flowchart, a self-contained HTML page, and files of either or of JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from markupsafe import Markup
 from .records import TreeRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_NEVER_CUT = 1
 
 
 def walk(root: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int, int | None]]:
-    """Nodes of a tree in plain values, parents first: `(node, number, number of its parent)`."""
+    """Nodes of a tree, parents first, as `(node, number, number of its parent)`."""
     stack: list[tuple[dict[str, Any], int | None]] = [(root, None)]
     number = 0
     while stack:
@@ -29,18 +28,18 @@ def walk(root: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int, int | None
 
 
 def show_text(text: str) -> str:
-    """Text with white space made visible where it would be lost."""
+    """Text with line breaks and tabs made visible."""
     return text.replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 def to_mermaid(record: TreeRecord, max_children: int = 5, max_nodes: int = 300) -> str:
-    """A Mermaid flowchart of visited nodes; the committed path is drawn strong.
+    """A Mermaid flowchart of visited nodes, with the committed path highlighted.
 
     Args:
         record: the tree.
-        max_children: most visited children drawn of each node (the committed one always); the rest is counted.
-        max_nodes: nodes drawn, those of the committed path and the most visited first. Mermaid's own limits are 500
-            edges and 50,000 characters.
+        max_children: children drawn per node: the committed one and the most visited ones. The others are counted.
+        max_nodes: nodes drawn: those of the committed path first, then the most visited ones. Mermaid's own limits are
+            500 edges and 50,000 characters.
     """
     if max_nodes < 1:
         raise ValueError(f"`max_nodes` is {max_nodes}, but must be at least 1.")
@@ -66,15 +65,15 @@ def to_mermaid(record: TreeRecord, max_children: int = 5, max_nodes: int = 300) 
 
 
 def _quote(label: str) -> str:
-    """Mermaid label text: everything that has a meaning there as an entity, line breaks kept."""
+    """Mermaid label text: special characters become entities, line breaks stay."""
     parts = label.split("<br/>")
     safe = ["".join(c if c.isalnum() or c in " .,+-⏎⇥∅" else f"#{ord(c)};" for c in part) for part in parts]
     return "<br/>".join(safe)
 
 
 def pruned(root: dict[str, Any], max_children: int) -> dict[str, Any]:
-    """A copy with visited children only, at most `max_children` each; `hidden` counts those left out."""
-    if max_children < _NEVER_CUT:
+    """A copy with visited children only, at most `max_children` per node; `hidden` counts the others."""
+    if max_children < 1:
         raise ValueError(f"`max_children` is {max_children}, but must be at least 1.")
     copies: dict[int, dict[str, Any]] = {}
     result: dict[str, Any] = {}
@@ -97,12 +96,14 @@ def pruned(root: dict[str, Any], max_children: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the page: a node, or (`hidden`) a count of children that were never visited.
+    """One row of the page: a node, or a count of children that were never visited.
 
     Args:
-        level: 0 for the committed path, 1 for what was tried in place of a step, 2 and more for what followed from it.
+        level: 0 for the committed path, 1 for an alternative to a committed step, 2 and more for its descendants.
+        node: the node; `None` for a count.
+        hidden: the count.
         step: number on the committed path.
-        is_parent: whether rows below belong to this one.
+        is_parent: whether the rows below belong to this one.
     """
 
     level: int
@@ -113,9 +114,10 @@ class Row:
 
 
 def lay_out(root: dict[str, Any]) -> list[Row]:
-    """A pruned tree as flat rows: each committed step, and below it what was tried in its place.
+    """A pruned tree as flat rows: each committed step, and below it its alternatives.
 
-    Flat, for browsers nest elements some hundred levels deep only, and a text is as deep as it has steps.
+    The rows are flat because browsers limit the nesting of elements to some hundred levels, and a tree is as deep as
+    its text has steps.
     """
     rows: list[Row] = []
     parent, step = root, 0
@@ -148,11 +150,11 @@ def _below(root: dict[str, Any], level: int) -> Iterator[Row]:
 
 
 def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str, float] | None = None) -> str:
-    """A self-contained page: the committed text token set by token set, and below each what else was tried.
+    """A self-contained page: each committed token set, and below it its alternatives.
 
     Args:
         record: the tree.
-        title: the page's title.
+        title: the title of the page.
         stats: figures to show (`RainRecord.stats`).
     """
     environment = Environment(
@@ -164,8 +166,8 @@ def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str
         title=title,
         record=record,
         rows=lay_out(pruned(record.root, max(len(node["children"]) for node in nodes) or 1)),
-        # As in jinja's `tojson`, which recurses: nothing in the data ends the script element.
-        data=Markup(_in_script(record.to_json())),
+        # Escaped as by jinja's `tojson` (which recurses), so that no text can end the script element.
+        data=Markup(_escape_for_script(record.to_json())),
         steps=[{"number": number + 1, "node": node, "shown": show_text(node["text"])} for number, node in path],
         stats=stats or {},
         counts={
@@ -178,17 +180,27 @@ def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str
     )
 
 
-def _in_script(json_text: str) -> str:
+def _escape_for_script(json_text: str) -> str:
     for character in "<>&'":
         json_text = json_text.replace(character, f"\\u{ord(character):04x}")
     return json_text
 
 
 def _committed(root: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """The committed nodes in order."""
+    """The committed nodes in order, each with its number."""
     nodes, node = [], root
     while node is not None:
         node = next((child for child in node["children"] if child["is_committed"]), None)
         if node is not None:
             nodes.append(node)
     return list(enumerate(nodes))
+
+
+def save(record: TreeRecord, path: str | Path) -> Path:
+    """Write a tree to a file. The suffix of `path` selects the format: `.json`, `.html` or `.mmd` (Mermaid)."""
+    path = Path(path)
+    writers = {".json": TreeRecord.to_json, ".html": to_html, ".mmd": to_mermaid}
+    if path.suffix not in writers:
+        raise ValueError(f"`{path}` ends with {path.suffix!r}, but a tree is saved as {', '.join(writers)}.")
+    path.write_text(writers[path.suffix](record), encoding="utf-8")
+    return path

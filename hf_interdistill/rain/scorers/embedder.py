@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-_PADDING = 48  # tokens that a CPU reads in the time that a pass of their own would take
+_MAX_PADDING = 48  # tokens of padding in a batch on a CPU; more cost more than an additional forward pass
 
 
 class TextEncoder:
-    """Mean-pooled embeddings of any transformers encoder.
+    """Mean-pooled, normalized embeddings of any transformers encoder.
 
-    Source: the published runs use sentence-transformers/all-MiniLM-L6-v2, which pools and normalizes like this.
+    Source: the published runs use sentence-transformers/all-MiniLM-L6-v2, which pools and normalizes in this way.
 
     Args:
         model: an encoder. tokenizer: its tokenizer.
-        max_length: tokens read of a text.
+        max_length: longer texts are truncated to this number of tokens.
     """
 
     def __init__(self, model, tokenizer, max_length: int = 256):
@@ -31,10 +31,10 @@ class TextEncoder:
     @classmethod
     @functools.lru_cache(maxsize=2)
     def from_pretrained(cls, name: str | os.PathLike, device=None) -> TextEncoder:
-        """An encoder by Hub name or folder; the last two are kept, for each `generate` asks again.
+        """An encoder by Hub name or folder. The last two are cached, because every `generate` loads one.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: the encoder cannot be loaded.
         """
         try:
             model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
@@ -50,24 +50,24 @@ class TextEncoder:
         """Unit vectors `(texts, dimensions)`, float64."""
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
         vectors: list[np.ndarray | None] = [None] * len(texts)
-        for places in self._batches([len(ids) for ids in encoded["input_ids"]]):
-            batch = {name: [values[place] for place in places] for name, values in encoded.items()}
+        for indices in self._batches([len(ids) for ids in encoded["input_ids"]]):
+            batch = {name: [values[index] for index in indices] for name, values in encoded.items()}
             inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
-            for place, vector in zip(places, self._embed(inputs), strict=True):
-                vectors[place] = vector
+            for index, vector in zip(indices, self._embed(inputs), strict=True):
+                vectors[index] = vector
         return np.stack(vectors)
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Texts to read together: on a CPU, where padding costs as much as text, those of similar lengths."""
-        places = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+        """Indices of the texts of each batch. On a CPU, where padding costs time, texts of similar lengths."""
+        indices = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
         if self.model.device.type != "cpu":
-            return [places]
+            return [indices]
         batches: list[list[int]] = []
-        for place in places:
-            padding = sum(lengths[place] - lengths[other] for other in batches[-1]) if batches else 0
-            if not batches or padding > _PADDING:
+        for index in indices:
+            padding = sum(lengths[index] - lengths[other] for other in batches[-1]) if batches else 0
+            if not batches or padding > _MAX_PADDING:
                 batches.append([])
-            batches[-1].append(place)
+            batches[-1].append(index)
         return batches
 
     @torch.no_grad()

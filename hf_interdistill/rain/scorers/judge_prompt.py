@@ -1,4 +1,4 @@
-"""Judge prompts: a few examples, an exchange, and a question that a label answers."""
+"""Judge prompts: few-shot examples, the exchange to judge, and a question whose answer is a label."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _QUOTE = "> "
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A few-shot prompt that ends where a label comes next.
+    """A few-shot prompt whose next token is a label.
 
-    A text to judge could write lines of the prompt's own (`Question:`, `(A)`, `Assistant:`) and so end its item and
-    begin another. Such lines are quoted: `> ` is put before them. In a completion these are all the prompt's own line
-    beginnings and the names of roles, in a prompt those of the question.
+    A text could imitate lines of the judge prompt (`Question:`, `(A)`, `Assistant:`), to end its own item and start
+    another. Such lines are quoted with `> `. In a completion, these are lines that start like any line of the judge
+    prompt or like a role name. In a prompt, these are lines that start like a line of the question.
 
     Args:
-        name: for messages.
-        examples: the text that stands before every exchange (read once).
-        plain: an exchange whose prompt is text, with `{prompt}` and `{completion}`.
-        chat: one whose prompt is messages; `{prompt}` is lines of `Role: content`.
-        question: the question, with `{first}` and `{second}` where the options stand.
-        positive: the option that is worth 1. negative: the one that is worth -1.
-        labels: what the model answers for the first and for the second option.
-        orders: 2 asks again with the options swapped; 1 asks once, the positive option first.
+        name: used in error messages.
+        examples: the text before every exchange; the judge reads it once.
+        plain: template of an exchange whose prompt is text, with `{prompt}` and `{completion}`.
+        chat: template of an exchange whose prompt is messages; `{prompt}` becomes lines of `Role: content`.
+        question: the question, with `{first}` and `{second}` in place of the options.
+        positive: the option with value 1. negative: the option with value -1.
+        labels: the answers that stand for the first and for the second option.
+        orders: 2 asks again with the options swapped; 1 asks once, with the positive option first.
     """
 
     name: str
@@ -64,7 +64,7 @@ class JudgePrompt:
 
     @classmethod
     def load(cls, source: str | Path | JudgePrompt) -> JudgePrompt:
-        """A prompt of ours by name, or a YAML file with the fields above."""
+        """A judge prompt of this package by name, or a YAML file with the fields above."""
         if isinstance(source, cls):
             return source
         path = PROMPTS / f"{source}.yaml"
@@ -85,20 +85,20 @@ class JudgePrompt:
         return cls(**{"name": path.stem, **values})
 
     def texts(self, exchange: Exchange) -> list[str]:
-        """The full text of each order, up to the label."""
+        """The full text for each order, up to the label."""
         template = self.chat if is_messages(exchange.prompt) else self.plain
-        in_question = _line_beginnings(self.question)
-        in_exchange = _line_beginnings(self.plain) | _line_beginnings(self.chat)
+        in_question = _line_starts(self.question)
+        in_exchange = _line_starts(self.plain) | _line_starts(self.chat)
         in_exchange |= set(_ROLES) if template is self.chat else set()
-        prompt = quote_lines(exchange.prompt_text(), in_question, _begins_line(template, "prompt"))
-        completion = quote_lines(exchange.completion, in_question | in_exchange, _begins_line(template, "completion"))
-        shown = _fill(template, prompt=prompt, completion=completion)
+        prompt = quote_lines(exchange.prompt_text(), in_question, _starts_line(template, "prompt"))
+        completion = quote_lines(exchange.completion, in_question | in_exchange, _starts_line(template, "completion"))
+        start = self.examples + _fill(template, prompt=prompt, completion=completion)
         orders = [(self.positive, self.negative), (self.negative, self.positive)][: self.orders]
-        return [self.examples + shown + _fill(self.question, first=first, second=second) for first, second in orders]
+        return [start + _fill(self.question, first=first, second=second) for first, second in orders]
 
 
-def _line_beginnings(template: str) -> set[str]:
-    """What the lines of a template begin with: `Word:`, or the text before the first placeholder."""
+def _line_starts(template: str) -> set[str]:
+    """How the lines of a template start: `Word:`, or the text before the first placeholder."""
     found = set()
     for line in template.splitlines():
         literal = re.split(r"\{\w+\}", line)[0].strip()
@@ -107,37 +107,37 @@ def _line_beginnings(template: str) -> set[str]:
     return {literal for literal in found if re.search(r"\w", literal)}
 
 
-def _begins_line(template: str, name: str) -> bool:
+def _starts_line(template: str, name: str) -> bool:
     return re.search(rf"(^|\n)\{{{name}\}}", template) is not None
 
 
-def quote_lines(text: str, beginnings: set[str], is_at_line_start: bool = False) -> str:
-    """The text with `> ` before every line that begins as one of the judge prompt's own, in whatever case.
+def quote_lines(text: str, starts: set[str], is_at_line_start: bool = False) -> str:
+    """The text with `> ` before every line that starts like a line of the judge prompt, in any case.
 
     Args:
-        text: of a stranger.
-        beginnings: of lines (`Question:`, `(A)`).
-        is_at_line_start: whether the text itself begins a line.
+        text: untrusted text.
+        starts: how lines of the judge prompt start (`Question:`, `(A)`).
+        is_at_line_start: whether the text itself starts a line.
     """
-    if not beginnings:
+    if not starts:
         return text
-    start = rf"(?:^|(?<=[{_BREAKS}]))" if is_at_line_start else rf"(?<=[{_BREAKS}])"
+    boundary = rf"(?:^|(?<=[{_BREAKS}]))" if is_at_line_start else rf"(?<=[{_BREAKS}])"
     blank = rf"(?:[^\S{_BREAKS}]|[\u200b-\u200f\u2060\ufeff])*"
-    longest_first = sorted(beginnings, key=len, reverse=True)
+    longest_first = sorted(starts, key=len, reverse=True)
     own = "|".join(re.sub(r" ?:$", lambda _: f"{blank}[:\uff1a]", re.escape(each)) for each in longest_first)
-    return re.sub(rf"{start}(?={blank}(?:{own}))", _QUOTE, text, flags=re.IGNORECASE)
+    return re.sub(rf"{boundary}(?={blank}(?:{own}))", _QUOTE, text, flags=re.IGNORECASE)
 
 
 def _fill(template: str, **values: str) -> str:
-    """Replace `{name}` once, so that braces in the values stay as they are."""
+    """Replace `{name}` in one pass, so that braces in the values stay as they are."""
     return re.sub(r"\{(" + "|".join(values) + r")\}", lambda match: values[match.group(1)], template)
 
 
 def label_tokens(prompt: JudgePrompt, tokenizer) -> tuple[int, int]:
-    """Token ids of the two labels where they come after the question.
+    """Token ids of the two labels after the question.
 
     Raises:
-        ValueError: they are not one token each, the same, or unknown to the tokenizer.
+        ValueError: a label is not a single token, is unknown to the tokenizer, or both are the same token.
     """
     text = prompt.texts(Exchange("a", "a"))[0]
     first, second = (tokenizer(text + label, verbose=False)["input_ids"] for label in prompt.labels)
@@ -147,7 +147,8 @@ def label_tokens(prompt: JudgePrompt, tokenizer) -> tuple[int, int]:
         tokens = [tokenizer.convert_ids_to_tokens(ids[-2:]) for ids in (first, second)]
         raise ValueError(
             f"The judge cannot tell the labels {prompt.labels[0]!r} and {prompt.labels[1]!r} apart: with this "
-            f"tokenizer the text ends with {tokens[0]} and {tokens[1]}, but each label must be one known token of its "
-            "own after the same text. Choose other `labels` in the judge prompt, or another judge."
+            f"tokenizer the text ends with {tokens[0]} and {tokens[1]}, but after the same text each label must be a "
+            "distinct single token that the tokenizer knows. Choose other `labels` in the judge prompt, or another "
+            "judge."
         )
     return first[-1], second[-1]

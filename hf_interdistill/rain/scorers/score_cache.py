@@ -1,4 +1,4 @@
-"""What texts are worth: each is judged once, and some before a search asks for them."""
+"""Scores of texts: each text is scored once, and some are scored speculatively."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from .base import Costs, Exchange, Scorer, ScorerError
 
-_JUDGED_TOGETHER = 8  # texts up to which a call is filled with some that nobody has asked for yet
+_FILLED_BATCH_SIZE = 8  # speculative requests fill a call up to this size
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A text to judge: the prompt and a completion, for `owner`."""
+    """A completion of a prompt to score, for `owner`."""
 
     owner: Any
     prompt: Any
@@ -22,20 +22,20 @@ class ScoreRequest:
 
     @property
     def key(self) -> str:
-        """What verdicts of its prompt are remembered under."""
+        """Cache key of the prompt."""
         return repr(self.prompt)
 
 
 @dataclass(frozen=True)
 class ScoreBatch:
-    """A scorer call: the texts that were judged, and what it cost."""
+    """A scorer call: the requests that were scored, and its costs."""
 
-    questions: Sequence[ScoreRequest]
+    requests: Sequence[ScoreRequest]
     costs: Costs
 
 
 class ScoreCache:
-    """A scorer's verdicts, remembered while a search of the prompt goes on.
+    """Caches the scores of a prompt's completions while searches of that prompt run.
 
     Args:
         scorer: a bound scorer.
@@ -47,58 +47,62 @@ class ScoreCache:
         self._searches: Counter = Counter()
 
     def __len__(self) -> int:
-        """ScoreCache that are remembered now."""
+        """Number of cached scores."""
         return sum(map(len, self._values.values()))
 
-    def open(self, prompt: Any) -> None:
-        """A search of this prompt will come."""
+    def acquire(self, prompt: Any) -> None:
+        """Announce a search of this prompt."""
         self._searches[repr(prompt)] += 1
 
-    def close(self, prompt: Any) -> None:
-        """A search of this prompt is over; after the last one its verdicts are forgotten."""
+    def release(self, prompt: Any) -> None:
+        """End a search of this prompt; the last one evicts the prompt's scores."""
         key = repr(prompt)
         self._searches[key] -= 1
         if not self._searches[key]:
             self._values.pop(key, None)
 
-    def of(self, question: ScoreRequest) -> float:
-        """The verdict on a text that was judged."""
-        return self._values[question.key][question.completion]
+    def value_of(self, request: ScoreRequest) -> float:
+        """The cached score of a request."""
+        return self._values[request.key][request.completion]
 
-    def judge(self, asked: Sequence[ScoreRequest], ahead: Iterable[ScoreRequest]) -> ScoreBatch | None:
-        """Judge what is asked and not known, in one call; `None` if all is known.
+    def score(self, requests: Sequence[ScoreRequest], speculative: Iterable[ScoreRequest]) -> ScoreBatch | None:
+        """Score all requests that are not cached, in one call.
 
         Args:
-            asked: what is wanted now. ahead: what will probably be wanted, in order; a scorer whose call is made
-                anyway, and that allows it (`supports_speculation`), judges as many of these as there is room for.
+            requests: what is needed now.
+            speculative: what will probably be needed next, in order. If a call is necessary anyway and the scorer
+                allows it (`supports_speculation`), the call is filled up with these.
+
+        Returns:
+            What was scored; `None` if every request is cached.
         """
-        new = list(self._unknown(asked, ()))
-        if not new:
+        missing = list(self._missing(requests, ()))
+        if not missing:
             return None
         extra: list[ScoreRequest] = []
         if self.scorer.supports_speculation:
-            for question in self._unknown(ahead, new):
-                if len(new) + len(extra) >= _JUDGED_TOGETHER:
+            for request in self._missing(speculative, missing):
+                if len(missing) + len(extra) >= _FILLED_BATCH_SIZE:
                     break
-                extra.append(question)
+                extra.append(request)
         try:
-            return self._call([*new, *extra])
+            return self._call([*missing, *extra])
         except ScorerError:
             if not extra:
                 raise
-            return self._call(new)  # a text that nobody may ever ask for must not end a search
+            return self._call(missing)  # a speculative text must not end a search
 
-    def _unknown(self, questions: Iterable[ScoreRequest], besides: Sequence[ScoreRequest]) -> Iterator[ScoreRequest]:
-        """Those without a verdict, each once."""
-        seen = {(question.key, question.completion) for question in besides}
-        for question in questions:
-            name = question.key, question.completion
-            if name not in seen and question.completion not in self._values.get(question.key, {}):
+    def _missing(self, requests: Iterable[ScoreRequest], known: Sequence[ScoreRequest]) -> Iterator[ScoreRequest]:
+        """Distinct requests that are neither cached nor in `known`."""
+        seen = {(request.key, request.completion) for request in known}
+        for request in requests:
+            name = request.key, request.completion
+            if name not in seen and request.completion not in self._values.get(request.key, {}):
                 seen.add(name)
-                yield question
+                yield request
 
-    def _call(self, questions: Sequence[ScoreRequest]) -> ScoreBatch:
-        values, costs = self.scorer.judge([Exchange(question.prompt, question.completion) for question in questions])
-        for question, value in zip(questions, values, strict=True):
-            self._values.setdefault(question.key, {})[question.completion] = value
-        return ScoreBatch(questions, costs)
+    def _call(self, requests: Sequence[ScoreRequest]) -> ScoreBatch:
+        values, costs = self.scorer.score_batch([Exchange(each.prompt, each.completion) for each in requests])
+        for request, value in zip(requests, values, strict=True):
+            self._values.setdefault(request.key, {})[request.completion] = value
+        return ScoreBatch(requests, costs)

@@ -1,7 +1,7 @@
 """Self-evaluation: a language model answers a multiple-choice question about a text.
 
-The few-shot prompt is read once and its keys and values kept, and so are those of the prompts in flight. The texts of
-a round and both orders of the options form one token tree, so that everything shared between them is read once too.
+Keys and values of the few-shot prompt and of the prompts being searched are cached between calls. The texts of a call,
+in both orders of the options, form one token tree, so the model reads every shared prefix once.
 
 Source: arXiv 2309.07124, section 3.2 (few-shot question, options in both orders).
 """
@@ -22,25 +22,28 @@ from .cached_forward import CachedForward, weights_version
 from .judge_prompt import JudgePrompt, label_tokens
 from .prefix_cache import common_prefix_length
 
-_KEPT: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(prompt, tokenizer, graphs) -> CachedForward}
-_TRIALS = ("a", "7 z", "\n")  # completions with nothing in common, to see what is the same for all
+# The one store of prefix caches: model -> {(judge prompt, tokenizer id, cuda_graphs): CachedForward}.
+_PREFIX_CACHES: WeakKeyDictionary = WeakKeyDictionary()
+_PROBES = ("a", "7 z", "\n")  # completions with nothing in common, to find the tokens that do not depend on them
 
 
 class SelfEvaluationScorer(Scorer):
-    """A language model's own judgment.
+    """Scores texts with a language model as the judge; by default the generating model judges itself.
 
-    Hard vote: each order votes for the label with the larger logit; the votes are averaged and mapped to -1, 0 or 1.
+    Hard vote: each order votes for the label with the larger logit. The mean of the votes is mapped to -1, 0 or 1.
     Probability: `p(positive label)` of the two labels, averaged over the orders and mapped by `2 p - 1`.
+
+    Source: arXiv 2309.07124, section 3.2.
 
     Args:
         prompt: a name (`harmlessness`, `truthfulness`, `sentiment`), a YAML file, or a `JudgePrompt`.
         vote: `hard` or `probability`.
-        model: the judge; the generating model if not given.
-        tokenizer: the judge's tokenizer; needed with `model`.
-        cuda_graphs: whether the judge's passes are replayed as CUDA graphs, see `RainConfig`.
+        model: the judge; by default the generating model.
+        tokenizer: the judge's tokenizer; required with `model`.
+        cuda_graphs: whether the judge's forward passes are replayed as CUDA graphs, see `RainConfig`.
 
     Raises:
-        ValueError: labels that are not distinct single tokens after the question.
+        ValueError: the labels are not distinct single tokens after the question.
     """
 
     supports_speculation = True
@@ -57,7 +60,7 @@ class SelfEvaluationScorer(Scorer):
         if vote not in JUDGE_VOTES:
             raise ValueError(f"`vote` is {vote!r}, but must be one of {', '.join(JUDGE_VOTES)}.")
         if (model is None) != (tokenizer is None):
-            raise ValueError("A judge of its own needs both `model` and `tokenizer`; one of them is missing.")
+            raise ValueError("A separate judge needs both `model` and `tokenizer`; one of them is missing.")
         self.prompt = JudgePrompt.load(prompt)
         self.vote = vote
         self.cuda_graphs = cuda_graphs
@@ -82,19 +85,19 @@ class SelfEvaluationScorer(Scorer):
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See `Scorer.score`."""
-        texts = self._texts()
-        contexts = self._contexts([self._shown(exchange) for exchange in exchanges])
-        self._check_length(contexts)
+        cache = self._prefix_cache()
+        token_ids = self._encode([self._render(exchange) for exchange in exchanges])
+        self._check_length(token_ids)
         prompts = [exchange.prompt for exchange in exchanges]
         labels = torch.tensor(self._labels)
-        with texts.lend(self.model):
-            logits, tokens = texts.last_logits(contexts, prompts, self._stem, labels)
-        passes, shared = texts.pop_costs()
+        with cache.lend(self.model):
+            logits, tokens = cache.last_logits(token_ids, prompts, self._prompt_prefix, labels)
+        passes, shared = cache.pop_costs()
         self._costs = Costs(tokens, passes, shared)
         return self._values(logits)
 
     def _values(self, logits: torch.Tensor) -> list[float]:
-        """Values from label logits `(exchanges, orders, 2)`; in the second order the labels change places."""
+        """Values from label logits `(exchanges, orders, 2)`; the second order has the labels swapped."""
         positive = logits.clone()
         if logits.shape[1] == 2:
             positive[:, 1] = logits[:, 1].flip(-1)
@@ -104,8 +107,8 @@ class SelfEvaluationScorer(Scorer):
             votes = torch.softmax(positive.double(), dim=-1)[..., 0]
         return (2 * votes.mean(dim=-1) - 1).tolist()
 
-    def _shown(self, exchange: Exchange) -> list[str]:
-        """The texts of each order; a control token that the exchange spells is broken up, so that it is text."""
+    def _render(self, exchange: Exchange) -> list[str]:
+        """The judge's text for each order. Control tokens spelled in the exchange are broken up into plain text."""
         pattern = self._control
         if is_messages(exchange.prompt):
             prompt = [
@@ -116,23 +119,26 @@ class SelfEvaluationScorer(Scorer):
             prompt = break_up(exchange.prompt, pattern)
         return self.prompt.texts(Exchange(prompt, break_up(exchange.completion, pattern)))
 
-    def _contexts(self, shown: Sequence[list[str]]) -> list[list[list[int]]]:
-        """Token ids of each text up to the label (with it, for a tokenizer may join it to what comes before)."""
-        texts = [text + self.prompt.labels[0] for orders in shown for text in orders]
+    def _encode(self, rendered: Sequence[list[str]]) -> list[list[list[int]]]:
+        """Token ids of rendered texts, for each exchange and order, up to the label.
+
+        The label is tokenized with the text and then removed: a tokenizer may merge it with what precedes it.
+        """
+        texts = [text + self.prompt.labels[0] for orders in rendered for text in orders]
         ids = iter(self.tokenizer(texts, verbose=False)["input_ids"])
-        return [[next(ids)[:-1] for _ in orders] for orders in shown]
+        return [[next(ids)[:-1] for _ in orders] for orders in rendered]
 
-    def _stem(self, prompt) -> list[int]:
-        """The token ids of a prompt's judgments that are the same whatever the completion."""
-        return self._common([self._shown(Exchange(prompt, completion)) for completion in _TRIALS])
+    def _prompt_prefix(self, prompt) -> list[int]:
+        """Token ids that all judge texts of a prompt start with, whatever the completion."""
+        return self._common_prefix([self._render(Exchange(prompt, probe)) for probe in _PROBES])
 
-    def _common(self, shown: Sequence[list[str]]) -> list[int]:
-        """Token ids that all of the texts begin with."""
-        contexts = [context for orders in self._contexts(shown) for context in orders]
-        return contexts[0][: common_prefix_length(contexts)]
+    def _common_prefix(self, rendered: Sequence[list[str]]) -> list[int]:
+        """Token ids that all rendered texts start with."""
+        sequences = [ids for orders in self._encode(rendered) for ids in orders]
+        return sequences[0][: common_prefix_length(sequences)]
 
-    def _check_length(self, contexts) -> None:
-        longest = max(len(context) for orders in contexts for context in orders)
+    def _check_length(self, token_ids: Sequence[Sequence[list[int]]]) -> None:
+        longest = max(len(ids) for orders in token_ids for ids in orders)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise ScorerError(
@@ -140,12 +146,12 @@ class SelfEvaluationScorer(Scorer):
                 "examples, a judge with a longer context, or another scorer."
             )
 
-    def _texts(self) -> CachedForward:
-        """The judge prompt's keys and values: read once a process, and again when the model's weights change."""
-        kept = _KEPT.setdefault(self.model, {})
+    def _prefix_cache(self) -> CachedForward:
+        """The model's prefix cache for this judge prompt; a new one if the model's weights have changed."""
+        caches = _PREFIX_CACHES.setdefault(self.model, {})
         key = (self.prompt, id(self.tokenizer), self.cuda_graphs)
         version = weights_version(self.model)
-        if key not in kept or kept[key].version != version:
-            prefix = self._common([self.prompt.texts(Exchange(end, end)) for end in _TRIALS])
-            kept[key] = CachedForward(self.model, prefix, version, self.cuda_graphs)
-        return kept[key]
+        if key not in caches or caches[key].version != version:
+            prefix = self._common_prefix([self.prompt.texts(Exchange(probe, probe)) for probe in _PROBES])
+            caches[key] = CachedForward(self.model, prefix, version, self.cuda_graphs)
+        return caches[key]

@@ -1,4 +1,4 @@
-"""What a search asks of the engine. Each is answered by a value of the kind named here."""
+"""Requests that a search yields. The engine answers each one; every class says what the answer is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .tree import Candidate, Node
 
 @dataclass(frozen=True)
 class Expansion:
-    """Token sets of one length after a node; answered by a list of `Candidate`.
+    """Token sets of one length to sample after a node. The answer is a list of `Candidate`.
 
-    One-token sets are the `count` likeliest tokens. Longer ones are the greedy one (if `has_greedy`) and one sampled
-    for each number in `draws`; duplicates are dropped.
+    One-token sets are the `count` likeliest tokens. Longer sets are the greedy one (if `has_greedy`) and one sampled
+    set for each number in `draws`; duplicates are dropped.
     """
 
     length: int
@@ -22,42 +22,42 @@ class Expansion:
     draws: tuple[int, ...] = ()
 
 
-# The candidates of an expansion that is done before it was asked for, or `None`.
-Known = Callable[[Node, Expansion], Sequence[Candidate] | None]
+# The candidates of an expansion that has been computed speculatively, or `None`.
+KnownCandidates = Callable[[Node, Expansion], Sequence[Candidate] | None]
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Read a node, and from there expand, roll out, or both in the same passes.
+    """Run the model on a node, then expand it, roll out from it, or both.
 
-    `ahead` says which rollouts (`None`) and expansions will probably be wanted next, as far as can be told from the
-    expansions that are known: they ride along in these passes. Answered by `(rollout tokens or None, candidates or
-    None)`.
+    `speculate` returns the rollouts (`None`) and expansions that the search will probably request next, given the
+    candidates that are known. They share the forward passes of this request. The answer is `(rollout tokens or None,
+    candidates or None)`.
     """
 
     node: Node
     is_rollout: bool = False
     expansion: Expansion | None = None
-    ahead: Callable[[Known], list[tuple[Node, Expansion | None]]] | None = None
+    speculate: Callable[[KnownCandidates], list[tuple[Node, Expansion | None]]] | None = None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The value of a completion, between -1 and 1."""
+    """Score a completion. The answer is its value, between -1 and 1."""
 
     completion: str
 
 
 @dataclass(frozen=True)
 class Embed:
-    """One vector a text."""
+    """Embed texts. The answer is one vector per text."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A node became the root: its tokens are final. Answered by `None`."""
+    """A node has become the root: its tokens are final. The answer is `None`."""
 
     node: Node
 

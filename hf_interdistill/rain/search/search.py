@@ -1,6 +1,6 @@
-"""The search for one prompt, as a generator: it yields requests and is sent their answers.
+"""The search for one prompt, as a generator that yields requests and receives their answers.
 
-It calls neither model nor scorer, so the engine can gather the requests of many searches into few forward passes.
+It calls neither model nor scorer, so the engine can batch the requests of many searches into few forward passes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from collections.abc import Generator, Sequence
 from functools import partial
 
 from ..config import RainConfig
-from .requests import Commit, Decode, Embed, Expansion, Judge, Known, Request
-from .tree import Candidate, Node, SearchTree, greedy_weight, take_in_embedding
+from .lookahead import predict_leaves
+from .requests import Commit, Decode, Embed, Expansion, Judge, KnownCandidates, Request
+from .tree import Candidate, Node, SearchTree, greedy_weight, update_embedding
 
 Steps = Generator[Request, object, None]
 
@@ -19,13 +20,13 @@ class PromptSearch:
     """RAIN for one prompt.
 
     Args:
-        config: the constants.
-        rules: where texts end and what they say (`StopChecker`).
-        has_encoder: whether embeddings can be had.
+        config: the constants of the search.
+        rules: a `StopChecker`: decides where texts end, and decodes tokens.
+        has_encoder: whether `Embed` requests are answered.
 
     Attributes:
-        tree: the whole tree so far. committed: token ids that are final. iterations, rewinds: counts; a rewind is a
-        restart at the root.
+        tree: the whole tree so far. committed: token ids that are final. iterations: number of iterations.
+        rewinds: number of restarts at each root.
     """
 
     def __init__(self, config: RainConfig, rules, has_encoder: bool):
@@ -36,7 +37,7 @@ class PromptSearch:
         self.committed: list[int] = []
         self.iterations = 0
         self.rewinds: dict[Node, int] = {}
-        self._unread: dict[Node, list[str]] = {}
+        self._pending_texts: dict[Node, list[str]] = {}
         self._widenings: dict[Node, int] = {}
 
     def run(self) -> Steps:
@@ -52,7 +53,7 @@ class PromptSearch:
             node = self.tree.commit()
             self.committed.extend(node.tokens)
             yield Commit(node)
-            # A criterion that looks at more than the text (a clock, a switch) may say now what it did not say before.
+            # A criterion that depends on more than the text (time, for example) may hold now and not before.
             if self.rules.finish_reason(self.committed):
                 return
 
@@ -63,26 +64,29 @@ class PromptSearch:
         rollout: tuple[int, ...] = ()
         is_rollout = not leaf.is_terminal and not self.rules.stops_rollout(tokens)
         if is_rollout:
-            rollout, _ = yield Decode(leaf, is_rollout, ahead=partial(self._ahead, leaf))
+            rollout, _ = yield Decode(leaf, is_rollout, speculate=partial(self._speculate, leaf))
         text = self.rules.completion([*tokens, *rollout])
         value = yield Judge(text)
         if self.has_encoder:
             yield from self._embed(leaf, rollout)
         self.tree.backup(leaf, value)
 
-    def _ahead(self, leaf: Node, known: Known) -> list[tuple[Node, Expansion | None]]:
-        """What will be asked for after this leaf, if verdicts go on as they are."""
-        wishes: list[tuple[Node, Expansion | None]] = []
-        visits = self.tree.forecast(leaf, self.config.num_speculative, lambda node: known(node, self._expansion(node)))
-        for node, is_first in visits:
-            if is_first and not self.rules.stops_rollout(node.tokens_from_origin()):
-                wishes.append((node, None))
+    def _speculate(self, leaf: Node, known: KnownCandidates) -> list[tuple[Node, Expansion | None]]:
+        """Rollouts (`None`) and expansions that the search will request after this leaf if values stay as they are."""
+        requests: list[tuple[Node, Expansion | None]] = []
+
+        def candidates(node: Node) -> Sequence[Candidate] | None:
+            return known(node, self._expansion(node))
+
+        for node, is_first in predict_leaves(self.tree, leaf, self.config.num_speculative, candidates):
             if not is_first:
-                wishes.append((node, self._expansion(node)))
-        return wishes
+                requests.append((node, self._expansion(node)))
+            elif not self.rules.stops_rollout(node.tokens_from_origin()):
+                requests.append((node, None))
+        return requests
 
     def _descend(self) -> Generator[Request, object, Node]:
-        """From the root to a leaf, widening and (on the second visit) expanding on the way."""
+        """Select a path from the root to a leaf; widen nodes on it, and expand a leaf at its second visit."""
         node = self.tree.root
         while node.children:
             if self.has_encoder and self.tree.wants_widening(node):
@@ -99,43 +103,44 @@ class PromptSearch:
         return Expansion(length, self.config.candidates, True, tuple(range(self.config.candidates - 1)))
 
     def _expand(self, node: Node) -> Steps:
-        _, candidates = yield Decode(node, expansion=self._expansion(node), ahead=partial(self._ahead, node))
+        _, candidates = yield Decode(node, expansion=self._expansion(node), speculate=partial(self._speculate, node))
         self.tree.expand(node, candidates)
 
     def _widen(self, node: Node) -> Steps:
-        """Ask for one more candidate: the next likeliest token, or one more sampled token set."""
-        plan = self._expansion(node)
-        if plan.length == 1:
-            plan = Expansion(1, len(node.children) + 1)
+        """Request one more candidate: the next likeliest token, or one more sampled token set."""
+        expansion = self._expansion(node)
+        if expansion.length == 1:
+            expansion = Expansion(1, len(node.children) + 1)
         else:
             number = self._widenings[node] = self._widenings.get(node, self.config.candidates - 2) + 1
-            plan = Expansion(plan.length, 1, False, (number,))
-        _, candidates = yield Decode(node, expansion=plan)
+            expansion = Expansion(expansion.length, 1, False, (number,))
+        _, candidates = yield Decode(node, expansion=expansion)
         for candidate in candidates:
             if self.tree.widen(node, candidate):
                 return
 
     def _embed(self, leaf: Node, rollout: Sequence[int]) -> Steps:
-        """Take the texts of this iteration in, in one call; a text waits while no sibling is there to compare with."""
+        """Embed the texts of this iteration in one request; a text stays pending until a sibling has been visited."""
         tail: list[int] = list(rollout)
-        wanted: list[Node] = []
+        ready: list[Node] = []
+        pending = self._pending_texts
         node = leaf
         while node is not self.tree.root:
             tail = [*node.tokens, *tail]
-            self._unread.setdefault(node, []).append(self.rules.fragment(node.parent.tokens_from_origin(), tail))
+            pending.setdefault(node, []).append(self.rules.fragment(node.parent.tokens_from_origin(), tail))
             visited = [sibling for sibling in node.parent.children if sibling.true_visits > 0 and sibling is not node]
             if visited or len(node.parent.children) == 1:
-                wanted.extend(each for each in (node, *visited) if self._unread.get(each))
+                ready.extend(each for each in (node, *visited) if pending.get(each))
             node = node.parent
-        texts = [(each, text) for each in wanted for text in self._unread.pop(each)]
+        texts = [(each, text) for each in ready for text in pending.pop(each)]
         if texts:
             vectors = yield Embed(tuple(text for _, text in texts))
             for (each, _), vector in zip(texts, vectors, strict=True):
-                take_in_embedding(each, vector)
+                update_embedding(each, vector)
 
 
-def weigh(greedy: tuple[Candidate, ...], sampled: Sequence[Candidate]) -> list[Candidate]:
-    """Distinct candidates, the greedy one first with the weight that the released code gives it."""
+def weight_candidates(greedy: tuple[Candidate, ...], sampled: Sequence[Candidate]) -> list[Candidate]:
+    """Distinct candidates. The greedy one comes first, with the weight that the released code gives it."""
     seen = {candidate.tokens for candidate in greedy}
     distinct: list[Candidate] = []
     for candidate in sampled:

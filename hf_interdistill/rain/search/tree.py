@@ -1,15 +1,15 @@
-"""The search tree: selection, backup, widening and commit, in plain numbers.
+"""The search tree: selection, backup, widening and commit.
 
-Nothing here knows a model or a tokenizer: a token set is a tuple of integers, an embedding a NumPy vector.
+This module knows neither models nor tokenizers: a token set is a tuple of integers, an embedding a NumPy vector.
 
-Source: arXiv 2309.07124, eq. 1 (selection) and eq. 2 (credit of similar siblings); order of operations as in the
-authors' code.
+Source: arXiv 2309.07124, eq. 1 (selection) and eq. 2 (credit of similar siblings). The order of operations is that of
+the authors' code.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,17 +22,20 @@ _EPSILON = 1e-5
 
 @dataclass(eq=False)
 class Node:
-    """A token set, and what the search knows of it.
+    """A token set and its search statistics.
 
     Args:
         tokens: token ids of the edge from the parent; empty at the origin.
         prior: probability of the edge among its siblings.
-        weight: the same before normalization.
-        visits: `n`; fractional, for similar siblings share values.
+        weight: the prior before normalization.
+        depth: number of edges from the origin.
+        is_terminal: whether the text ends with this node.
+        visits: `n` of eq. 1; fractional, because similar siblings share values.
         true_visits: visits through this node.
         value: mean value, between -1 and 1.
-        embedding: mean embedding of the texts from here to the end of each rollout.
-        is_terminal: whether the text ends with this node.
+        embedding: mean embedding of the texts from this node to the end of each rollout.
+        embedded: number of texts in that mean.
+        is_committed: whether the tokens are part of the answer.
     """
 
     tokens: tuple[int, ...] = ()
@@ -50,7 +53,7 @@ class Node:
     is_committed: bool = False
 
     def path(self) -> list[Node]:
-        """Nodes from the origin to this one, both included."""
+        """Nodes from the origin to this one, including both."""
         nodes = [self]
         while nodes[-1].parent is not None:
             nodes.append(nodes[-1].parent)
@@ -61,7 +64,7 @@ class Node:
         return tuple(token for node in self.path() for token in node.tokens)
 
     def subtree(self) -> Iterator[Node]:
-        """This node and all below it, parents first."""
+        """This node and its descendants, parents first."""
         stack = [self]
         while stack:
             node = stack.pop()
@@ -71,7 +74,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token set that may become a child: its tokens, its unnormalized weight, and whether it ends the text."""
+    """A token set that may become a child: token ids, unnormalized weight, and whether it ends the text."""
 
     tokens: tuple[int, ...]
     weight: float
@@ -89,9 +92,9 @@ class SearchTree:
     """A tree, its current root, and the operations of the search.
 
     Args:
-        config: the constants.
+        config: the constants of the search.
 
-    Relations: `search.py` decides what to do with it; what is pruned stays in the tree for the views.
+    Relations: `search.py` decides the order of operations. A commit keeps all nodes, because `views.py` draws them.
     """
 
     def __init__(self, config: RainConfig):
@@ -102,12 +105,12 @@ class SearchTree:
         self.rewinds = 0
 
     def release(self) -> None:
-        """Take the nodes apart: parents and children hold each other, and would wait for the garbage collector."""
+        """Unlink all nodes: references between parents and children would keep them until garbage collection."""
         for node in list(self.origin.subtree()):
             node.parent, node.children = None, []
 
     def select(self, node: Node) -> Node:
-        """The child of `node` with the largest score of eq. 1; the first of equals."""
+        """The child of `node` with the largest score of eq. 1; the first one on a tie."""
         return max(node.children, key=self.selection_score)
 
     def selection_score(self, node: Node) -> float:
@@ -118,11 +121,13 @@ class SearchTree:
         return exploitation + exploration
 
     def expand(self, node: Node, candidates: Sequence[Candidate]) -> None:
-        """Give a leaf its children; priors are the normalized weights, smoothed at the root."""
+        """Add children to a leaf; their priors are the normalized weights, smoothed at the root."""
         if node.children or node.is_terminal:
-            raise ValueError("Only a leaf that does not end the text can be expanded; this node has children or ends.")
+            raise ValueError(
+                "Only a leaf that does not end the text can be expanded; this node has children or ends the text."
+            )
         if not candidates:
-            raise ValueError("An expansion needs at least one candidate, but there is none.")
+            raise ValueError("An expansion needs at least one candidate, but got none.")
         total = sum(candidate.weight for candidate in candidates)
         for candidate in candidates:
             share = candidate.weight / total if total > 0 else 1 / len(candidates)
@@ -131,17 +136,18 @@ class SearchTree:
             self._smooth()
 
     def _smooth(self) -> None:
-        """`p <- (1 - u) p + u / k` for the root's children, normalized."""
+        """Apply `p <- (1 - u) p + u / k` to the root's children, normalized."""
         children, uniform = self.root.children, self.config.root_uniform
         smoothed = [(1 - uniform) * child.prior + uniform / len(children) for child in children]
         for child, prior in zip(children, smoothed, strict=True):
             child.prior = prior / sum(smoothed)
 
     def wants_widening(self, node: Node) -> bool:
-        """Whether an inner node on the way down gets one more candidate.
+        """Whether an inner node on the selected path gets one more candidate.
 
-        All children must be visited and alike (norm of the variance of their embeddings below the threshold times the
-        tokens of an edge), and the best of them bad. A lone child has variance 0. Without embeddings, never.
+        All children must be visited and similar: the norm of the variance of their embeddings is below the threshold
+        times the tokens of an edge. The best child must have a low value. A lone child has variance 0. A node without
+        embeddings is never widened.
         """
         children, config = node.children, self.config
         if not children or len(children) >= config.max_children:
@@ -156,7 +162,11 @@ class SearchTree:
         return spread < config.widening_variance * len(children[0].tokens)
 
     def widen(self, node: Node, candidate: Candidate) -> bool:
-        """Add a candidate with its share of all weights for a prior; siblings keep theirs. False for a duplicate."""
+        """Add a candidate; its prior is its share of all weights, and its siblings keep theirs.
+
+        Returns:
+            False if the candidate is a duplicate and was not added.
+        """
         if any(child.tokens == candidate.tokens for child in node.children):
             return False
         total = sum(child.weight for child in node.children) + candidate.weight
@@ -168,7 +178,7 @@ class SearchTree:
         return True
 
     def backup(self, leaf: Node, value: float) -> None:
-        """Take a value in at `leaf` and at every ancestor up to the root, and credit similar siblings (eq. 2)."""
+        """Update `leaf` and its ancestors up to the root with a value, and credit similar siblings (eq. 2)."""
         low, high = VALUE_RANGE
         if not low <= value <= high:
             raise ValueError(f"The value {value} is outside [-1, 1]; map scores to that range first.")
@@ -196,56 +206,15 @@ class SearchTree:
             sibling.value = _clip((sibling.value * sibling.visits + weight * value) / (sibling.visits + weight))
             sibling.visits += weight
 
-    def forecast(
-        self, leaf: Node, count: int, known: Callable[[Node], Sequence[Candidate] | None] = lambda node: None
-    ) -> list[tuple[Node, bool]]:
-        """Leaves that `count` iterations after one at `leaf` would select if each value were the root's mean.
-
-        Args:
-            leaf: where the iteration under way is.
-            count: iterations to look ahead.
-            known: the children that a leaf will get, where that is known: they are looked at too, and are no part of
-                the tree.
-
-        Returns:
-            Each with whether that would be its first visit; without leaves that end the text.
-        """
-        before: dict[Node, tuple[float, int, float]] = {}
-        grown: list[Node] = []
-        value, found, node = self.root.value, [], leaf
-        for _ in range(count):
-            for each in reversed(node.path()):
-                before.setdefault(each, (each.visits, each.true_visits, each.value))
-                each.visits, each.true_visits = each.visits + 1, each.true_visits + 1
-                each.value += (value - each.value) / each.visits
-                if each is self.root:
-                    break
-            node = self.root
-            while node.children or self._grow(node, known, grown):
-                node = self.select(node)
-            if not node.is_terminal and (node, node.true_visits == 0) not in found:
-                found.append((node, node.true_visits == 0))
-        for each, (visits, true_visits, mean) in before.items():
-            each.visits, each.true_visits, each.value = visits, true_visits, mean
-        for each in grown:
-            each.children = []
-        return found
-
-    def _grow(self, node: Node, known: Callable, grown: list[Node]) -> bool:
-        """Give a leaf that was visited before the children that it is known to get, for a forecast."""
-        candidates = known(node) if node.true_visits > 0 and not node.is_terminal else None
-        if not candidates:
-            return False
-        self.expand(node, candidates)
-        grown.append(node)
-        return True
-
     def most_visited(self) -> Node:
-        """The root's child with most (fractional) visits, ties by value."""
+        """The root's child with the most (fractional) visits; the value breaks ties."""
         return max(self.root.children, key=lambda child: (child.visits, child.value))
 
     def is_settled(self) -> bool:
-        """Whether the search from this root is over: a child is good and visited enough, or the budget is spent."""
+        """Whether the search from this root is over.
+
+        It is over when the most visited child has enough visits and a high value, or when the budget is spent.
+        """
         if self.root.true_visits >= self.budget:
             return True
         if not self.root.children:
@@ -254,7 +223,7 @@ class SearchTree:
         return best.true_visits > self.config.min_visits and best.value > self.config.value_threshold
 
     def commit(self) -> Node:
-        """Make the most visited child the root, keep its subtree, smooth its children's priors; returns it."""
+        """Make the most visited child the root and smooth the priors of its children; returns the new root."""
         chosen = self.most_visited()
         chosen.is_committed = True
         self.root = chosen
@@ -264,8 +233,8 @@ class SearchTree:
         return chosen
 
 
-def take_in_embedding(node: Node, embedding: np.ndarray) -> None:
-    """Update a node's mean embedding with one more vector."""
+def update_embedding(node: Node, embedding: np.ndarray) -> None:
+    """Add one vector to the mean embedding of a node."""
     node.embedded += 1
     if node.embedding is None:
         node.embedding = np.array(embedding, dtype=np.float64)
@@ -274,7 +243,7 @@ def take_in_embedding(node: Node, embedding: np.ndarray) -> None:
 
 
 def cosine_similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Cosine of two vectors, 0 if one of them is 0."""
+    """Cosine of two vectors; 0 if either of them is 0."""
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(np.dot(first, second)) / norms if norms > 0 else 0.0
 

@@ -88,7 +88,7 @@ def best_of_n(sampler: Sampler, judge: SelfEvaluationScorer, budget: int, row: d
         new = list(dict.fromkeys(text for text, _ in answers if text not in verdicts))
         costs: dict[str, int] = {}
         if new:
-            values, judged = judge.judge([Exchange(row["prompt"], text) for text in new])
+            values, judged = judge.score_batch([Exchange(row["prompt"], text) for text in new])
             verdicts.update(zip(new, values, strict=True))
             costs = dict(zip(new, judged.tokens, strict=True))
         for text, ids in answers:

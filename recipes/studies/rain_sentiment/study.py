@@ -131,7 +131,7 @@ class Study:
         """How well each model knows the sentiment of the dev rows, and the scale of the rewards on held-out rows."""
         texts, labels = [row["text"] for row in self.dev], np.array([row["label"] for row in self.dev]) == 1
         judge = SelfEvaluationScorer(self.judge, vote="probability").bind(*self._load_decoder())
-        values, _ = judge.judge([Exchange("", text) for text in texts])
+        values, _ = judge.score_batch([Exchange("", text) for text in texts])
         reward = RewardScorer.from_pretrained(str(self.folder / "reward"), batch_size=64)
         held_out = self.splits["held_out"]
         rewards = np.array(reward([""] * len(held_out), [row["text"] for row in held_out]))

@@ -1,0 +1,160 @@
+"""Checks of what users pass to `generate`: models, settings, inputs and tokenizers that RAIN cannot use."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationConfig
+
+logger = logging.getLogger(__name__)
+
+# Outputs of generate that RAIN cannot give.
+_UNAVAILABLE_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# Inputs that control a plain decoding loop. They do not affect the search.
+_WITHOUT_EFFECT = ("attention_mask", "cache_position", "use_cache", "logits_to_keep")
+_SPARE_VOCABULARY = 0.1  # share of the vocabulary that the tokenizer may leave unused
+
+
+def check_model(model, generation_config=None) -> None:
+    """Raise `ValueError` for a model or a generation config that RAIN cannot use."""
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder, but RAIN searches over the tokens of a causal language "
+            "model. Use a decoder-only model."
+        )
+    if generation_config is None:
+        return
+    check_cache_settings(generation_config)
+    if (generation_config.num_beams or 1) > 1:
+        raise ValueError(
+            f"`num_beams` is {generation_config.num_beams}, but RAIN replaces beam search. Use `num_beams=1`, and "
+            "`num_return_sequences` for several answers."
+        )
+    if generation_config.guidance_scale not in (None, 1, 1.0):
+        raise ValueError(
+            f"`guidance_scale` is {generation_config.guidance_scale}, but classifier-free guidance caches one text "
+            "and RAIN searches many. Set it to 1."
+        )
+    for name in _UNAVAILABLE_OUTPUTS:
+        if getattr(generation_config, name, False):
+            raise ValueError(
+                f"`{name}=True`, but RAIN decodes many token sets for each one that it commits, so it has no such "
+                "output. Leave it out; visits, values and priors are in `out.rain[i].tree`."
+            )
+
+
+def check_cache_settings(settings) -> None:
+    """Raise `ValueError` for a cache that RAIN cannot use; warn that `use_cache=False` has no effect.
+
+    Args:
+        settings: an object with `cache_implementation` and `use_cache`, such as a generation config.
+    """
+    kind = getattr(settings, "cache_implementation", None)
+    if kind in ("static", "offloaded_static", "sliding_window", "hybrid", "hybrid_chunked"):
+        raise ValueError(
+            f"`cache_implementation` is {kind!r}, but a cache of fixed shape cannot hold a growing tree. Leave it "
+            "out: RAIN caches each token of the tree once."
+        )
+    if kind in ("offloaded", "quantized"):
+        raise ValueError(
+            f"`cache_implementation` is {kind!r}, but RAIN's cache is on the model's device and in the model's dtype. "
+            "Leave it out; to save memory, lower `max_batch_size` or `candidates` in the RainConfig."
+        )
+    if kind not in (None, "dynamic"):
+        raise ValueError(
+            f"`cache_implementation` is {kind!r}, but RAIN uses its own tree cache. Leave it out, or decode without "
+            "RAIN."
+        )
+    if getattr(settings, "use_cache", None) is False:
+        logger.warning(
+            "`use_cache=False` has no effect on RAIN: it always caches the keys and values of its tree. The cache "
+            "changes memory and time, not the tokens. Leave it out."
+        )
+
+
+def check_inputs(
+    model, input_ids: torch.Tensor, model_kwargs: dict[str, Any], user_arguments: dict[str, Any] | None
+) -> None:
+    """Raise `ValueError` for model inputs from the user that the search would ignore (images, a cache, ...).
+
+    Only what the user passed is checked, because the inputs that `generate` adds differ by version and model.
+
+    Args:
+        model: the model. input_ids: `(rows, length)`.
+        model_kwargs: model inputs as prepared by `generate`.
+        user_arguments: what the user passed to `generate`; `None` if unknown. In that case, a call of `generate` with
+            only ids and a mask shows which inputs it adds.
+    """
+    kwargs = {name: value for name, value in model_kwargs.items() if not _is_empty(value)}
+    if user_arguments is None:
+        added = set(kwargs) if kwargs.keys() <= {*_WITHOUT_EFFECT} else _inputs_added_by_generate(model, input_ids)
+        user_arguments = {name: value for name, value in kwargs.items() if name not in added}
+    for name, value in kwargs.items():
+        # generate renames some inputs, so values are compared too.
+        is_from_user = name in user_arguments or any(value is each for each in user_arguments.values())
+        # Positions and filled caches are always checked; those that generate makes are counted and empty.
+        is_from_user |= name == "position_ids" or _is_filled_cache(value)
+        if name in _WITHOUT_EFFECT or not is_from_user or _is_redundant(name, kwargs):
+            continue
+        if isinstance(value, Cache):
+            raise ValueError(
+                f"`{name}` was passed, but RAIN uses its own tree cache and would ignore it. Leave it out, and pass "
+                "the whole prompt as `input_ids`."
+            )
+        raise ValueError(
+            f"`{name}` was passed to the model, but RAIN reads token ids only. Leave it out, or decode without RAIN."
+        )
+
+
+def _is_empty(value) -> bool:
+    """Whether a value is `None` or empty (image processors return empty tensors for plain text)."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 0
+    return value is None or (isinstance(value, list | tuple | dict | set) and not value)
+
+
+def _is_filled_cache(value) -> bool:
+    return isinstance(value, Cache) and any(getattr(layer, "is_initialized", False) for layer in value.layers)
+
+
+def _is_redundant(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether an input follows from ids and mask: counted positions, or token types that are all 0."""
+    value, mask = kwargs[name], kwargs.get("attention_mask")
+    if name == "token_type_ids":
+        return not bool(torch.as_tensor(value).any())
+    if name != "position_ids":
+        return False
+    counted = torch.arange(value.shape[-1], device=value.device) if mask is None else mask.cumsum(dim=-1) - 1
+    return bool(((value == counted) | (False if mask is None else mask == 0)).all())
+
+
+def _inputs_added_by_generate(model, input_ids: torch.Tensor) -> set[str]:
+    """Names of the model inputs that `generate` adds, in this version and for this model."""
+    ids, added = input_ids[:1], set()
+
+    def record(model, input_ids, **kwargs):
+        added.update(kwargs)
+        return input_ids
+
+    settings = GenerationConfig(max_new_tokens=1, pad_token_id=0)
+    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, custom_generate=record)
+    return added
+
+
+def check_tokenizer(model, tokenizer) -> None:
+    """Raise `ValueError` if there is no tokenizer, or if its vocabulary is not the model's."""
+    if tokenizer is None:
+        raise ValueError(
+            "RAIN scores text, so it needs the model's tokenizer. Pass `tokenizer=` to `generate` (with "
+            '`strategy="rain"`) or to `RainDecoder`.'
+        )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    size = len(tokenizer)
+    if size > vocabulary or vocabulary - size > max(256, _SPARE_VOCABULARY * vocabulary):
+        raise ValueError(
+            f"The tokenizer has {size} tokens and the model {vocabulary}, so the tokenizer is not this model's. "
+            "Pass the tokenizer that the model was trained with."
+        )

@@ -1,0 +1,83 @@
+"""Scorers made of a Python function or a reward model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...scoring.formatting import is_messages
+from .base import Costs, Exchange, Scorer, call_within
+
+
+@dataclass
+class FunctionScorer(Scorer):
+    """Scores texts with a Python function.
+
+    Args:
+        function: `function(texts) -> values`, with one value in [-1, 1] per text.
+        with_prompt: pass prompt and completion as one text; otherwise only the completion is passed.
+        timeout: seconds that a call may take.
+    """
+
+    function: Callable[[list[str]], Sequence[float]]
+    with_prompt: bool = False
+    timeout: float | None = None
+
+    def score(self, exchanges):
+        """See `Scorer.score`."""
+        texts = [self._text(exchange) for exchange in exchanges]
+        return call_within(self.timeout, self.function, texts)
+
+    def _text(self, exchange: Exchange) -> str:
+        if not self.with_prompt:
+            return exchange.completion
+        prompt = exchange.prompt_text()
+        # After messages, the completion is a new line of the assistant; it directly continues a plain text.
+        if is_messages(exchange.prompt):
+            prompt += "\nAssistant: "
+        return prompt + exchange.completion
+
+
+@dataclass
+class RewardModelScorer(Scorer):
+    """Scores texts with a reward model: `RewardScorer`, or any `reward(prompts, completions) -> rewards`.
+
+    The value is `tanh((reward - center) / scale)`: 0 at `center`, 0.76 at one `scale` above it. The published
+    `value_threshold` of 0.8 is reached at 1.1 scales above the center.
+
+    Args:
+        reward: the reward model with its own tokenizer and chat template. Messages are passed as messages (the
+            completion as a message of the assistant), texts as texts.
+        scale: the difference of rewards that counts as clear, in the unit of the reward.
+        center: the reward of an answer that is neither good nor bad.
+        timeout: seconds that a call may take.
+    """
+
+    reward: Callable
+    scale: float = 1.0
+    center: float = 0.0
+    timeout: float | None = None
+
+    def __post_init__(self):
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"`scale` is {self.scale}, but must be a positive number (in the unit of the reward).")
+
+    def score(self, exchanges):
+        """See `Scorer.score`."""
+        prompts = [exchange.prompt for exchange in exchanges]
+        completions = [
+            [{"role": "assistant", "content": exchange.completion}]
+            if is_messages(exchange.prompt)
+            else exchange.completion
+            for exchange in exchanges
+        ]
+        rewards = [float(reward) for reward in call_within(self.timeout, self.reward, prompts, completions)]
+        return [math.tanh((reward - self.center) / self.scale) for reward in rewards]
+
+    def costs(self, count: int) -> Costs:
+        """Costs of the reward model if it counts them, as `RewardScorer` does; 0 otherwise."""
+        tokens = getattr(self.reward, "last_token_counts", None)
+        if tokens is None:
+            return Costs([0] * count)
+        return Costs(list(tokens), self.reward.last_forward_passes)
