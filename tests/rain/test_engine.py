@@ -198,7 +198,7 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
         places = [
             (job.state.row, slot)
             for job in engine.requests
-            if job.state
+            if job.running
             for place in job.state.nodes.values()
             if place.handle is not None
             for slot in place.handle.slots.tolist()
@@ -206,14 +206,14 @@ def test_memory_holds_the_tree_and_no_rollouts(model, tokenizer, ahead):
         going_on = sum(
             len(needed.parent.slots) - len(decode_job.node.parent.slots if decode_job.node.parent else ())
             for job in engine.requests
-            if job.state
+            if job.running
             for decode_job in job.state.jobs.values()
             for needed in decode_job.inputs
         )
         assert len(set(places)) <= engine.cache.num_tokens <= len(set(places)) + going_on
         # Without reading ahead, only a search that still waits for its tokens has works under way.
-        waiting = [job for job in engine.requests if job.state and isinstance(job.waiting, Decode)]
-        assert ahead or all(not job.state.jobs for job in engine.requests if job.state and job not in waiting)
+        waiting = [job for job in engine.requests if job.running and isinstance(job.waiting, Decode)]
+        assert ahead or all(not job.state.jobs for job in engine.requests if job.running and job not in waiting)
     assert engine.cache.num_tokens == 0 and len(engine.scores) == 0
 
 

@@ -62,7 +62,7 @@ class EngineRequest:
     prompt: Prompt
     key: int
     search: PromptSearch
-    state: RequestState | None = None
+    running: RequestState | None = None
     steps: Any = None
     waiting: Any = None
     costs: Counter = field(default_factory=Counter)
@@ -70,20 +70,34 @@ class EngineRequest:
     seconds: float = 0.0
     is_finished: bool = False
 
+    @property
+    def state(self) -> RequestState:
+        """Its decoding state; raises `RuntimeError` unless it is in flight."""
+        if self.running is None:
+            raise RuntimeError(f"Request {self.number} is not in flight: it waits for a row or is finished.")
+        return self.running
+
 
 @dataclass
 class _Decoding:
-    """A `Decode` request under way: its scheduler's steps, and the inputs that it needs next (`None`: finished)."""
+    """A `Decode` request under way: its scheduler's steps, and the inputs that it needs next."""
 
     steps: Generator[list[ForwardInput], Outputs, tuple]
-    inputs: list[ForwardInput] | None = None
-    result: tuple | None = None
+    inputs: list[ForwardInput] = field(default_factory=list)
+    is_finished: bool = False
+    result: tuple = ()
 
-    def advance(self, outputs: Outputs | None) -> None:
+    def __post_init__(self):
+        self._move(lambda: next(self.steps))
+
+    def advance(self, outputs: Outputs) -> None:
+        self._move(lambda: self.steps.send(outputs))
+
+    def _move(self, step: Callable[[], list[ForwardInput]]) -> None:
         try:
-            self.inputs = self.steps.send(outputs)
+            self.inputs = step()
         except StopIteration as stop:
-            self.inputs, self.result = None, stop.value
+            self.inputs, self.is_finished, self.result = [], True, stop.value
 
 
 class RainEngine:
@@ -149,7 +163,7 @@ class RainEngine:
     def _admit(self) -> None:
         while self._queue and self._free_rows:
             request = self._queue.popleft()
-            request.state = RequestState(self._free_rows.pop(), request.search.rules, request.key)
+            request.running = RequestState(self._free_rows.pop(), request.search.rules, request.key)
             request.started = time.perf_counter()
             request.steps = request.search.run()
             self._active.append(request)
@@ -174,7 +188,7 @@ class RainEngine:
         self.scores.release(request.prompt.shown)
         self.cache.free_row(request.state.row)
         self._free_rows.append(request.state.row)
-        request.state = None
+        request.running = None
         self._active.remove(request)
 
     def _collect_costs(self, request: EngineRequest) -> None:
@@ -191,8 +205,7 @@ class RainEngine:
                 if isinstance(request.waiting, Decode) and request not in decoding:
                     scheduler = RequestScheduler(request.state, request.waiting, self.config, self.cache)
                     decoding[request] = _Decoding(scheduler.run())
-                    decoding[request].advance(None)
-            finished = [request for request, each in decoding.items() if each.inputs is None]
+            finished = [request for request, each in decoding.items() if each.is_finished]
             for request in finished:
                 self._advance(request, decoding.pop(request).result)
             if finished:
@@ -238,7 +251,7 @@ class RainEngine:
         texts = list(dict.fromkeys(text for request in waiting for text in request.waiting.texts))
         if not texts:
             return
-        vectors = dict(zip(texts, self.embedder(texts), strict=True))
+        vectors = dict(zip(texts, self.embedder(texts), strict=True))  # type: ignore[misc]  # searches ask only then
         for request in waiting:
             self._advance(request, [vectors[text] for text in request.waiting.texts])
 
@@ -257,7 +270,7 @@ class RainEngine:
 
     def _record(self, request: EngineRequest) -> RainRecord:
         search = request.search
-        if request.state is not None:
+        if request.running is not None:
             self._collect_costs(request)
         stats = {
             "forward_passes": request.costs["forward_passes"],

@@ -40,7 +40,7 @@ class ModelRunner:
         counts = values.isfinite().sum(-1).tolist()
         for number, each in enumerate(inputs):
             output = outputs[each]
-            output.logits = None
+            output.release_logits()
             output.top_scores = values[number, : counts[number]]
             output.top_ids = ids[number, : counts[number]]
         self._sample(inputs, outputs, scores)
@@ -50,10 +50,10 @@ class ModelRunner:
     @staticmethod
     def _sample(inputs: Sequence[ForwardInput], outputs: dict, scores: torch.Tensor) -> None:
         """Sample from the whole vocabulary where that is asked for."""
-        numbers = [number for number, each in enumerate(inputs) if each.sample_key is not None]
-        if numbers:
-            tokens = sample(scores[numbers], [inputs[number].sample_key for number in numbers]).tolist()
-            for number, token in zip(numbers, tokens, strict=True):
+        keys = {number: each.sample_key for number, each in enumerate(inputs) if each.sample_key is not None}
+        if keys:
+            tokens = sample(scores[list(keys)], list(keys.values())).tolist()
+            for number, token in zip(keys, tokens, strict=True):
                 outputs[inputs[number]].sampled = token
 
     def _choose(self, inputs: Sequence[ForwardInput], outputs: dict, values: torch.Tensor, ids: torch.Tensor) -> None:
@@ -64,7 +64,7 @@ class ModelRunner:
         numbers = [number for number, _ in asked]
         chosen = choose_tokens(values[numbers], ids[numbers], [key for _, key in asked], self.config)
         for number, choice in zip(numbers, chosen, strict=True):
-            outputs[inputs[number]].choices = [*outputs[inputs[number]].choices, choice]
+            outputs[inputs[number]].choices.append(choice)
 
 
 def _process(scores: torch.Tensor, inputs: Sequence[ForwardInput], processors: Mapping[int, Sequence]) -> torch.Tensor:

@@ -80,12 +80,12 @@ def sample(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None =
 def _sample_rows(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None) -> list[int]:
     if ids is None:
         ids = torch.arange(scores.shape[1], device=scores.device).unsqueeze(0)
-    keys = torch.tensor(keys, dtype=torch.int64, device=scores.device).unsqueeze(1)
+    streams = torch.tensor(keys, dtype=torch.int64, device=scores.device).unsqueeze(1)
     step = max(1, _AT_ONCE // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
     drawn: list[int] = []
     for start in range(0, len(scores), step):
         part = slice(start, start + step)
-        drawn += _sample_block(scores[part], keys[part], ids if len(ids) == 1 else ids[part])
+        drawn += _sample_block(scores[part], streams[part], ids if len(ids) == 1 else ids[part])
     return drawn
 
 

@@ -6,7 +6,8 @@ be decoded before the search asks for it: speculative jobs share passes that are
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from .request_state import JobKey, NodeState, RequestState
 from .sampler import choose_tokens, stream_key
 
 Outputs = dict[ForwardInput, ForwardOutput]
-Steps = Generator[list[ForwardInput], Outputs, object]
+Steps = Generator[list[ForwardInput], Outputs, Any]
 
 
 class DecodeJob:
@@ -41,18 +42,21 @@ class DecodeJob:
         self.node: NodeState = state.nodes[self.generated]
         self.inputs: list[ForwardInput] = []
         self.is_finished = False
-        self.result: object = None
+        self.result: Any = None
         self._steps = self._run()
-        self.advance(None)
+        self._move(lambda: next(self._steps))
 
-    def advance(self, outputs: Outputs | None) -> None:
+    def advance(self, outputs: Outputs) -> None:
         """Take the outputs of a forward pass, and come to the next inputs.
 
         Args:
-            outputs: of all inputs of the pass, of which the job takes its own; `None` at the start.
+            outputs: of all inputs of the pass; the job takes its own.
         """
+        self._move(lambda: self._steps.send(outputs))
+
+    def _move(self, step: Callable[[], list[ForwardInput]]) -> None:
         try:
-            self.inputs = self._steps.send(outputs)
+            self.inputs = step()
         except StopIteration as stop:
             self.inputs, self.is_finished, self.result = [], True, stop.value
 
@@ -61,8 +65,12 @@ class DecodeJob:
         self._steps.close()
 
     def _run(self) -> Steps:
-        yield from self._run_node()
-        return (yield from (self._roll_out() if self.expansion is None else self._expand(self.expansion)))
+        output: ForwardOutput = yield from self._run_node()
+        if self.expansion is None:
+            return (yield from self._roll_out(output))
+        if self.expansion.length > 1:
+            return (yield from self._sample(self.expansion, output))
+        return self._likeliest(self.expansion, output)
 
     def _run_node(self) -> Steps:
         """Run the model on the node's own tokens, unless another job has done so or is about to."""
@@ -78,6 +86,7 @@ class DecodeJob:
                 node.output = outputs[needed]
             finally:
                 node.is_running = False
+        return node.output
 
     def _input(
         self, parent: CacheHandle | None, tokens, after: tuple[int, ...], is_sampled: bool = False, choice_keys=()
@@ -87,9 +96,10 @@ class DecodeJob:
         prefix = (*self.state.rules.prompt_ids, *self.generated, *after)
         return ForwardInput(self.state.row, parent, tuple(tokens), prefix, key, choice_keys)
 
-    def _roll_out(self) -> Steps:
+    def _roll_out(self, first: ForwardOutput) -> Steps:
         """Sample up to a stop character, the end of the text or the longest rollout."""
-        rules, tokens, output = self.state.rules, (), self.node.output
+        rules, output = self.state.rules, first
+        tokens: tuple[int, ...] = ()
         longest = self.config.rollout_max_tokens or rules.remaining(self.generated)
         while True:
             tokens = (*tokens, output.sampled)
@@ -99,30 +109,30 @@ class DecodeJob:
             needed = self._input(output.handle, tokens[-1:], tokens, is_sampled=True)
             outputs = yield [needed]
             output = outputs[needed]
-        if output is not self.node.output:
-            self.cache.truncate(output.handle, keep=self.node.output.handle)
+        if output is not first:
+            self.cache.truncate(output.handle, keep=first.handle)
         return tokens
 
-    def _expand(self, expansion: Expansion) -> Steps:
-        if expansion.length > 1:
-            return (yield from self._sample(expansion))
-        scores = self.node.output.top_scores / self.config.expansion_temperature
+    def _likeliest(self, expansion: Expansion, output: ForwardOutput) -> list[Candidate]:
+        """The likeliest tokens, one a candidate."""
+        scores = output.top_scores / self.config.expansion_temperature
         weights = torch.exp(scores - scores[0])[: expansion.count].tolist()
-        tokens = self.node.output.top_ids[: expansion.count].tolist()
+        tokens = output.top_ids[: expansion.count].tolist()
         candidates = [self._candidate((token,), weight) for token, weight in zip(tokens, weights, strict=True)]
-        self.state.register_candidates(self.generated, candidates, {(): self.node.output})
+        self.state.register_candidates(self.generated, candidates, {(): output})
         return candidates
 
     def _candidate(self, tokens: tuple[int, ...], weight: float) -> Candidate:
         is_terminal = self.state.rules.finish_reason((*self.generated, *tokens)) is not None
         return Candidate(tokens, weight, is_terminal)
 
-    def _sample(self, expansion: Expansion) -> Steps:
+    def _sample(self, expansion: Expansion, first: ForwardOutput) -> Steps:
         """The greedy token set and the sampled ones, in step; equal prefixes are run once."""
-        rules, first = self.state.rules, self.node.output
+        rules = self.state.rules
         token_sets: list[tuple[int, ...]] = [()] * (expansion.has_greedy + len(expansion.draws))
         log_probs = [0.0] * len(token_sets)
-        live, by_tokens = list(range(len(token_sets))), {(): first}
+        live = list(range(len(token_sets)))
+        by_tokens: dict[tuple[int, ...], ForwardOutput] = {(): first}
         keys = self._choice_keys(live, expansion, 0)
         top = first.top_scores.expand(len(live), -1), first.top_ids.expand(len(live), -1)
         choices = choose_tokens(*top, keys, self.config)
@@ -215,10 +225,11 @@ class RequestScheduler:
         """Start jobs that the search will probably want next, as far as there is room."""
         if self.request.speculate is None or not self.cache.supports_mixed_lengths:
             return
+        most = self.config.num_speculative or 0
         running = sum(not job.is_finished and job not in wanted for job in self.state.jobs.values())
-        if running >= self.config.num_speculative:
+        if running >= most:
             return
         for node, expansion in self.request.speculate(self._known):
             key = self._key(node, expansion)
-            if key not in self.state.jobs and running < self.config.num_speculative:
+            if key not in self.state.jobs and running < most:
                 running += not self._job(key).is_finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class StopChecker:
     """
 
     prompt_ids: tuple[int, ...]
-    tokenizer: object
+    tokenizer: Any
     config: RainConfig
     stop: StopConditions
     _token_texts: dict[int, str] = field(default_factory=dict)

@@ -59,9 +59,9 @@ class CopyCache(ForwardCounter):
     @torch.no_grad()
     def _run(self, inputs: Sequence[ForwardInput], length: int, outputs: dict, token_ids) -> None:
         """One pass over inputs of equal lengths, after cached texts of `length` tokens each."""
-        cache = DynamicCache(config=self.model.config)
-        if length:
-            cache = join_caches([_parent(each, outputs).cache for each in inputs])
+        parents = [_parent(each, outputs) for each in inputs]
+        held = [parent.cache for parent in parents if parent is not None and parent.cache is not None]
+        cache: Cache = join_caches(held) if length else DynamicCache(config=self.model.config)
         device = self.model.device
         ids = torch.tensor([list(each.tokens) for each in inputs], device=device)
         total = length + ids.shape[1]

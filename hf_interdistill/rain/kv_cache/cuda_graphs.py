@@ -58,7 +58,7 @@ class _StaticInputs:
         self.input_ids, self.position_ids, slots, gather_slots = rows.split([width, width, width, gathered], dim=1)
         self.mask = self.buffer[numbers:].view(torch.bool).view(1, 1, width, gathered)
         self.metadata = AttentionMetadata(slots[0], gather_slots, capacity)
-        self.replay: Callable[[], torch.Tensor] | None = None
+        self.replay: Callable[[], torch.Tensor]
 
     def load(self, batch: Batch) -> None:
         parts = [values.ravel().view(np.uint8) for values in vars(batch).values()]
@@ -104,7 +104,7 @@ class CudaGraphs:
             warn_eager(model, self._reason)
             return None
         wanted = None if token_ids is None else tuple(token_ids.tolist())
-        shape = Shape(width, _round_up(num_branches, WIDTHS), length, wanted)
+        shape = Shape(width, _round_up(num_branches, WIDTHS) or width, length, wanted)
         self._uses[shape] += 1
         return shape if self._uses[shape] >= _MIN_USES else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+_NO_SLOTS = np.zeros(0, dtype=np.int64)
+_NO_VALUES = torch.zeros(0)
 
 
 @dataclass(eq=False)
@@ -25,7 +27,7 @@ class CacheHandle:
 
     row: int
     length: int
-    slots: np.ndarray | None = None
+    slots: np.ndarray = field(default_factory=lambda: _NO_SLOTS)
     cache: Cache | None = None
 
 
@@ -57,19 +59,25 @@ class ForwardOutput:
     Args:
         handle: the cached text with the branch's tokens.
         num_tokens: tokens that the model was run on for it (fewer than given where a prefix was cached).
-        logits: after the last token, float32, `(vocabulary,)` or `(token ids asked for,)`; the sampler lets them go.
+        logits: after the last token, float32, `(vocabulary,)` or `(token ids asked for,)`; empty once the sampler has
+            reduced them.
         top_scores, top_ids: the likeliest next tokens, best first: float64 log probabilities up to a constant, and
             token ids, `(tokens,)` on the CPU.
-        sampled: the token of `sample_key`. choices: token and log probability for each of `choice_keys`.
+        sampled: the token of `sample_key`; -1 if none was asked for. choices: token and log probability for each of
+            `choice_keys`.
     """
 
     handle: CacheHandle
     num_tokens: int
-    logits: torch.Tensor | None = None
-    top_scores: torch.Tensor | None = None
-    top_ids: torch.Tensor | None = None
-    sampled: int | None = None
-    choices: Sequence[tuple[int, float]] = ()
+    logits: torch.Tensor
+    top_scores: torch.Tensor = field(default_factory=lambda: _NO_VALUES)
+    top_ids: torch.Tensor = field(default_factory=lambda: _NO_VALUES)
+    sampled: int = -1
+    choices: list[tuple[int, float]] = field(default_factory=list)
+
+    def release_logits(self) -> None:
+        """Let the logits go: they are as large as the vocabulary, and outputs are kept as long as their nodes."""
+        self.logits = _NO_VALUES
 
 
 class ForwardCounter:

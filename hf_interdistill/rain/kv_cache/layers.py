@@ -28,10 +28,9 @@ class SlotLayer(CacheLayerMixin):
     gathers."""
 
     is_sliding = False
-
-    def __init__(self):
-        super().__init__()
-        self.metadata: AttentionMetadata | None = None
+    keys: torch.Tensor  # type: ignore[assignment]
+    values: torch.Tensor  # type: ignore[assignment]
+    metadata: AttentionMetadata
 
     @torch.inference_mode(False)  # else nothing could be written once that mode is left; in `grow` too
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -65,7 +64,7 @@ class SlotLayer(CacheLayerMixin):
         return held.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
 
     def get_seq_length(self) -> int:
-        return self.metadata.gather_slots.shape[1] if self.metadata else 0
+        return self.metadata.gather_slots.shape[1] if hasattr(self, "metadata") else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.metadata.gather_slots.shape[1], 0

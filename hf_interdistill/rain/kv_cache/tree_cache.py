@@ -41,8 +41,8 @@ class TreeCache(ForwardCounter):
         self.rows = rows
         self.graphs = graphs
         self.slots = SlotAllocator(rows) if graphs is None else SlotAllocator(rows, _SLOTS_WITH_GRAPHS * min(rows, 4))
-        layers = len(DynamicCache(config=model.config).layers)
-        self.cache = Cache(layers=[SlotLayer() for _ in range(layers)])
+        self.layers = [SlotLayer() for _ in DynamicCache(config=model.config).layers]
+        self.cache = Cache(layers=list(self.layers))
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache_argument = cache_argument(model)
 
@@ -105,23 +105,22 @@ class TreeCache(ForwardCounter):
                 branch = Branch(each.row, each.tokens[allocation.num_shared :], allocation.slots, owner)
                 new[each.row] = branch
             else:
-                depends_on = branches[each.parent] if isinstance(each.parent, ForwardInput) else None
-                before = each.parent.slots if depends_on is None else depends_on.slots
-                slots = np.concatenate([before, self.slots.allocate(each.row, len(each.tokens))])
-                branch = Branch(each.row, each.tokens, slots, depends_on)
+                parent = branches[each.parent] if isinstance(each.parent, ForwardInput) else each.parent
+                slots = np.concatenate([parent.slots, self.slots.allocate(each.row, len(each.tokens))])
+                branch = Branch(each.row, each.tokens, slots, parent if isinstance(parent, Branch) else None)
             branches[each] = branch
         return branches
 
     def _replay(self, branches: Sequence[Branch], token_ids: torch.Tensor | None) -> torch.Tensor | None:
         """Logits of a pass by its CUDA graph, `(1, branches, logits)`; `None` where there is none."""
-        layers, capacity = self.cache.layers, self.slots.capacity
-        if self.graphs is None or not all(layer.is_initialized for layer in layers):
+        capacity = self.slots.capacity
+        if self.graphs is None or not all(layer.is_initialized for layer in self.layers):
             return None
-        for layer in layers:
+        for layer in self.layers:
             layer.grow(capacity)
         num_tokens = sum(len(branch.tokens) for branch in branches)
         gathered = len(visible_slots(branches, capacity))
-        shape = self.graphs.shape(self.model, layers, num_tokens, len(branches), gathered, token_ids)
+        shape = self.graphs.shape(self.model, self.layers, num_tokens, len(branches), gathered, token_ids)
         if shape is None:
             return None
         batch = build_batch([branches], capacity, shape.width, shape.gathered)
@@ -139,7 +138,7 @@ class TreeCache(ForwardCounter):
     @torch.no_grad()
     def _forward(self, ids, positions, mask: torch.Tensor, metadata: AttentionMetadata, keep: int, token_ids):
         """Logits as in `_run_eagerly`, in the model's dtype; `mask` is boolean, and all is on the device."""
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.metadata = metadata
         extra = {"logits_to_keep": keep} if self.keeps_logits else {}
         # An additive mask: sdpa would make one of a boolean mask in every layer.

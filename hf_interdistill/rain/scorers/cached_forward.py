@@ -14,6 +14,7 @@ import torch
 
 from ..kv_cache.factory import build_cache
 from ..kv_cache.forward import CacheHandle, ForwardInput
+from ..kv_cache.tree_cache import TreeCache
 from .prefix_cache import CachedPrefix, PromptPrefixCache, RadixPrefixCache, common_prefix_length
 
 _TOKENS_PER_PASS = 4096
@@ -33,8 +34,11 @@ class CachedForward:
         self.version = version
         self.cache = build_cache(model, 1, cuda_graphs)  # the texts of a call stand side by side in one row
         self.prefix = CachedPrefix(prefix)
-        kind = RadixPrefixCache if self.cache.supports_mixed_lengths else PromptPrefixCache
-        self.prefix_cache = kind(self.cache, self.prefix)
+        self.prefix_cache: RadixPrefixCache | PromptPrefixCache
+        if isinstance(self.cache, TreeCache):
+            self.prefix_cache = RadixPrefixCache(self.cache, self.prefix)
+        else:
+            self.prefix_cache = PromptPrefixCache(self.cache, self.prefix)
         self._passes = 0
         self._shared_tokens = 0
         self.cache.model = None
@@ -123,7 +127,7 @@ def plan_inputs(
         For each sequence the input at whose end it ends; and all inputs, parents first, with the number of the first
         sequence that needs each.
     """
-    ends: list[ForwardInput | None] = [None] * len(sequences)
+    ends: dict[int, ForwardInput] = {}
     owners: dict[ForwardInput, int] = {}
     groups: dict[int, list[int]] = {}
     for i, match in enumerate(matches):
@@ -149,7 +153,7 @@ def plan_inputs(
                     longer.append(i)
             if longer:
                 stack.append((longer, stop, new))
-    return ends, owners
+    return [ends[i] for i in range(len(sequences))], owners
 
 
 def weights_version(model) -> tuple[int, int]:

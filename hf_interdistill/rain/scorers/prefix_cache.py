@@ -85,7 +85,7 @@ class RadixPrefixCache:
         key = length, slots[-1]
         if key not in found:
             own = np.array(slots[1:], dtype=np.int64)
-            whole = np.concatenate([self.prefix.handle.slots, own]) if start else own
+            whole = own if self.prefix.handle is None else np.concatenate([self.prefix.handle.slots, own])
             found[key] = CachedPrefix(ids[:length], CacheHandle(0, length, whole))
         return found[key]
 
