@@ -1,7 +1,7 @@
 """`InteractionDistillationTrainer`: TRL's `RewardTrainer` with an alignment loss in `compute_loss`.
 
 Overrides: `_prepare_dataset`, `_set_signature_columns_if_needed`, `compute_loss`, `evaluate`; what is
-published, and how, is `HubPublishing`'s; what is checked on the way is `SafeTraining`'s.
+published, and how, is `HubPublishing`'s; what is checked on the way is `TrainingSafeguards`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
-from ..training.safeguards import SafeTraining
+from ..training.safeguards import TrainingSafeguards
 from ..utils.versions import warn_if_untested
 from .attention.map_sources import Rows, UniformRows, shuffled_rows
 from .attention.maps import UnitTokens, end_to_end, student_map
@@ -42,7 +42,7 @@ from .validation import load_teacher, require_trainable_below, require_writable
 logger = logging.getLogger(__name__)
 
 
-class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer):
+class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTrainer):
     """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
 
     Source: after arXiv 2508.02618, a reconstruction: `loss = RewardTrainer's loss + weight * alignment loss`, where

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, build_encoder
 
-from hf_interdistill.training.unsharded import whole_on_each_process
+from hf_interdistill.training.unsharded import load_unsharded
 
 SCRIPT = """
 import os, sys
@@ -115,7 +115,7 @@ def test_loading_whole_leaves_the_settings_as_they_were(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     deepspeed.set_hf_deepspeed_config(config)
     try:
-        with pytest.raises(RuntimeError), whole_on_each_process():
+        with pytest.raises(RuntimeError), load_unsharded():
             assert not deepspeed.is_deepspeed_zero3_enabled()
             assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
             raise RuntimeError

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
-from ...training.unsharded import whole_on_each_process
+from ...training.unsharded import load_unsharded
 from ...utils.atomic_io import write_whole
 from ...utils.privacy import public_name
 from ..attention.map_sources import DenseRows, RecordedRows
@@ -104,7 +104,7 @@ class InteractionTeacher:
             return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
-        with whole_on_each_process():
+        with load_unsharded():
             model = AutoModel.from_pretrained(name, **model_kwargs)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
