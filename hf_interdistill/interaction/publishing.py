@@ -18,7 +18,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
-from ..hub.card import METHOD_TAG, TrainingFacts, build_card
+from ..hub.card import METHOD_TAG, TeacherFacts, TrainingFacts, build_card
 from ..hub.files import CARD, MAPS, stage_model
 from ..hub.push import prepare_repository, push_files
 from ..utils.privacy import hub_name, public_name
@@ -167,12 +167,18 @@ class HubPublishing:
             max_length=self.args.max_length,
             is_adapter=is_adapter,
             is_conversational=self._is_conversational(),
-            teacher=self.teacher,
+            teacher=self._teacher_facts(),
             has_maps=has_maps,
             tags=[*tags, *(["lora"] if is_adapter else [])],
             versions={"hf_interdistill": __version__}
             | {library: version(library) for library in (*libraries, *(["peft"] if is_adapter else []))},
         )
+
+    def _teacher_facts(self) -> TeacherFacts | None:
+        if self.teacher is None:
+            return None
+        model_type = self.teacher.reader.encoder.config.model_type
+        return TeacherFacts(self.teacher.name, model_type, self.teacher.metrics)
 
     def _settings(self) -> dict[str, Any]:
         names = (*_METHOD_SETTINGS, *_TRAINING_SETTINGS) if self.teacher is not None else _TRAINING_SETTINGS
