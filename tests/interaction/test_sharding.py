@@ -20,8 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from conftest import build_student
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.losses.alignment import alignment_loss
-from hf_interdistill.interaction.attention.maps import UnitTokens, end_to_end, student_map
-from hf_interdistill.interaction.attention.map_sources import DenseRows
+from hf_interdistill.interaction.attention.maps import UnitTokens, concatenate_rows, student_map
+from hf_interdistill.interaction.attention.map_sources import DenseMapSource
 from hf_interdistill.interaction.attention.recorder import AttentionRecorder
 
 torch.set_num_threads(1)
@@ -55,7 +55,8 @@ def gradients(is_sharded):
     segments = torch.tensor([[0] * 8 + [1] * 8 + [2] * 8])
     target = torch.rand(1, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).softmax(-1)
     tokens = UnitTokens.from_units(units, units >= 0, 24)
-    result = alignment_loss(student_map(end_to_end(recorder.records[0]), index, tokens), DenseRows(target), segments)
+    student = student_map(concatenate_rows(recorder.records[0]), index, tokens)
+    result = alignment_loss(student, DenseMapSource(target), segments)
     loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).mean() + result.loss
     loss.backward()
     found = {}
