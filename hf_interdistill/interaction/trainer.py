@@ -21,7 +21,7 @@ from ..utils.versions import warn_if_untested
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .data.pairs import PairEncoder
-from .data.preparation import add_pair_index, check_columns, encode_pairs, report
+from .data.preparation import add_pair_index, check_columns, encode_pairs, log_pair_statistics
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
 from .map_cache.cached_teacher import CachedTeacher, MapCacheUpkeep
@@ -152,7 +152,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 dropped=self._dropped,
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        report(dataset, prepared, dataset_name, args.max_length)
+        log_pair_statistics(dataset, prepared, dataset_name, args.max_length)
         return prepared
 
     def _set_signature_columns_if_needed(self):

@@ -51,12 +51,12 @@ def test_packed_rows_hold_each_token_once_and_see_what_their_own_row_shows(pairs
         positions = [*range(len(chosen)), *range(common, len(rejected))]
         assert packed.position_ids[pair, :size].tolist() == positions
         for side, row in enumerate((chosen, rejected)):
-            places = packed.token_index[pair, side * width : side * width + len(row)]
-            assert packed.input_ids[pair, places].tolist() == row
-            assert packed.last_token_index[pair, side] == places[-1]
-            for number, place in enumerate(places.tolist()):  # a token sees its own row up to itself, in order
-                seen = packed.visible[pair, place].nonzero()[:, 0].tolist()
-                assert seen == places[: number + 1].tolist()
+            token_index = packed.token_index[pair, side * width : side * width + len(row)]
+            assert packed.input_ids[pair, token_index].tolist() == row
+            assert packed.last_token_index[pair, side] == token_index[-1]
+            for number, token in enumerate(token_index.tolist()):  # a token sees its own row up to itself, in order
+                seen = packed.visible[pair, token].nonzero()[:, 0].tolist()
+                assert seen == token_index[: number + 1].tolist()
     assert packed.input_ids.shape[1] == max(
         len(chosen) + len(rejected) - prefix_size(chosen, rejected) for chosen, rejected in pairs
     )
