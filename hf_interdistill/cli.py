@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.errors import RunError, suggested_fix
+from .utils.errors import RunError, what_to_do
 
 COMMANDS = {
     "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
         module.run(*settings)
     except (ValueError, TypeError, OSError, FloatingPointError, RunError) as error:
-        print(f"interdistill {command}: error: {error}{suggested_fix(error)}", file=sys.stderr)
+        print(f"interdistill {command}: error: {error}{what_to_do(error)}", file=sys.stderr)
         return 2
     return 0
 

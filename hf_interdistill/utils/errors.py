@@ -11,7 +11,7 @@ class RunError(RuntimeError):
     """Something outside this package failed in the middle of a run."""
 
 
-def suggested_fix(error: BaseException) -> str:
+def what_to_do(error: BaseException) -> str:
     """What to add to an error's message, for those that come from the system."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return (
