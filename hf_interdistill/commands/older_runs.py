@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..training.checkpoints import is_resuming, require_no_older_run
+from ..training.checkpoints import is_resume_requested, require_no_older_run
 
 
 @dataclass
@@ -29,7 +29,7 @@ def settle_older_run(older: OlderRunArguments, args: TrainingArguments) -> None:
     Raises:
         ValueError: there are checkpoints and neither `resume_from_checkpoint` nor `overwrite` is set, or both are.
     """
-    if not is_resuming(args.resume_from_checkpoint):
+    if not is_resume_requested(args.resume_from_checkpoint):
         require_no_older_run(args.output_dir, older.overwrite, args.should_save)
     elif older.overwrite:
         raise ValueError(

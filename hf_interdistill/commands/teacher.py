@@ -6,7 +6,7 @@ from transformers import set_seed
 
 from ..interaction.teacher.teacher import InteractionTeacher
 from ..interaction.teacher.training import InteractionTeacherConfig, held_out_metrics
-from ..training.checkpoints import is_resuming
+from ..training.checkpoints import is_resume_requested
 from ..utils.data import get_split
 from .data_arguments import DataArguments
 from .tables import print_metrics
@@ -22,7 +22,9 @@ def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
     preferences = get_split(splits, data.dataset_train_split, data.dataset_name)
     set_seed(args.seed)  # the score head is new, and the encoder's pooler may be
     teacher = InteractionTeacher.from_pretrained(args.teacher_model)
-    metrics = teacher.fit(preferences, args=args, resume_from_checkpoint=is_resuming(args.resume_from_checkpoint))
+    metrics = teacher.fit(
+        preferences, args=args, resume_from_checkpoint=is_resume_requested(args.resume_from_checkpoint)
+    )
     columns = {"held out": metrics}
     if data.dataset_test_split in splits:
         margins = teacher.score_pairs(splits[data.dataset_test_split], batch_size=args.per_device_eval_batch_size)

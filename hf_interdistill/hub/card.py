@@ -1,4 +1,4 @@
-"""The model card: what a training run is known to be, as valid metadata of the Hub and as text."""
+"""Builds the model card of a training run: metadata that the Hub accepts, and text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..interaction.teacher.teacher import InteractionTeacher
 from ..utils.privacy import hub_name
 from .citations import PAPER, citations
 from .loading import loading_section, with_loading_section
@@ -18,20 +17,37 @@ _ADAPTER_TAGS = ("lora", "peft")
 
 
 @dataclass(frozen=True)
+class TeacherFacts:
+    """What a model card says about the teacher.
+
+    Args:
+        name: Hub name of the teacher, or name of its class.
+        model_type: `model_type` of its encoder's config; decides which architecture is cited.
+        metrics: held-out metrics on preferences (`accuracy`, `standard_error`, `pairs`, `is_better_than_chance`);
+            `None` if it was not trained on preferences.
+    """
+
+    name: str
+    model_type: str
+    metrics: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class TrainingFacts:
-    """What a model card tells of a training run.
+    """What a model card says about a training run.
 
     Args:
         model_name: name of the model, or of its repository.
-        base_model: Hub name of the model that was fine-tuned, `None` if it has none.
-        dataset_name: Hub name of the dataset of training and evaluation, `None` if it has none.
-        data: the data in words.
+        base_model: Hub name of the model that was fine-tuned; `None` if it has none.
+        dataset_name: Hub name of the training and evaluation dataset; `None` if it has none.
+        data: description of the data.
         settings: settings by name.
-        metrics: the last evaluation by metric; `evaluation` says on what.
+        metrics: metrics of the last evaluation.
+        evaluation: what the last evaluation was on.
         max_length: tokens above which pairs were dropped.
-        teacher: the teacher, `None` for a plain reward model.
-        has_maps: whether there is a picture `maps.png`.
-        versions: versions of libraries by name.
+        teacher: the teacher; `None` for a plain reward model.
+        has_maps: whether there is an image `maps.png`.
+        versions: library versions by name.
     """
 
     model_name: str
@@ -44,14 +60,14 @@ class TrainingFacts:
     max_length: int | None
     is_adapter: bool
     is_conversational: bool
-    teacher: InteractionTeacher | None = None
+    teacher: TeacherFacts | None = None
     has_maps: bool = False
     tags: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
 
 def build_card(facts: TrainingFacts) -> ModelCard:
-    """The card of a run; `card_for_repository` fits it to a repository."""
+    """The card of a run; `card_for_repository` adapts it to a repository."""
     teacher = facts.teacher
     return ModelCard.from_template(
         _metadata(facts),
@@ -63,7 +79,7 @@ def build_card(facts: TrainingFacts) -> ModelCard:
         teacher=None if teacher is None else f"`{teacher.name}`",
         teacher_accuracy=None if teacher is None else _teacher_accuracy(teacher),
         teacher_caution=_teacher_caution(facts.metrics),
-        citations=citations(None if teacher is None else teacher.reader.encoder.config.model_type),
+        citations=citations(None if teacher is None else teacher.model_type),
         **{
             name: getattr(facts, name)
             for name in (
@@ -114,12 +130,13 @@ def _relation(base_model: str | None, is_adapter: bool) -> str | None:
 def card_for_repository(
     card: ModelCard | None, repo_id: str, *, base_model: str | None, is_adapter: bool, is_conversational: bool
 ) -> ModelCard:
-    """A run's card as it stands in a repository: its name, how to load it from there, no folder of this machine.
+    """A run's card adapted to a repository: the repository's name and loading code, without local paths.
 
     Args:
-        card: the card of the run, whoever wrote it (PEFT writes the base model's folder into it); `None` if it has
-            none, which makes a card that says nothing but how to load the model.
-        base_model: Hub name of the base model; `None` takes what the card says, if that is a Hub name.
+        card: the card of the run, also one that PEFT wrote with the local path of the base model; `None` makes a card
+            that only says how to load the model.
+        repo_id: repository that the card is for.
+        base_model: Hub name of the base model; `None` takes it from the card, if it is a Hub name there.
     """
     name = repo_id.split("/")[-1]
     card = ModelCard(f"---\ntags: [reward-model]\n---\n\n# {name}\n") if card is None else ModelCard(card.content)
@@ -139,7 +156,7 @@ def card_for_repository(
     return card
 
 
-def _teacher_accuracy(teacher: InteractionTeacher) -> str:
+def _teacher_accuracy(teacher: TeacherFacts) -> str:
     if teacher.metrics is None:
         return "It was **not trained on preferences**."
     metrics = teacher.metrics

@@ -1,21 +1,28 @@
-"""Settings of `InteractionDistillationTrainer`: TRL's `RewardConfig` and a few fields."""
+"""Configuration of `InteractionDistillationTrainer`: TRL's `RewardConfig` plus the fields of the method."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
-from .attention.recorder import ALIGNMENT_ROPES
-from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_QUERIES, ALIGNMENT_SCOPES
+from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .losses.schedules import ALIGNMENT_SCHEDULES
 from .losses.triton.dispatch import ALIGNMENT_KERNELS
 from .map_cache.codec import MAP_PRECISIONS
 from .prompt_sharing.sharing import SHARE_PROMPT_CHOICES
 
 ALIGNMENT_CONTROLS = ("none", "uniform", "shuffled")
+OBJECTIVE_CHOICES = {
+    "alignment_loss": ALIGNMENT_LOSSES,
+    "alignment_scope": ALIGNMENT_SCOPES,
+    "alignment_control": ALIGNMENT_CONTROLS,
+    "alignment_kernel": ALIGNMENT_KERNELS,
+}
 
 
 @dataclass
@@ -25,30 +32,29 @@ class InteractionDistillationConfig(RewardConfig):
     Source: the method is that of arXiv 2508.02618; loss forms, scopes and defaults are ours.
 
     Args:
-        teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument comes first.
+        teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument takes
+            precedence.
         teacher_max_length: tokens of a row of the teacher (prompt and one response, or both responses: see
-            `InteractionTeacher`); longer rows lose their oldest prompt tokens. `None` takes what the teacher can read.
-        alignment_weight: weight of the alignment loss beside the reward loss; 0 trains exactly as `RewardTrainer`.
+            `InteractionTeacher`); longer rows lose their oldest prompt tokens. `None`: the teacher's own limit.
+        alignment_weight: weight of the alignment loss, added to the reward loss; 0 trains exactly as `RewardTrainer`.
         alignment_schedule: `constant`, `linear_decay`, `cosine_decay` (to 0 at the end) or `warmup` (from 0 over the
-            first tenth).
+            first tenth of the run).
         alignment_loss: `kl` (nats) or `mse`.
         alignment_scope: `joint` (whole rows), `intra` (the unit's own sequence), `inter` (the other response).
-        alignment_queries: units whose rows are aligned: `all`; `response` (no prompt); `last` (each response's last).
-        alignment_rope: the student's queries and keys `after` rotary positions, as it compares them, or `before` them,
-            so that its simulated map knows no distance (an error where the model has none, or turns only a part).
-        alignment_control: `none`; `uniform` or `shuffled` replace the teacher's map in a controlled experiment.
+        alignment_control: `none`; `uniform` and `shuffled` replace the teacher's map, for controlled experiments.
         student_layers: student layers to align, negative from the end; paired in order with `teacher_layers`.
-        teacher_layers: the teacher's layers.
-        share_prompt: read prompt, chosen and rejected in one row, so that the prompt is computed once; rewards and
-            gradients are those of two passes, to rounding. `auto`: wherever it saves work and the model can do it,
-            except with `alignment_weight=0` (which equals `RewardTrainer` to the last bit); `true`: always; `false`.
-        teacher_cache: folder in which the teacher's maps are kept, so that it reads each pair once (in both reading
-            orders): later epochs, resumed runs and other runs with the same teacher take them from there. `None`: it
-            reads each pair at each visit.
-        teacher_cache_precision: `8bit` (a byte a number) or `exact` (four).
-        teacher_cache_top_k: weights kept of each row with `8bit`, for long texts; what is left out of a row is spread
-            over the other units. `None` keeps all.
-        alignment_kernel: `auto` (Triton kernels on a GPU that can run them, torch elsewhere; the log says why),
+        teacher_layers: layers of the teacher.
+        share_prompt: process prompt, chosen and rejected in one row, so that the prompt is computed once. Rewards and
+            gradients equal those of two passes up to rounding. `auto`: wherever it saves tokens and the model supports
+            it, except with `alignment_weight=0` (which equals `RewardTrainer` to the last bit); `true`: always;
+            `false`: never.
+        teacher_cache: folder for the teacher's maps, so that the teacher runs once per pair (in both reading orders).
+            Later epochs, resumed runs and other runs with the same teacher read the maps from there. `None`: the
+            teacher runs on every batch.
+        teacher_cache_precision: `8bit` (one byte per weight) or `exact` (four).
+        teacher_cache_top_k: weights stored per row with `8bit`, for long texts; the mass of the others is spread over
+            the other units. `None`: all weights.
+        alignment_kernel: `auto` (Triton kernels on a GPU that supports them, otherwise torch; the reason is logged),
             `torch`, or `triton` (an error where the kernels cannot run). Same loss and gradients up to rounding.
     """
 
@@ -56,14 +62,14 @@ class InteractionDistillationConfig(RewardConfig):
         default=None, metadata={"help": "Folder of a fitted teacher, or name of an encoder."}
     )
     teacher_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a row of the teacher; unset: all it can read."}
+        default=None, metadata={"help": "Tokens of a row of the teacher; unset: the teacher's own limit."}
     )
     alignment_weight: float = field(
         default=0.3, metadata={"help": "Weight of the alignment loss; 0 trains exactly as RewardTrainer."}
     )
     alignment_schedule: str = field(
         default="constant",
-        metadata={"help": "Course of the weight over training.", "choices": list(ALIGNMENT_SCHEDULES)},
+        metadata={"help": "Schedule of the weight over training.", "choices": list(ALIGNMENT_SCHEDULES)},
     )
     alignment_loss: str = field(
         default="kl", metadata={"help": "Divergence of teacher and student rows.", "choices": list(ALIGNMENT_LOSSES)}
@@ -71,17 +77,12 @@ class InteractionDistillationConfig(RewardConfig):
     alignment_scope: str = field(
         default="joint", metadata={"help": "Part of each row that is aligned.", "choices": list(ALIGNMENT_SCOPES)}
     )
-    alignment_queries: str = field(
-        default="all",
-        metadata={"help": "Units whose rows are aligned.", "choices": list(ALIGNMENT_QUERIES)},
-    )
-    alignment_rope: str = field(
-        default="after",
-        metadata={"help": "The student's queries and keys after or before RoPE.", "choices": list(ALIGNMENT_ROPES)},
-    )
     alignment_control: str = field(
         default="none",
-        metadata={"help": "Replaces the teacher's map, for controls.", "choices": list(ALIGNMENT_CONTROLS)},
+        metadata={
+            "help": "Replaces the teacher's map in controlled experiments.",
+            "choices": list(ALIGNMENT_CONTROLS),
+        },
     )
     student_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Student layers to align, negative from the end."}
@@ -92,41 +93,36 @@ class InteractionDistillationConfig(RewardConfig):
 
     share_prompt: str = field(
         default="auto",
-        metadata={"help": "Read a pair in one row: the prompt once.", "choices": list(SHARE_PROMPT_CHOICES)},
+        metadata={
+            "help": "Process a pair in one row, so that the prompt is computed once.",
+            "choices": list(SHARE_PROMPT_CHOICES),
+        },
     )
     teacher_cache: str | None = field(
-        default=None, metadata={"help": "Folder to keep the teacher's maps in, so that it reads each pair once."}
+        default=None, metadata={"help": "Folder for the teacher's maps, so that it runs once per pair."}
     )
     teacher_cache_precision: str = field(
-        default="8bit", metadata={"help": "How maps are kept.", "choices": list(MAP_PRECISIONS)}
+        default="8bit", metadata={"help": "Precision of stored maps.", "choices": list(MAP_PRECISIONS)}
     )
     teacher_cache_top_k: int | None = field(
-        default=None, metadata={"help": "Weights kept of each row of an 8-bit map; unset: all."}
+        default=None, metadata={"help": "Weights stored per row of an 8-bit map; unset: all."}
     )
     alignment_kernel: str = field(
         default="auto",
-        metadata={"help": "What computes the alignment loss.", "choices": list(ALIGNMENT_KERNELS)},
+        metadata={"help": "Implementation of the alignment loss.", "choices": list(ALIGNMENT_KERNELS)},
     )
 
-    __repr__ = TrainingArguments.__str__  # the one that a dataclass gets would show `hub_token`
+    __repr__ = TrainingArguments.__str__  # the generated one would show `hub_token`
 
     def __post_init__(self):
         super().__post_init__()
-        self.share_prompt = str(self.share_prompt).lower()  # YAML has booleans, the command line has words
-        choices = {
+        self.share_prompt = str(self.share_prompt).lower()  # YAML gives booleans, the command line gives words
+        other_choices = {
             "alignment_schedule": tuple(ALIGNMENT_SCHEDULES),
-            "alignment_loss": ALIGNMENT_LOSSES,
-            "alignment_scope": ALIGNMENT_SCOPES,
-            "alignment_queries": ALIGNMENT_QUERIES,
-            "alignment_rope": ALIGNMENT_ROPES,
-            "alignment_control": ALIGNMENT_CONTROLS,
             "share_prompt": SHARE_PROMPT_CHOICES,
             "teacher_cache_precision": MAP_PRECISIONS,
-            "alignment_kernel": ALIGNMENT_KERNELS,
         }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}.")
+        require_choices(self, {**OBJECTIVE_CHOICES, **other_choices})
         if not 0 <= self.alignment_weight < float("inf"):
             raise ValueError(f"`alignment_weight` is {self.alignment_weight}, but must be 0 or a positive number.")
         if len(self.student_layers) != len(self.teacher_layers) or not self.student_layers:
@@ -138,7 +134,7 @@ class InteractionDistillationConfig(RewardConfig):
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
                 f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer, scheduler and random states "
-                "(pickles) with every checkpoint; what is pushed here is the model alone. Use 'every_save' or 'end'."
+                "(pickles) with every checkpoint, but this trainer pushes the model only. Use 'every_save' or 'end'."
             )
         if self.alignment_weight and self.gradient_checkpointing:
             refuse_reentrant_checkpointing(self.gradient_checkpointing_kwargs)
@@ -148,14 +144,21 @@ class InteractionDistillationConfig(RewardConfig):
         if self.teacher_cache is None and (top_k is not None or precision != "8bit"):
             raise ValueError(
                 f"`teacher_cache_precision` is {precision!r} and `teacher_cache_top_k` {top_k}, but no maps are kept: "
-                "set `teacher_cache` to a folder, or leave both out."
+                "set `teacher_cache` to a folder, or remove both."
             )
         if top_k is not None and (top_k < 1 or precision == "exact"):
             raise ValueError(
                 f"`teacher_cache_top_k` is {top_k} and `teacher_cache_precision` {precision!r}, but the number of "
-                "weights kept of a row must be at least 1, and 'exact' keeps all of them. Leave `teacher_cache_top_k` "
-                "out, or use '8bit' with a positive number."
+                "weights stored per row must be at least 1, and 'exact' stores all of them. Remove "
+                "`teacher_cache_top_k`, or use '8bit' with a positive number."
             )
+
+
+def require_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raise `ValueError` if an attribute of `settings` is not one of its choices."""
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise ValueError(f"`{name}` is {getattr(settings, name)!r}, but must be one of {', '.join(allowed)}.")
 
 
 def refuse_reentrant_checkpointing(kwargs) -> None:
@@ -163,6 +166,6 @@ def refuse_reentrant_checkpointing(kwargs) -> None:
     if kwargs and kwargs.get("use_reentrant"):
         raise ValueError(
             "`gradient_checkpointing_kwargs={'use_reentrant': True}`: reentrant checkpointing runs layers without a "
-            "graph, so the alignment loss would have no gradient. Set `use_reentrant` to False (or leave it out), or "
+            "graph, so the alignment loss would have no gradient. Set `use_reentrant` to False (or remove it), or "
             "train with `alignment_weight=0`."
         )

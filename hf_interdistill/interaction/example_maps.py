@@ -1,4 +1,4 @@
-"""The picture of a model card: maps of one fixed example, so that nobody's data are shown and models compare."""
+"""The image of a model card: maps of one fixed example, so that it shows no training data and models compare."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _REJECTED = "Cats are like that. You could get up at five, too."
 
 
 def draw_example_maps(teacher: InteractionTeacher, model: PreTrainedModel, tokenizer, path: Path) -> None:
-    """Write a picture of the teacher's map and the model's simulated one for an example that is always the same.
+    """Write an image of the teacher's map and of the model's simulated map of a fixed example.
 
     Args:
-        model: the reward model, or a PEFT model; its mode (training or evaluation) is left as it is.
-        tokenizer: its tokenizer. With a chat template the example is read as messages.
-        path: file to write, replaced whole.
+        teacher: the teacher.
+        model: the reward model, or a PEFT model; its mode (training or evaluation) is restored.
+        tokenizer: its tokenizer. With a chat template the example is formatted as messages.
+        path: PNG file to write, replaced atomically.
     """
     is_training = model.training
     maps = pair_maps(_example(bool(tokenizer.chat_template)), teacher, {"this model": RewardScorer(model, tokenizer)})

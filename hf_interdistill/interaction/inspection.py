@@ -1,4 +1,4 @@
-"""The maps of one pair, to look at: the teacher's and those that reward models simulate."""
+"""Maps of one pair for inspection: the teacher's map and those that reward models simulate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..scoring.scorer import RewardScorer
-from .attention.map_sources import DenseRows, dense
-from .attention.maps import UnitTokens, end_to_end, student_map
+from .attention.map_sources import DenseMapSource, dense
+from .attention.maps import UnitTokens, concatenate_rows, student_map
 from .attention.recorder import AttentionRecorder, resolve_layers
 from .data.collator import AlignmentCollator
 from .data.pairs import PairEncoder
@@ -21,13 +21,13 @@ from .teacher.teacher import InteractionTeacher
 
 @dataclass(frozen=True)
 class PairMaps:
-    """Maps of one pair on common units.
+    """Maps of one pair on shared units.
 
     Args:
         units: text of each unit.
-        segments: 0 prompt, 1 chosen, 2 rejected, for each unit.
-        maps: by name, `(units, units)`; a row sums to 1 over what its model has read.
-        divergences: nats from the teacher's map, for every other map.
+        segments: segment of each unit: 0 prompt, 1 chosen, 2 rejected.
+        maps: by name, `(units, units)`; a row sums to 1 over the units that its model has read.
+        divergences: by name, divergence of a student's map from the teacher's map in nats.
     """
 
     units: list[str]
@@ -45,36 +45,38 @@ def pair_maps(
     student_layer: int = -1,
     teacher_layer: int = -1,
 ) -> PairMaps:
-    """The teacher's map (mean of both reading orders) and each student's simulated map of one preference.
+    """The teacher's map (mean over both reading orders) and each student's simulated map of one preference.
 
     Args:
         example: a preference row of any format.
-        students: reward models by name; they must share one tokenizer, which decides the units.
+        teacher: the teacher.
+        students: reward models by name; they must share one tokenizer, which defines the units.
+        student_layer, teacher_layer: layers to map, negative from the end.
     """
     tokenizer = next(iter(students.values())).tokenizer
     columns, table = PairEncoder(tokenizer, teacher.tokenizer).encode(dict(example), 0)
-    batch = AlignmentCollator(_rows(tokenizer.pad_token_id), teacher.reading)([columns])
+    batch = AlignmentCollator(_reward_collator(tokenizer.pad_token_id), teacher.reading)([columns])
     units = batch["segments"].shape[1]
     inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
-    read = [teacher.forward(inputs, torch.tensor([order]), [teacher_layer], units)[1][0] for order in (0, 1)]
-    reference = DenseRows(torch.stack([dense(rows).cpu() for rows in read]).mean(0))
+    sources = [teacher.forward(inputs, torch.tensor([order]), [teacher_layer], units)[1][0] for order in (0, 1)]
+    reference = DenseMapSource(torch.stack([dense(source).cpu() for source in sources]).mean(0))
     maps, divergences = {"teacher": _normalized(reference.values[0])}, {}
     tokens = UnitTokens.from_units(batch["student_units"], batch["student_units"] >= 0, units)
     for name, student in students.items():
-        simulated = _simulated(student.model, batch, tokens, student_layer)
+        simulated = _simulated_map(student.model, batch, tokens, student_layer)
         divergences[name] = float(alignment_loss(simulated, reference, batch["segments"]).loss)
         rows = [simulated.pool(simulated.attend(a, b), a, b) for a, b in simulated.blocks()]
         maps[name] = _normalized(torch.cat(rows, 1)[0])
     return PairMaps(table.texts(), batch["segments"][0].tolist(), maps, divergences)
 
 
-def _rows(pad_id: int):
+def _reward_collator(pad_id: int):
     from trl.trainer.reward_trainer import DataCollatorForPreference
 
     return DataCollatorForPreference(pad_token_id=pad_id)
 
 
-def _simulated(model: nn.Module, batch: dict, tokens: UnitTokens, layer: int):
+def _simulated_map(model: nn.Module, batch: dict, tokens: UnitTokens, layer: int):
     layer = resolve_layers([layer], model.config.get_text_config().num_hidden_layers, "student_layer")[0]
     with AttentionRecorder(model, [layer]) as recorder:
         model(
@@ -84,7 +86,7 @@ def _simulated(model: nn.Module, batch: dict, tokens: UnitTokens, layer: int):
         )
     record = recorder.records[0]
     record = type(record)(record.query.cpu(), record.key.cpu(), record.scaling, record.softcap, record.window)
-    return student_map(end_to_end(record), batch["student_index"], tokens)
+    return student_map(concatenate_rows(record), batch["student_index"], tokens)
 
 
 def _normalized(values: torch.Tensor) -> torch.Tensor:
@@ -92,7 +94,7 @@ def _normalized(values: torch.Tensor) -> torch.Tensor:
 
 
 def plot_maps(maps: PairMaps):
-    """A figure with one panel a map: rows attend to columns, lines part prompt, chosen and rejected."""
+    """A figure with one panel per map: rows attend to columns, lines separate prompt, chosen and rejected."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What a trainer publishes, and when: its model card, the final model, models on the way."""
+"""Publishes the model of a trainer on the Hub: model card, final model, models saved during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
-from ..hub.card import METHOD_TAG, TrainingFacts, build_card
+from ..hub.card import METHOD_TAG, TeacherFacts, TrainingFacts, build_card
 from ..hub.files import CARD, MAPS, stage_model
 from ..hub.push import prepare_repository, push_files
 from ..utils.privacy import hub_name, public_name
@@ -32,30 +32,23 @@ _TRAINING_SETTINGS = (
     *("bf16", "fp16", "seed"),
 )
 _METHOD_SETTINGS = (
-    *("alignment_weight", "alignment_schedule", "alignment_loss", "alignment_scope", "alignment_queries"),
-    *(
-        "alignment_rope",
-        "alignment_control",
-        "student_layers",
-        "teacher_layers",
-        "share_prompt",
-        "teacher_cache_top_k",
-    ),
+    *("alignment_weight", "alignment_schedule", "alignment_loss", "alignment_scope", "alignment_control"),
+    *("student_layers", "teacher_layers", "share_prompt", "teacher_cache_top_k"),
 )
 
 
 class HubPublishing:
-    """For trainers: publishes the model alone, as `stage_model` picks its files.
+    """Trainer mixin that publishes only the files of the model, as `stage_model` selects them.
 
     Overrides transformers' `init_hf_repo`, `push_to_hub` and `_push_from_checkpoint`, which upload the whole output
-    folder (with `training_args.bin`, a pickle, and whatever else lies there), and TRL's `create_model_card`.
+    folder (including `training_args.bin`, a pickle), and TRL's `create_model_card`.
     """
 
     _dataset_name: str | None = None
     _reads_messages: bool | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository; refused access is an error now, not after training."""
+        """Create the repository, so that denied access is an error before training and not after it."""
         if not self.is_world_process_zero():
             return
         if is_peft_model(self.model):
@@ -74,12 +67,12 @@ class HubPublishing:
         private: bool | None = None,
         **kwargs,
     ) -> CommitInfo | Future | None:
-        """Save the model and upload it with tokenizer, config and model card, in one commit.
+        """Save the model and upload it with tokenizer, config and model card in one commit.
 
         Args:
-            commit_message, token, revision: as in transformers; unset ones are those of the training arguments.
-            blocking: wait for the upload; otherwise a `Future` is returned.
-            private: make the repository private.
+            commit_message, token, revision: as in transformers; the training arguments give the defaults.
+            blocking: wait for the upload; otherwise return a `Future`.
+            private: create a private repository.
             **kwargs: `model_name`, `dataset_name` (Hub name of the data), `tags` for the model card.
 
         Returns:
@@ -114,7 +107,7 @@ class HubPublishing:
                 shutil.copy2(Path(checkpoint_folder, file.path_in_repo), target)
         message = f"Training in progress, step {self.state.global_step}"
         job = self._upload(message, self.args.hub_token, None, is_waiting=False)
-        job.add_done_callback(_report_failure)
+        job.add_done_callback(_log_failure)
         self.push_in_progress = PushInProgress([job])
 
     def _upload(self, message: str | None, token: str | None, revision: str | None, *, is_waiting: bool):
@@ -129,13 +122,13 @@ class HubPublishing:
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md`, and outside of training a picture of maps (`maps.png`), to the output folder.
+        """Write `README.md` to the output folder and, outside of training, an image of maps (`maps.png`).
 
         Args:
-            model_name: name of the model; by default that of its repository or folder.
-            dataset_name: Hub name of the dataset that training and evaluation data come from; folders are not named.
-                It is remembered for later cards.
-            tags: more tags.
+            model_name: name of the model; by default the name of its repository or folder.
+            dataset_name: Hub name of the training and evaluation dataset; local folders are left out. Later cards of
+                this trainer reuse it.
+            tags: additional tags.
         """
         if not self.is_world_process_zero():
             return
@@ -167,12 +160,18 @@ class HubPublishing:
             max_length=self.args.max_length,
             is_adapter=is_adapter,
             is_conversational=self._is_conversational(),
-            teacher=self.teacher,
+            teacher=self._teacher_facts(),
             has_maps=has_maps,
             tags=[*tags, *(["lora"] if is_adapter else [])],
             versions={"hf_interdistill": __version__}
             | {library: version(library) for library in (*libraries, *(["peft"] if is_adapter else []))},
         )
+
+    def _teacher_facts(self) -> TeacherFacts | None:
+        if self.teacher is None:
+            return None
+        model_type = self.teacher.reader.encoder.config.model_type
+        return TeacherFacts(self.teacher.name, model_type, self.teacher.metrics)
 
     def _settings(self) -> dict[str, Any]:
         names = (*_METHOD_SETTINGS, *_TRAINING_SETTINGS) if self.teacher is not None else _TRAINING_SETTINGS
@@ -192,20 +191,20 @@ class HubPublishing:
 
 
 def _require_public_base(model) -> None:
-    """Raise `ValueError` if the adapter's base model is a folder of this machine."""
+    """Raise `ValueError` if the adapter's base model is a local folder."""
     name = model.active_peft_config.base_model_name_or_path
     if hub_name(name) is None:
         raise ValueError(
             f"The adapter is trained on the folder {public_name(str(name))!r}, which nobody else has, so nobody could "
-            "load what is pushed. Train on the base model's Hub name, or push the adapter merged when it is trained: "
+            "load what is pushed. Train on the base model's Hub name, or push the adapter merged after training: "
             "`interdistill push --merge true`."
         )
 
 
-def _report_failure(job: Future) -> None:
-    """Say that a model on the way was not pushed: transformers waits for these uploads, but looks at no result."""
+def _log_failure(job: Future) -> None:
+    """Log a failed upload during training: transformers waits for these uploads but ignores their result."""
     if not job.cancelled() and job.exception() is not None:
-        logger.error(f"A model on the way was not pushed; training goes on. {job.exception()}")
+        logger.error(f"The model of a checkpoint was not pushed; training continues. {job.exception()}")
 
 
 def _count(dataset) -> str:

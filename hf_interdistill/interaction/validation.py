@@ -1,4 +1,4 @@
-"""What `InteractionDistillationTrainer` asks for before it begins, each with an error that says what to do."""
+"""Checks of the arguments of `InteractionDistillationTrainer`; each error says how to fix it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTeacher | None:
-    """The teacher itself, or loaded by name; `None` where nothing is aligned.
+    """The teacher, loaded if it is given by name; `None` with `alignment_weight=0`.
+
+    Args:
+        teacher: an `InteractionTeacher`, a folder, a Hub name, or `None`.
+        args: `teacher_model` is used if `teacher` is `None`.
 
     Raises:
         ValueError: alignment is on and there is no teacher.
@@ -37,26 +41,28 @@ def load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTea
 
 
 def require_writable(option: str, folder: str, loss: str) -> None:
-    """Raise `PermissionError` if nothing can be written in a folder.
+    """Raise `PermissionError` if a folder is not writable.
 
     Args:
-        option: that names the folder. folder: made if missing. loss: what would be lost.
+        option: name of the option, for the message.
+        folder: created if missing.
+        loss: what would be lost, for the message.
     """
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".is_writable"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have been faster
+        probe.unlink(missing_ok=True)  # another process may have removed it
     except OSError as error:
         raise PermissionError(
             f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "
-            "Choose another folder or change its rights."
+            "Choose another folder or change its permissions."
         ) from error
 
 
 def require_trainable_below(model, layers: list[int]) -> None:
-    """Raise if an adapter trains nothing that the recorded queries and keys depend on."""
+    """Raise `ValueError` if an adapter trains no weight that the queries and keys of `layers` depend on."""
     if not is_peft_model(model):
         return
     layer_of = {

@@ -1,4 +1,4 @@
-"""Which checkpoints a run may go on from: a kill or a full disk leaves half-written ones behind."""
+"""Checks which checkpoints a run can resume from: a kill or a full disk leaves incomplete ones behind."""
 
 from __future__ import annotations
 
@@ -21,60 +21,60 @@ _DEEPSPEED = "latest"  # DeepSpeed's own file: weights, optimizer and schedule a
 
 
 class CheckpointError(OSError):
-    """A checkpoint is damaged or cannot be written; the message says what to do."""
+    """A checkpoint is damaged or cannot be written; the message says how to fix it."""
 
 
 @contextmanager
-def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
-    """Raise `CheckpointError` with what was lost and what was kept when the block cannot write.
+def as_checkpoint_error(what: str, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn a failed write inside the block into a `CheckpointError`.
 
     Args:
-        what: what is then not saved. kept: tells what can be gone on from.
+        what: the part of the message that names what was not saved.
+        kept: returns the part that names what is left to resume from.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeError
         raise CheckpointError(
-            f"{what}: {error}. {kept()}. Make room or mend what is said above, then run the same command with "
+            f"{what}: {error}. {kept()}. Free disk space or fix the cause above, then run the same command with "
             "`--resume_from_checkpoint true`."
         ) from error
 
 
-def is_resuming(value: str | bool | None) -> bool:
-    """Whether a setting `resume_from_checkpoint` asks to go on: anything but none, false and 0."""
+def is_resume_requested(value: str | bool | None) -> bool:
+    """Whether `resume_from_checkpoint` asks to resume: any value except none, false, 0 and the empty string."""
     return str(value).lower() not in ("none", "false", "0", "")
 
 
-def fault_of(checkpoint: str | Path) -> str | None:
-    """What is wrong with a checkpoint of transformers' `Trainer`, or `None` if a run can go on from it.
+def checkpoint_error(checkpoint: str | Path) -> str | None:
+    """What is wrong with a checkpoint of transformers' `Trainer`; `None` if a run can resume from it.
 
-    It looks at each file's frame (header and length of safetensors, directory of torch's archives, JSON), not at every
-    byte: files that are missing, empty, cut short or no longer what their name says are found, a single turned bit in
-    the weights is not.
+    Checks the structure of each file: header and length of safetensors, directory of torch's archives, JSON. It finds
+    files that are missing, empty, truncated or of another format, but not a flipped bit in the weights.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     state = _read_json(folder / _STATE)
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
-        is_there = (folder / _STATE).exists()
-        return f"{_STATE} cannot be read" if is_there else f"{_STATE} is missing: the save did not end"
+        exists = (folder / _STATE).exists()
+        return f"{_STATE} cannot be read" if exists else f"{_STATE} is missing: the save did not finish"
     for path in sorted(folder.iterdir()):
-        fault = _file_fault(path)
-        if fault:
-            return f"{path.name} {fault}"
+        error = _file_error(path)
+        if error:
+            return f"{path.name} {error}"
     if (folder / _DEEPSPEED).exists():
         step = folder / (folder / _DEEPSPEED).read_text(encoding="utf-8").strip()
         return None if step.is_dir() and any(step.iterdir()) else f"{step.name} is missing"
     if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         return "there are no weights"
     if not any(folder.glob("optimizer*")) or not (folder / "scheduler.pt").exists():
-        return "the optimizer's state is missing (with `save_only_model` a run cannot go on)"
+        return "the optimizer's state is missing (no run can resume from a checkpoint saved with `save_only_model`)"
     return None if any(folder.glob("rng_state*.pth")) else "the random state is missing"
 
 
-def weights_fault(path: str | Path) -> str | None:
-    """What is wrong with a safetensors file: its header, or a length other than the header's; `None` if nothing."""
+def weights_error(path: str | Path) -> str | None:
+    """What is wrong with a safetensors file (an invalid header, or a length that contradicts it), or `None`."""
     try:
         with safe_open(str(path), "pt") as file:
             file.keys()
@@ -83,34 +83,37 @@ def weights_fault(path: str | Path) -> str | None:
     return None
 
 
-def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint of a folder that a run can go on from; damaged ones are named and passed over."""
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint of a folder that a run can resume from; damaged ones are logged and skipped."""
     for path in reversed(_checkpoints(folder)):
-        fault = fault_of(path)
-        if fault is None:
+        error = checkpoint_error(path)
+        if error is None:
             return str(path)
-        logger.warning(f"{path} is damaged and passed over: {fault}. The steps after the one before it are repeated.")
+        logger.warning(
+            f"{path} is damaged and skipped: {error}. The steps since the previous checkpoint are repeated."
+        )
     return None
 
 
 def require_no_older_run(folder: str | Path, is_overwriting: bool, is_removing: bool = True) -> None:
-    """Keep a run that starts anew apart from an older one in its folder.
+    """Prevent a new run from sharing its folder with the checkpoints of an earlier run.
 
-    `Trainer` tells checkpoints apart by their step alone: with `save_total_limit` it would keep an older run's and
-    remove its own, and after a kill it would go on from the older run's.
+    `Trainer` identifies checkpoints by their step alone. With `save_total_limit` it would keep those of the earlier
+    run and remove its own; after a kill it would resume from the earlier run.
 
     Args:
-        folder: where the run will save. is_overwriting: remove the older run's checkpoints.
-        is_removing: whether this process is the one that removes them.
+        folder: output folder of the new run.
+        is_overwriting: remove the checkpoints of the earlier run.
+        is_removing: whether this process removes them.
 
     Raises:
-        ValueError: there are checkpoints, and they are not to be removed.
+        ValueError: the folder has checkpoints and `is_overwriting` is false.
     """
     found = _checkpoints(folder)
     if found and not is_overwriting:
         raise ValueError(
             f"{folder} holds checkpoints of an earlier run ({', '.join(path.name for path in found)}), and those of a "
-            "new run would be mixed with them. Go on with that run (`--resume_from_checkpoint true`), choose another "
+            "new run would be mixed with them. Resume that run (`--resume_from_checkpoint true`), choose another "
             "`output_dir`, or set `--overwrite true`, which removes them."
         )
     for path in found if is_removing else ():
@@ -118,46 +121,48 @@ def require_no_older_run(folder: str | Path, is_overwriting: bool, is_removing: 
 
 
 def _checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints of a folder, whole or not, by their steps."""
+    """Checkpoint folders, complete or not, ordered by step."""
     found = [(path, re.fullmatch(r"checkpoint-(\d+)", path.name)) for path in Path(folder).glob("checkpoint-*")]
     return sorted((path for path, match in found if match and path.is_dir()), key=lambda path: int(path.name[11:]))
 
 
 def checkpoint_to_resume(value: str | bool | None, folder: str | Path) -> str | None:
-    """The checkpoint that a setting `resume_from_checkpoint` means.
+    """The checkpoint that `resume_from_checkpoint` refers to, or `None`.
 
     Args:
-        value: `None` or `False`; `True`, the last whole checkpoint of `folder`, if there is one; or a path.
+        value: `None` or `False`: no checkpoint. `True`: the last complete checkpoint of `folder`, if it has one.
+            Otherwise the path of a checkpoint.
+        folder: output folder of the run.
 
     Raises:
-        CheckpointError: the path is of a damaged checkpoint.
+        CheckpointError: the checkpoint at the path is damaged.
     """
-    if not is_resuming(value):
+    if not is_resume_requested(value):
         return None
     if str(value).lower() in ("true", "1"):
-        return last_whole_checkpoint(folder)
-    fault = fault_of(value)
-    if fault is not None:
+        return last_complete_checkpoint(folder)
+    error = checkpoint_error(value)
+    if error is not None:
         raise CheckpointError(
-            f"{value} is no whole checkpoint: {fault}. Training on from it would not be the run that was interrupted. "
-            "Name another one, or set `resume_from_checkpoint: true`, which takes the last whole one."
+            f"{value} is not a complete checkpoint: {error}. Resuming from it would change the interrupted run. "
+            "Give another path, or set `resume_from_checkpoint: true`, which takes the last complete checkpoint."
         )
     return str(value)
 
 
-def _file_fault(path: Path) -> str | None:
+def _file_error(path: Path) -> str | None:
     if path.suffix == ".safetensors":
-        return weights_fault(path)
+        return weights_error(path)
     if path.suffix in (".pt", ".pth", ".bin"):  # torch writes zip archives, whose directory comes last
-        return None if zipfile.is_zipfile(path) else "is damaged (cut short)"
+        return None if zipfile.is_zipfile(path) else "is damaged (truncated)"
     if path.name.endswith(".index.json"):
         index = _read_json(path)
         if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
             return "cannot be read"
-        lost = sorted({name for name in index["weight_map"].values() if not (path.parent / name).exists()})
-        return f"names {', '.join(lost)}, which is not there" if lost else None
+        missing = sorted({name for name in index["weight_map"].values() if not (path.parent / name).exists()})
+        return f"names {', '.join(missing)}, which is missing" if missing else None
     if path.is_dir() and path.name.startswith(("pytorch_model_fsdp", "optimizer_")):
-        return None if (path / ".metadata").exists() else "is not whole (no .metadata)"
+        return None if (path / ".metadata").exists() else "is incomplete (no .metadata)"
     return None
 
 

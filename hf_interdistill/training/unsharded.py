@@ -1,4 +1,4 @@
-"""Loads models that are no part of what FSDP or DeepSpeed shard."""
+"""Loads models that FSDP or DeepSpeed must not shard."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from contextlib import contextmanager
 
 from transformers.integrations import deepspeed
 
-_FSDP_FIRST_ALONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by `accelerate launch`, read by transformers
+_FSDP_LOAD_ON_FIRST = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by `accelerate launch`, read by transformers
 
 
 @contextmanager
-def whole_on_each_process():
-    """Inside this context `from_pretrained` loads every weight in every process.
+def load_unsharded():
+    """Context in which `from_pretrained` loads all weights on every process.
 
-    Under DeepSpeed ZeRO-3 it would shard them; under FSDP with `fsdp_cpu_ram_efficient_loading` it would leave to the
-    first process what it expects FSDP to send to the others. The teacher is no part of the sharded model: nobody would
-    gather or send its weights.
+    Under DeepSpeed ZeRO-3 transformers would shard them. Under FSDP with `fsdp_cpu_ram_efficient_loading` only the
+    first process would load them, and FSDP would broadcast them. The teacher is not part of the sharded model, so
+    nothing would gather or broadcast its weights.
     """
     reference = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
     deepspeed.unset_hf_deepspeed_config()
-    first_alone = os.environ.pop(_FSDP_FIRST_ALONE, None)
+    load_on_first = os.environ.pop(_FSDP_LOAD_ON_FIRST, None)
     try:
         yield
     finally:
-        if first_alone is not None:
-            os.environ[_FSDP_FIRST_ALONE] = first_alone
+        if load_on_first is not None:
+            os.environ[_FSDP_LOAD_ON_FIRST] = load_on_first
         if reference is not None and reference() is not None:
             deepspeed.set_hf_deepspeed_config(reference())

@@ -28,7 +28,7 @@ from figures import columns, keep, row
 from hardware import describe_hardware, peak_resident_mib
 from rich.console import Console
 
-from hf_interdistill.interaction.attention.map_sources import RecordedRows
+from hf_interdistill.interaction.attention.map_sources import RecordedMapSource
 from hf_interdistill.interaction.attention.maps import AttentionMap, UnitTokens
 from hf_interdistill.interaction.attention.recorder import RecordedAttention
 from hf_interdistill.interaction.losses.alignment import alignment_loss
@@ -67,7 +67,7 @@ def align(pair, kernel: str) -> None:
     leaves, units, count, segments, teacher = pair
     tokens = UnitTokens.from_units(units, units >= 0, count)
     student = AttentionMap(*leaves, tokens, WIDTH**-0.5, None)
-    alignment_loss(student, RecordedRows(teacher, tokens), segments, kernel=kernel).loss.backward()
+    alignment_loss(student, RecordedMapSource(teacher, tokens), segments, kernel=kernel).loss.backward()
     for leaf in leaves:
         leaf.grad = None
 

@@ -127,20 +127,20 @@ def alignment_seconds(step) -> float:
     trainer, spent = step.trainer, []
 
     def timed(function: Callable) -> Callable:
-        def run(*arguments):
+        def run(*arguments, **options):
             _wait()  # for the passes before it
             start = time.perf_counter()
-            result = function(*arguments)
+            result = function(*arguments, **options)
             _wait()
             spent.append(time.perf_counter() - start)
             return result
 
         return run
 
-    read, align = trainer.teacher.read, trainer._align
-    trainer.teacher.read, trainer._align = timed(read), timed(align)
+    forward, objective = trainer.teacher.forward, trainer.objective
+    trainer.teacher.forward, trainer.objective = timed(forward), timed(objective)
     step()
-    trainer.teacher.read, trainer._align = read, align
+    trainer.teacher.forward, trainer.objective = forward, objective
     return spent[1] - spent[0]
 
 

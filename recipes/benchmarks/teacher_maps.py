@@ -87,8 +87,8 @@ def measure_formats(case: Case, teacher: InteractionTeacher, folder: str) -> tup
     for name, settings in FORMATS.items():
         trainer = make_trainer(case, teacher, folder, 1, teacher_cache=f"{folder}/maps", **settings)
         pair_losses(trainer)
-        losses, store = pair_losses(trainer), trainer._cached_teacher._store
-        assert trainer._cached_teacher.pairs_read == len(losses)  # the second time they came from the disk
+        losses, store = pair_losses(trainer), trainer.objective.cached_teacher._store
+        assert trainer.objective.cached_teacher.pairs_read == len(losses)  # the second time they came from the disk
         measured[name] = Measured(store.stored_bytes / len(store), losses)
     return online, measured
 

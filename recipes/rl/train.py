@@ -19,7 +19,7 @@ from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
 from hf_interdistill.cli import parse
 from hf_interdistill.commands.data_arguments import DataArguments
 from hf_interdistill.commands.older_runs import OlderRunArguments, settle_older_run
-from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resuming
+from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resume_requested
 from hf_interdistill.utils.data import get_split
 
 METHODS = {
@@ -48,7 +48,7 @@ def main(arguments: list[str]):
     classes = (RewardArguments, DataArguments, config_class, ModelConfig, OlderRunArguments)
     reward, data, args, model, older = parse(classes, arguments[1:])
     resume = args.resume_from_checkpoint
-    if method == "ppo" and is_resuming(resume):
+    if method == "ppo" and is_resume_requested(resume):
         raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but PPOTrainer cannot resume. Leave it out.")
     settle_older_run(older, args)
     scorer = RewardScorer.from_pretrained(

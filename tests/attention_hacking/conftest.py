@@ -14,8 +14,8 @@ from conftest import ROOT, build_encoder, read_rows
 
 FOLDER = ROOT / "recipes" / "studies" / "attention_hacking"
 NAMES = (
-    *("arms", "claims", "comparison", "materials", "measures", "plots", "preferences", "pretraining", "report"),
-    *("running", "students", "study", "tables"),
+    *("arms", "claims", "comparison", "materials", "measures", "objectives", "plots", "preferences", "pretraining"),
+    *("report", "rotary", "running", "students", "study", "tables"),
 )
 CONFIG = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 SETS = ("hh_harmless", "truthfulqa", "pandalm", "bbq", "anthropic_evals")

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.errors import TritonError
 
 from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction.attention.map_sources import DenseRows, RecordedRows
+from hf_interdistill.interaction.attention.map_sources import DenseMapSource, RecordedMapSource
 from hf_interdistill.interaction.attention.maps import AttentionMap, UnitTokens
 from hf_interdistill.interaction.attention.recorder import RecordedAttention
 from hf_interdistill.interaction.losses.alignment import alignment_loss
@@ -47,7 +47,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(fused, "choose_tiles", lambda dtype, width: fused.Tiles(16, 16, 4))
     monkeypatch.setattr(fused, "_POOL_COLUMNS", 16)
     monkeypatch.setattr(fused, "_CHUNK_ELEMENTS", 100)
-    monkeypatch.setattr(kernel_check, "_verdicts", Verified())  # or every loss is computed twice
+    monkeypatch.setattr(kernel_check, "_check_results", Verified())  # or every loss is computed twice
 
 
 class Verified(dict):
@@ -79,7 +79,7 @@ def test_loss_and_gradients_equal_loops_and_torch(shape, dtype, loss, scope, sof
         monkeypatch.setattr(fused, "_CHUNK_ELEMENTS", 500)
     query, key, token_units, segments, teacher = make_case(shape)
     states, count = (query.to(dtype), key.to(dtype)), segments.shape[1]
-    rows, options = DenseRows(teacher.float().to(DEVICE)), {"loss": loss, "scope": scope}
+    rows, options = DenseMapSource(teacher.float().to(DEVICE)), {"loss": loss, "scope": scope}
     result, gradients = align(states, token_units, segments, rows, softcap, kernel="triton", **options)
 
     in_torch, in_torch_gradients = align(states, token_units, segments, rows, softcap, kernel="torch", **options)
@@ -98,10 +98,10 @@ def test_loss_and_gradients_equal_loops_and_torch(shape, dtype, loss, scope, sof
         assert_near(own, exact, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("queries", ["response", "last"])
-def test_rows_that_count(queries):
+def test_query_mask():
     query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
-    rows, options = DenseRows(teacher.to(DEVICE)), {"queries": queries, "scope": "inter"}
+    query_mask = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool, device=DEVICE)
+    rows, options = DenseMapSource(teacher.to(DEVICE)), {"query_mask": query_mask, "scope": "inter"}
     result, gradients = align((query, key), token_units, segments, rows, kernel="triton", **options)
     in_torch, others = align((query, key), token_units, segments, rows, kernel="torch", **options)
     assert_near(result.loss, in_torch.loss, 1e-5)
@@ -114,7 +114,7 @@ def test_padding_and_pairs_with_nothing_to_align():
     token_units[1] = -1
     pad = torch.nn.functional.pad
     wide = [pad(states, (0, 0, 0, 3), value=9.0) for states in (query, key)]
-    rows, wide_rows = DenseRows(teacher.to(DEVICE)), DenseRows(pad(teacher, (0, 2, 0, 2)).to(DEVICE))
+    rows, wide_rows = DenseMapSource(teacher.to(DEVICE)), DenseMapSource(pad(teacher, (0, 2, 0, 2)).to(DEVICE))
     wide_units, wide_segments = pad(token_units, (0, 3), value=-1), pad(segments, (0, 2), value=-1)
     result, gradients = align((query, key), token_units, segments, rows, kernel="torch")
     padded, wide_gradients = align(wide, wide_units, wide_segments, wide_rows, kernel="triton")
@@ -129,7 +129,7 @@ def test_padding_and_pairs_with_nothing_to_align():
 def test_extreme_scores(scale):
     """Of large ones, the gradients are those of rounding: scores that are worked out twice differ in it on a GPU."""
     query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
-    states, rows = (query * scale, key * scale), DenseRows(teacher.to(DEVICE))
+    states, rows = (query * scale, key * scale), DenseMapSource(teacher.to(DEVICE))
     result, gradients = align(states, token_units, segments, rows, kernel="triton")
     in_torch, expected = align(states, token_units, segments, rows, kernel="torch")
     assert_near(result.loss, in_torch.loss, 1e-4)
@@ -149,8 +149,8 @@ def test_teachers_recorded_layer():
     mask = torch.ones_like(units, dtype=torch.bool)
     mask[1, 8:] = False
     tokens = UnitTokens.from_units(units.to(DEVICE), mask.to(DEVICE), 5)
-    source = RecordedRows(RecordedAttention(*states, 0.5), tokens)
-    found = torch.cat([fused._FusedRows(source).rows(0, 2), fused._FusedRows(source).rows(2, 5)], 1)
+    source = RecordedMapSource(RecordedAttention(*states, 0.5), tokens)
+    found = torch.cat([fused._FusedMapSource(source).rows(0, 2), fused._FusedMapSource(source).rows(2, 5)], 1)
     torch.testing.assert_close(found, source.rows(0, 5))
     result, gradients = align((query, key), token_units, segments, source, kernel="triton")
     in_torch, expected = align((query, key), token_units, segments, source, kernel="torch")
@@ -178,7 +178,7 @@ def test_memory_is_linear_in_tokens(monkeypatch):
     def largest(size):
         case = make_case((1, 4, 4, 2, [[(0, size), (1, size), (2, size)]]), dtype=torch.float32)
         with Largest() as mode:
-            align(case[:2], case[2], case[3], DenseRows(case[4].to(DEVICE)), kernel="triton")
+            align(case[:2], case[2], case[3], DenseMapSource(case[4].to(DEVICE)), kernel="triton")
         return mode.numbers
 
     assert largest(16) <= 2 * largest(8)
@@ -187,7 +187,7 @@ def test_memory_is_linear_in_tokens(monkeypatch):
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
     query, key, token_units, segments, teacher = make_case(SMALL, dtype=torch.float32)
     segments[:] = 1
-    right = fused.fused_sweep
+    right = fused.fused_loss_and_gradients
 
     def wrong(*arguments):
         values, gradients = right(*arguments)
@@ -196,11 +196,11 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
     def broken(*arguments):
         raise TritonError("out of registers")
 
-    monkeypatch.setattr("hf_interdistill.interaction.losses.alignment.is_fused", lambda *arguments: True)
-    calls = (query, key), token_units, segments, DenseRows(teacher.to(DEVICE))
+    monkeypatch.setattr("hf_interdistill.interaction.losses.alignment.should_use_triton", lambda *arguments: True)
+    calls = (query, key), token_units, segments, DenseMapSource(teacher.to(DEVICE))
     for function, message in ((wrong, "the kernels' losses"), (broken, "could not run a kernel .*out of registers")):
-        monkeypatch.setattr(fused, "fused_sweep", function)
-        monkeypatch.setattr(kernel_check, "_verdicts", {})
+        monkeypatch.setattr(fused, "fused_loss_and_gradients", function)
+        monkeypatch.setattr(kernel_check, "_check_results", {})
         with pytest.raises(ValueError, match=message):
             align(*calls, kernel="triton")
         with caplog.at_level(logging.WARNING):
@@ -212,27 +212,27 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
 
 def test_wrong_gradients_are_noticed(monkeypatch):
     query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
-    right = fused.fused_sweep
+    right = fused.fused_loss_and_gradients
 
     def wrong(*arguments):
         values, (query_gradient, key_gradient) = right(*arguments)
         return values, (query_gradient, 1.1 * key_gradient)
 
-    monkeypatch.setattr(fused, "fused_sweep", wrong)
-    monkeypatch.setattr(kernel_check, "_verdicts", {})
+    monkeypatch.setattr(fused, "fused_loss_and_gradients", wrong)
+    monkeypatch.setattr(kernel_check, "_check_results", {})
     with pytest.raises(ValueError, match=r"gradient of the keys differs by 0\.1 from torch's"):
-        align((query, key), token_units, segments, DenseRows(teacher.to(DEVICE)), kernel="triton")
+        align((query, key), token_units, segments, DenseMapSource(teacher.to(DEVICE)), kernel="triton")
 
 
 def test_training_by_kernels_is_training_in_torch(tmp_path, tokenizer, fitted_teacher, monkeypatch):
     monkeypatch.setattr(fused, "_CHUNK_ELEMENTS", 1 << 20)
-    used, right = [], fused.fused_sweep
+    used, right = [], fused.fused_loss_and_gradients
 
     def counted(*arguments):
         used.append(1)
         return right(*arguments)
 
-    monkeypatch.setattr(fused, "fused_sweep", counted)
+    monkeypatch.setattr(fused, "fused_loss_and_gradients", counted)
     data = Dataset.from_list([{"prompt": "Why?", "chosen": " So it is.", "rejected": " No."}] * 2)
     logs = {}
     for kernel in ("torch", "triton"):

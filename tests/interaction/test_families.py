@@ -21,7 +21,7 @@ from families_table import STUDENT_COLUMNS, STUDENTS, TEACHER_COLUMNS, TEACHERS
 from interaction.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
-from hf_interdistill.interaction import trainer as trainer_module
+from hf_interdistill.interaction import objective as objective_module
 from hf_interdistill.interaction.attention.interceptor import layer_of_modules
 
 VERSIONS = ", ".join(f"{each.__name__} {each.__version__.split('+')[0]}" for each in (torch, transformers, trl))
@@ -113,7 +113,7 @@ def makers(trainer) -> dict[str, torch.Tensor]:
 def train_one_step(trainer, monkeypatch) -> None:
     """One step; fails unless loss, gradients and weights are as docs/families.md says of `yes`."""
     gradients: dict[str, list[torch.Tensor]] = {"query": [], "key": []}
-    student_map = trainer_module.student_map
+    student_map = objective_module.student_map
 
     def spying(record, *rest):
         if record.query.requires_grad:  # copies, so that what comes back is of the alignment loss alone
@@ -122,7 +122,7 @@ def train_one_step(trainer, monkeypatch) -> None:
             record.key.register_hook(gradients["key"].append)
         return student_map(record, *rest)
 
-    monkeypatch.setattr(trainer_module, "student_map", spying)
+    monkeypatch.setattr(objective_module, "student_map", spying)
     weights = makers(trainer)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     trainer.train()
@@ -139,8 +139,8 @@ def train_one_step(trainer, monkeypatch) -> None:
 def sharing_of(trainer) -> str:
     """What `share_prompt` decided, in words that are the same in every run."""
     sharing = trainer._sharing
-    if sharing.reason is not None:
-        return f"no: {sharing.reason.split(' (their relative')[0]}"
+    if sharing.disabled_reason is not None:
+        return f"no: {sharing.disabled_reason.split(' (their relative')[0]}"
     return "yes" if sharing._window is None else "yes, if a row fits in its attention window"
 
 

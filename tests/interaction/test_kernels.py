@@ -15,7 +15,7 @@ from interaction.training_runs import config
 from test_maps_and_losses import SHAPES, make_case, tokens_of
 
 from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction.attention.map_sources import DenseRows
+from hf_interdistill.interaction.attention.map_sources import DenseMapSource
 from hf_interdistill.interaction.attention.maps import AttentionMap
 from hf_interdistill.interaction.losses.alignment import alignment_loss
 from hf_interdistill.interaction.losses.triton import dispatch as kernel_choice
@@ -49,13 +49,13 @@ def test_kernels_compile_for_gpus_that_are_not_here():
 @pytest.fixture
 def case():
     query, key, token_units, segments, teacher = make_case(SHAPES[1], dtype=torch.float32)
-    return AttentionMap(query, key, tokens_of(token_units, 5), 0.6, None), DenseRows(teacher), segments
+    return AttentionMap(query, key, tokens_of(token_units, 5), 0.6, None), DenseMapSource(teacher), segments
 
 
 @pytest.fixture(autouse=True)
 def not_interpreted(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    kernel_choice._note.cache_clear()
+    kernel_choice._log_once.cache_clear()
     kernel_choice._missing_software.cache_clear()
     yield
     kernel_choice._missing_software.cache_clear()
@@ -85,11 +85,11 @@ def test_auto_says_once_why_it_computes_in_torch(case, caplog):
         alignment_loss(*case)
     notes = [record.message for record in caplog.records if "alignment_kernel" in record.message]
     assert notes == [
-        "The student's map is computed in torch, a few rows at a time (`alignment_kernel`): queries and keys are on "
-        "cpu, not on a CUDA device."
+        "The student's map is computed in torch, a block of rows at a time (`alignment_kernel`): queries and keys are "
+        "on cpu, not on a CUDA device."
     ]
     caplog.clear()
-    kernel_choice._note.cache_clear()
+    kernel_choice._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="hf_interdistill"):
         chosen = alignment_loss(*case, kernel="torch")
     assert not caplog.records and torch.equal(chosen.loss, automatic.loss)
@@ -100,7 +100,7 @@ def test_reasons(case, monkeypatch):
 
     def reason(query, key, units=5):
         tokens = tokens_of(torch.zeros(query.shape[0], query.shape[2], dtype=torch.long), units)
-        return kernel_choice.obstacle(AttentionMap(query, key, tokens, 1.0, None))
+        return kernel_choice.unsupported_reason(AttentionMap(query, key, tokens, 1.0, None))
 
     query, key = attention.states
     assert "queries are torch.float64" in reason(query.double(), key.double())
@@ -115,8 +115,8 @@ def test_reasons(case, monkeypatch):
     kernel_choice._missing_software.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert reason(query, key) is None
-    assert not kernel_choice.is_fused("auto", attention, "student")  # the interpreter is never what one wants
-    assert kernel_choice.is_fused("triton", attention, "student")
+    assert not kernel_choice.should_use_triton("auto", attention, "student")  # the interpreter is never what one wants
+    assert kernel_choice.should_use_triton("triton", attention, "student")
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "")

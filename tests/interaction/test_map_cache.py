@@ -126,7 +126,7 @@ def test_responses_in_rows_of_their_own_are_read_once(data, tmp_path, fitted_tea
 
 
 OPTIONS = [
-    {"alignment_scope": "inter", "alignment_loss": "mse", "alignment_queries": "last", "share_prompt": "false"},
+    {"alignment_scope": "inter", "alignment_loss": "mse", "share_prompt": "false"},
     {"alignment_control": "shuffled", "alignment_scope": "intra", "gradient_accumulation_steps": 2},
     {"alignment_control": "uniform", "student_layers": [0, -1], "teacher_layers": [0, -1]},
     {"bf16": True},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from hf_interdistill.interaction.attention.map_sources import DenseRows, dense
+from hf_interdistill.interaction.attention.map_sources import DenseMapSource, dense
 from hf_interdistill.interaction.losses.alignment import row_divergence
 from hf_interdistill.interaction.map_cache.codec import NOT_KEPT, STEPS, MapFormat
 
@@ -27,7 +27,7 @@ def make_maps(sizes, seed=0, sharpness=2.0, mass=0.8) -> torch.Tensor:
     return values
 
 
-def through(map_format: MapFormat, source: DenseRows, sizes, units=None) -> torch.Tensor:
+def through(map_format: MapFormat, source: DenseMapSource, sizes, units=None) -> torch.Tensor:
     """What comes back from what was written, by way of bytes."""
     stored = [load(save(one)) for one in map_format.compress(source, sizes)]
     rows = map_format.expand(stored, units or source.values.shape[1], CPU)
@@ -57,7 +57,7 @@ def test_8bit_maps_equal_loops(top_k):
     values[0, 7, 8:] = 0  # a row with few weights
     values[1, 2] = 0
     values[1, 2, 5] = 0.3  # a row of one weight
-    result = through(MapFormat("8bit", top_k), DenseRows(values), sizes)
+    result = through(MapFormat("8bit", top_k), DenseMapSource(values), sizes)
     for pair, size in enumerate(sizes):
         rows = [row[:size] for row in values[pair].tolist()[:size]]
         decoded = [oracle_row(row, top_k) if sum(row) else ({}, 0.0, 0.0) for row in rows]
@@ -84,8 +84,8 @@ def test_8bit_maps_equal_loops(top_k):
 
 def test_every_weight_keeps_its_ratio_to_half_a_step():
     values = make_maps([60], sharpness=1.5)
-    result = through(MapFormat(), DenseRows(values), [60])
-    step = MapFormat().compress(DenseRows(values), [60])[0]["step"].float()[:, None]
+    result = through(MapFormat(), DenseMapSource(values), [60])
+    step = MapFormat().compress(DenseMapSource(values), [60])[0]["step"].float()[:, None]
     largest = values[0].max(-1, keepdim=True)
     ratio = (result[0] / result[0].gather(1, largest.indices)).log() - (values[0] / largest.values).log()
     assert (ratio.abs() <= 0.51 * step + 1e-5).all() and ratio.abs().max() > 0.4 * step.min()
@@ -94,24 +94,24 @@ def test_every_weight_keeps_its_ratio_to_half_a_step():
 def test_exact_maps_come_back_to_the_last_bit():
     values = make_maps([17, 6])
     for dtype in (torch.float32, torch.float64):
-        assert torch.equal(through(MapFormat("exact"), DenseRows(values.to(dtype)), [17, 6]), values.to(dtype))
+        assert torch.equal(through(MapFormat("exact"), DenseMapSource(values.to(dtype)), [17, 6]), values.to(dtype))
 
 
 @pytest.mark.parametrize("map_format", [MapFormat("exact"), MapFormat(), MapFormat(top_k=4)])
 def test_a_map_is_the_same_alone_and_in_any_batch_and_by_blocks(map_format):
     sizes = [12, 31, 5]
     values = make_maps(sizes)
-    together = through(map_format, DenseRows(values), sizes, units=40)
+    together = through(map_format, DenseMapSource(values), sizes, units=40)
     for pair, size in enumerate(sizes):
-        alone = through(map_format, DenseRows(values[pair : pair + 1, :size, :size].clone()), [size])
+        alone = through(map_format, DenseMapSource(values[pair : pair + 1, :size, :size].clone()), [size])
         torch.testing.assert_close(alone[0], together[pair, :size, :size], rtol=2e-6, atol=0)  # of the sums
 
-    class ByBlocks(DenseRows):
+    class ByBlocks(DenseMapSource):
         def blocks(self):
             yield from ((0, 7), (7, 8), (8, 31))
 
     assert torch.equal(through(map_format, ByBlocks(values), sizes, units=40), together)
-    stored = map_format.compress(DenseRows(values), sizes)
+    stored = map_format.compress(DenseMapSource(values), sizes)
     rows = map_format.expand(stored, 40, CPU)
     assert torch.equal(torch.cat([rows.rows(0, 3), rows.rows(3, 40)], 1), together)
 
@@ -121,7 +121,7 @@ def test_a_read_unit_without_weights_stays_read():
     values[0, 1] = 0
     present = torch.tensor([[True, True, True, False]])
     for map_format in (MapFormat("exact"), MapFormat(), MapFormat(top_k=2)):
-        assert not through(map_format, DenseRows(values, present), [4])[0, 1].any()
+        assert not through(map_format, DenseMapSource(values, present), [4])[0, 1].any()
 
 
 def test_extreme_rows_stay_finite():
@@ -131,7 +131,7 @@ def test_extreme_rows_stay_finite():
     values[0, 2] = torch.tensor([1e-40, 1e-40, 0.0, 0.0])
     values[0, 3] = torch.tensor([0.5, 0.5 + 1e-7, 1e-3, 1e-30])
     for map_format in (MapFormat(), MapFormat(top_k=2)):
-        result = through(map_format, DenseRows(values), [4])[0]
+        result = through(map_format, DenseMapSource(values), [4])[0]
         assert result.isfinite().all()
         torch.testing.assert_close(result.sum(-1), torch.tensor([1.0, 1.0, 0.0, 1.0]), atol=1e-3, rtol=0)
         torch.testing.assert_close(result[0], values[0, 0], atol=1e-3, rtol=0)
@@ -143,9 +143,11 @@ def test_loss_changes_by_less_than_the_steps_allow(mask_part):
     teacher, student = make_maps([80], sharpness=1.0), make_maps([80], seed=1, sharpness=1.0)
     mask = torch.ones(1, 80, 80, dtype=torch.bool)
     mask[..., int(80 * mask_part) :] = False
-    stored = through(MapFormat(), DenseRows(teacher), [80])
+    stored = through(MapFormat(), DenseMapSource(teacher), [80])
     before, after = (row_divergence(student, one, mask, "kl")[0] for one in (teacher, stored))
-    step = MapFormat().compress(DenseRows(teacher), [80])[0]["step"].float()  # half a step a weight, half for the sum
+    step = (
+        MapFormat().compress(DenseMapSource(teacher), [80])[0]["step"].float()
+    )  # half a step a weight, half for the sum
     t, s = (one[0] * mask[0] / (one[0] * mask[0]).sum(-1, keepdim=True) for one in (teacher, student))
     spread = torch.where(t > 0, t * (t / s.clamp(min=1e-30)).log().abs(), 0).sum(-1)
     bound = torch.expm1(step) * spread + step * step.exp()
@@ -163,7 +165,7 @@ def test_top_k_is_nearer_the_more_it_keeps_and_beats_an_even_spread():
     differences, lengths = [], []
     for top_k in (8, 24, 72, None):
         map_format = MapFormat(top_k=top_k)
-        stored = map_format.compress(DenseRows(teacher), sizes)
+        stored = map_format.compress(DenseMapSource(teacher), sizes)
         lengths.append(len(save(stored[0])))
         rows = dense(map_format.expand(stored, 120, CPU))
         differences.append(float((rows[0] - normal).abs().sum(-1).mean()))
@@ -178,8 +180,8 @@ def test_top_k_is_nearer_the_more_it_keeps_and_beats_an_even_spread():
 
 def test_bytes_are_those_that_were_worked_out():
     """A map of n units: n * n codes and n steps; with top_k = k, n * k codes, n * n bits, and rest and tail."""
-    stored = MapFormat().compress(DenseRows(make_maps([64])), [64])[0]
+    stored = MapFormat().compress(DenseMapSource(make_maps([64])), [64])[0]
     assert sum(one.nbytes for one in stored.values()) == 64 * 64 + 2 * 64 + 64
-    stored = MapFormat(top_k=16).compress(DenseRows(make_maps([64])), [64])[0]
+    stored = MapFormat(top_k=16).compress(DenseMapSource(make_maps([64])), [64])[0]
     assert sum(one.nbytes for one in stored.values()) == 64 * 16 + 64 * 64 // 8 + 6 * 64 + 64
     assert NOT_KEPT not in stored["codes"]

@@ -122,7 +122,7 @@ trainer = InteractionDistillationTrainer(f"{folder}/student", args, train_datase
 trainer.train()
 losses = [entry["interaction/loss"] for entry in trainer.state.log_history if "loss" in entry]
 with open(f"{folder}/log{world}-{rank}.json", "w") as file:
-    json.dump({"read": trainer._cached_teacher.pairs_read, "losses": [float(loss) for loss in losses]}, file)
+    json.dump({"read": trainer.objective.cached_teacher.pairs_read, "losses": [float(loss) for loss in losses]}, file)
 """
 
 

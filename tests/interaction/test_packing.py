@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer
 from hf_interdistill.interaction.prompt_sharing.packing import PackedPairs
-from hf_interdistill.interaction.prompt_sharing.sharing import PromptSharing, why_not_shareable
+from hf_interdistill.interaction.prompt_sharing.sharing import PromptSharing, unsupported_reason
 
 PAD = 3
 PAIRS = [([5, 6, 7, 8, 9], [5, 6, 7, 10]), ([5, 6], [5, 6, 11, 12, 13]), ([4, 5, 6], [4, 5, 6]), ([7], [8, 9])]
@@ -51,12 +51,12 @@ def test_packed_rows_hold_each_token_once_and_see_what_their_own_row_shows(pairs
         positions = [*range(len(chosen)), *range(common, len(rejected))]
         assert packed.position_ids[pair, :size].tolist() == positions
         for side, row in enumerate((chosen, rejected)):
-            places = packed.places[pair, side * width : side * width + len(row)]
-            assert packed.input_ids[pair, places].tolist() == row
-            assert packed.last_token_index[pair, side] == places[-1]
-            for number, place in enumerate(places.tolist()):  # a token sees its own row up to itself, in order
-                seen = packed.visible[pair, place].nonzero()[:, 0].tolist()
-                assert seen == places[: number + 1].tolist()
+            token_index = packed.token_index[pair, side * width : side * width + len(row)]
+            assert packed.input_ids[pair, token_index].tolist() == row
+            assert packed.last_token_index[pair, side] == token_index[-1]
+            for number, token in enumerate(token_index.tolist()):  # a token sees its own row up to itself, in order
+                seen = packed.visible[pair, token].nonzero()[:, 0].tolist()
+                assert seen == token_index[: number + 1].tolist()
     assert packed.input_ids.shape[1] == max(
         len(chosen) + len(rejected) - prefix_size(chosen, rejected) for chosen, rejected in pairs
     )
@@ -85,7 +85,7 @@ def test_rewards_and_gradients_are_those_of_two_passes(family, attention):
     for name, value in gradients.items():
         error = (value - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
         assert error < 1e-5, name  # RMS norms compute in float32 whatever the model's dtype
-    assert sharing.deviation(model, ids, mask) < 1
+    assert sharing.relative_reward_error(model, ids, mask) < 1
 
 
 def test_a_model_that_ignores_the_mask_is_found_out():
@@ -93,7 +93,7 @@ def test_a_model_that_ignores_the_mask_is_found_out():
     sharing = PromptSharing(model, "auto", torch.float32)
     forward = model.model.forward
     model.model.forward = lambda *args, attention_mask=None, **kwargs: forward(*args, **kwargs)
-    assert sharing.deviation(model, *rows_of(PAIRS)) > 10
+    assert sharing.relative_reward_error(model, *rows_of(PAIRS)) > 10
 
 
 def run(tmp_path, dataset, tokenizer, teacher, name, **changes):
@@ -223,18 +223,18 @@ def test_auto_makes_two_passes_where_little_is_shared_or_the_window_is_short():
 
 def test_reasons(dataset, tmp_path, tokenizer, fitted_teacher, caplog):
     model = build_student()
-    assert why_not_shareable(model) is None
+    assert unsupported_reason(model) is None
     model.config._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2" in why_not_shareable(model)
-    with pytest.raises(ValueError, match="cannot read a pair in one row: its attention implementation"):
+    assert "flash_attention_2" in unsupported_reason(model)
+    with pytest.raises(ValueError, match="cannot process a pair in one row: its attention implementation"):
         PromptSharing(model, "true", torch.float32)
     named_otherwise = build_student()
     named_otherwise.config.layers_block_type = ["mamba", "attention", "mamba"]
     named_otherwise.config.layer_types = None
-    assert "layers of mamba, which" in why_not_shareable(named_otherwise)
+    assert "layers of mamba, which" in unsupported_reason(named_otherwise)
     hybrid = build_student()
     hybrid.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    assert "linear_attention" in why_not_shareable(hybrid)
+    assert "linear_attention" in unsupported_reason(hybrid)
     with caplog.at_level(logging.INFO):
         trainer = InteractionDistillationTrainer(
             hybrid,
@@ -243,8 +243,8 @@ def test_reasons(dataset, tmp_path, tokenizer, fitted_teacher, caplog):
             processing_class=tokenizer,
             teacher=fitted_teacher,
         )
-    assert "Two passes a pair instead of one" in caplog.text
-    assert trainer._sharing.reason is not None
+    assert "Each pair takes two passes instead of one" in caplog.text
+    assert trainer._sharing.disabled_reason is not None
 
 
 def test_a_choice_that_does_not_exist_is_refused(tmp_path):

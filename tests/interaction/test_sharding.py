@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, build_encoder
 
-from hf_interdistill.training.unsharded import whole_on_each_process
+from hf_interdistill.training.unsharded import load_unsharded
 
 SCRIPT = """
 import os, sys
@@ -20,8 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from conftest import build_student
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.losses.alignment import alignment_loss
-from hf_interdistill.interaction.attention.maps import UnitTokens, end_to_end, student_map
-from hf_interdistill.interaction.attention.map_sources import DenseRows
+from hf_interdistill.interaction.attention.maps import UnitTokens, concatenate_rows, student_map
+from hf_interdistill.interaction.attention.map_sources import DenseMapSource
 from hf_interdistill.interaction.attention.recorder import AttentionRecorder
 
 torch.set_num_threads(1)
@@ -55,7 +55,8 @@ def gradients(is_sharded):
     segments = torch.tensor([[0] * 8 + [1] * 8 + [2] * 8])
     target = torch.rand(1, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).softmax(-1)
     tokens = UnitTokens.from_units(units, units >= 0, 24)
-    result = alignment_loss(student_map(end_to_end(recorder.records[0]), index, tokens), DenseRows(target), segments)
+    student = student_map(concatenate_rows(recorder.records[0]), index, tokens)
+    result = alignment_loss(student, DenseMapSource(target), segments)
     loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).mean() + result.loss
     loss.backward()
     found = {}
@@ -115,7 +116,7 @@ def test_loading_whole_leaves_the_settings_as_they_were(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     deepspeed.set_hf_deepspeed_config(config)
     try:
-        with pytest.raises(RuntimeError), whole_on_each_process():
+        with pytest.raises(RuntimeError), load_unsharded():
             assert not deepspeed.is_deepspeed_zero3_enabled()
             assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
             raise RuntimeError

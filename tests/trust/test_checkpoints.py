@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_interdistill.cli import main
-from hf_interdistill.training.checkpoints import CheckpointError, checkpoint_to_resume, fault_of
+from hf_interdistill.training.checkpoints import CheckpointError, checkpoint_error, checkpoint_to_resume
 from trust.spots import GO_ON, at_step, killed
 
 
@@ -39,9 +39,9 @@ DAMAGES = {
     ),
     "killed before the end": (
         lambda folder: (folder / "trainer_state.json").unlink(),
-        r"trainer_state\.json is missing: the save did not end",
+        r"trainer_state\.json is missing: the save did not finish",
     ),
-    "optimizer cut": (lambda folder: cut(folder / "optimizer.pt"), r"optimizer\.pt is damaged \(cut short\)"),
+    "optimizer cut": (lambda folder: cut(folder / "optimizer.pt"), r"optimizer\.pt is damaged \(truncated\)"),
     "optimizer lost": (lambda folder: (folder / "optimizer.pt").unlink(), "the optimizer's state is missing"),
     "scheduler lost": (lambda folder: (folder / "scheduler.pt").unlink(), "the optimizer's state is missing"),
     "random state cut": (lambda folder: cut(folder / "rng_state.pth"), r"rng_state\.pth is damaged"),
@@ -57,10 +57,10 @@ def test_damages_are_named(tmp_path, damage):
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.arange(500.0)}, folder / name)
     (folder / "trainer_state.json").write_text('{"global_step": 4}')
-    assert fault_of(folder) is None and checkpoint_to_resume(True, tmp_path) == str(folder)
+    assert checkpoint_error(folder) is None and checkpoint_to_resume(True, tmp_path) == str(folder)
     inflict, message = DAMAGES[damage]
     inflict(folder)
-    assert re.search(message, fault_of(folder))
+    assert re.search(message, checkpoint_error(folder))
     assert checkpoint_to_resume("true", tmp_path) is None
     with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(str(folder), tmp_path)
@@ -92,21 +92,21 @@ def test_shards_and_other_kinds_of_checkpoints(tmp_path):
         "model-00002-of-00002.safetensors": "weights",
         "optimizer.pt": None,
     }
-    assert fault_of(make("shards", shards)) is None
+    assert checkpoint_error(make("shards", shards)) is None
     del shards["model-00002-of-00002.safetensors"]
-    assert "names model-00002-of-00002.safetensors, which is not there" in fault_of(make("lost", shards))
-    assert fault_of(make("fsdp", {"pytorch_model_fsdp.bin": None, "optimizer.bin": None})) is None
+    assert "names model-00002-of-00002.safetensors, which is missing" in checkpoint_error(make("lost", shards))
+    assert checkpoint_error(make("fsdp", {"pytorch_model_fsdp.bin": None, "optimizer.bin": None})) is None
     parts = {"pytorch_model_fsdp_0/.metadata": "x", "optimizer_0/.metadata": "x"}
-    assert fault_of(make("fsdp-sharded", parts)) is None
+    assert checkpoint_error(make("fsdp-sharded", parts)) is None
     parts["optimizer_0/__0_0.distcp"] = parts.pop("optimizer_0/.metadata")
-    assert "optimizer_0 is not whole" in fault_of(make("fsdp-cut", parts))
-    assert fault_of(make("deepspeed", {"latest": "global_step4\n", "global_step4/states.pt": None})) is None
-    assert "global_step4 is missing" in fault_of(make("deepspeed-cut", {"latest": "global_step4\n"}))
-    assert fault_of(tmp_path / "none") == "there is no such folder"
+    assert "optimizer_0 is incomplete" in checkpoint_error(make("fsdp-cut", parts))
+    assert checkpoint_error(make("deepspeed", {"latest": "global_step4\n", "global_step4/states.pt": None})) is None
+    assert "global_step4 is missing" in checkpoint_error(make("deepspeed-cut", {"latest": "global_step4\n"}))
+    assert checkpoint_error(tmp_path / "none") == "the folder does not exist"
 
 
 @pytest.mark.parametrize("damage", ["weights cut", "state garbage", "optimizer lost"])
-def test_a_run_goes_on_from_the_last_whole_checkpoint(workshop, caplog, capsys, damage):
+def test_a_run_resumes_from_the_last_complete_checkpoint(workshop, caplog, capsys, damage):
     """Whatever befell the newest checkpoint, the run ends with the weights of one that nothing befell."""
     inflict, message = DAMAGES[damage]
     shutil.copytree(workshop.path("plain"), workshop.path("damaged"))
@@ -117,16 +117,19 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint(workshop, caplog, capsys, 
     command = workshop.plain("damaged")
     with caplog.at_level(logging.WARNING):
         assert main([*command, "--resume_from_checkpoint", "true"]) == 0
-    assert re.search(f"checkpoint-4 is damaged and passed over: {message}", caplog.text)
+    assert re.search(f"checkpoint-4 is damaged and skipped: {message}", caplog.text)
     assert workshop.farthest("plain", "damaged") == 0
-    assert fault_of(checkpoint) is None  # made anew on the way
+    assert checkpoint_error(checkpoint) is None  # made anew on the way
     inflict(checkpoint)
     assert main([*command, "--resume_from_checkpoint", str(checkpoint)]) == 2
     error = capsys.readouterr().err
-    assert re.search(message, error) and "`resume_from_checkpoint: true`, which takes the last whole one" in error
+    assert (
+        re.search(message, error)
+        and "`resume_from_checkpoint: true`, which takes the last complete checkpoint" in error
+    )
 
 
-def test_without_a_whole_checkpoint_training_starts_anew_and_the_trainer_refuses(workshop):
+def test_without_a_complete_checkpoint_training_starts_again_and_the_trainer_refuses(workshop):
     from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
     from hf_interdistill.utils.data import load_preferences
 
@@ -137,7 +140,7 @@ def test_without_a_whole_checkpoint_training_starts_anew_and_the_trainer_refuses
     )
     data = load_preferences(str(workshop.path("data")))["train"]
     trainer = InteractionDistillationTrainer(str(workshop.path("student")), args, train_dataset=data)
-    with pytest.raises(CheckpointError, match=r"holds no whole checkpoint\. Train without it"):
+    with pytest.raises(CheckpointError, match=r"has no complete checkpoint\. Train without it"):
         trainer.train(resume_from_checkpoint=True)
     assert main([*workshop.plain("cut"), "--resume_from_checkpoint", "true"]) == 0
     assert workshop.farthest("plain", "cut") == 0

@@ -24,7 +24,7 @@ def test_a_full_disk_in_training(workshop, kind, size):
 
     status, error = forked(action)
     assert status == 2
-    assert "Step 4 is not saved" in error and "checkpoint-2. Make room" in error
+    assert "Step 4 is not saved" in error and "checkpoint-2. Free disk space" in error
     assert "run the same command with `--resume_from_checkpoint true`" in error
     assert sorted(path.name for path in workshop.path("full").glob("checkpoint-*")) == ["checkpoint-2"]
     assert main([*workshop.plain("full"), *GO_ON]) == 0
@@ -44,7 +44,7 @@ def test_a_full_disk_at_the_end(workshop):
 
     status, error = forked(action)
     assert status == 2
-    assert "The model is not saved in" in error and "checkpoint-6. Make room" in error
+    assert "The model is not saved in" in error and "checkpoint-6. Free disk space" in error
     assert main([*workshop.plain("full"), *GO_ON]) == 0
     assert workshop.farthest("plain", "full") == 0
 
@@ -59,7 +59,7 @@ def test_a_full_disk_while_a_teacher_is_trained(workshop):
     original = teacher_stages.save_file
     status, error = forked(weights_of_the_stage)
     assert status == 2
-    assert "best.safetensors is not saved" in error and "The stage's checkpoints are kept. Make room" in error
+    assert "best.safetensors is not saved" in error and "The stage's checkpoints are kept. Free disk space" in error
     assert not list(workshop.path("full", "single").glob("best*"))  # no half file, and none of scratch
     assert main(command) == 0
     assert workshop.farthest("teacher", "full") == 0

@@ -14,7 +14,7 @@ from hf_interdistill.cli import main
 from hf_interdistill.interaction import teacher as teacher_module
 from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
-from hf_interdistill.training.checkpoints import fault_of
+from hf_interdistill.training.checkpoints import checkpoint_error
 from trust.spots import GO_ON, at_call, at_step, killed, teacher_steps
 
 
@@ -23,8 +23,8 @@ def test_a_kill_while_a_checkpoint_is_written(workshop):
     command = [*workshop.plain("killed"), *GO_ON]
     for call in (5, 2):  # four files by torch a checkpoint: of the second one, then of the one made anew
         killed(command, lambda call=call: at_call(torch, "save", call))
-        assert "the save did not end" in fault_of(workshop.path("killed", "checkpoint-4"))
-        assert fault_of(workshop.path("killed", "checkpoint-2")) is None
+        assert "the save did not finish" in checkpoint_error(workshop.path("killed", "checkpoint-4"))
+        assert checkpoint_error(workshop.path("killed", "checkpoint-2")) is None
     assert main(command) == 0
     assert workshop.farthest("plain", "killed") == 0
 

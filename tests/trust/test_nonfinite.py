@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
-from hf_interdistill.training.checkpoints import fault_of
+from hf_interdistill.training.checkpoints import checkpoint_error
 from trust.spots import GO_ON
 
 
@@ -41,7 +41,7 @@ def test_gradients_that_are_no_numbers_stop_a_run_before_they_reach_the_weights(
     note = json.loads(workshop.path("stopped", "nonfinite_loss.json").read_text())
     assert note["global_step"] == 3 and len(note["pair_index"]) == 8
     saved = workshop.path("stopped", "checkpoint-3")
-    assert fault_of(saved) is None
+    assert checkpoint_error(saved) is None
     assert all(value.isfinite().all() for value in load_file(saved / "model.safetensors").values())
     assert main([*workshop.plain("stopped"), *GO_ON]) == 0  # without what spoilt it
     assert workshop.farthest("plain", "stopped") == 0
@@ -57,7 +57,7 @@ def test_rows_of_all_micro_batches_are_noted(workshop, monkeypatch):
 
 @pytest.mark.parametrize(
     ("step", "message"),
-    [(3, "The loss is not finite at step 3"), (4, "The weights are not finite at step 4, and not saved")],
+    [(3, "The loss is not finite at step 3"), (4, "The weights are not finite at step 4 and are not saved")],
     ids=["found by the loss", "found by the save"],
 )
 def test_weights_that_are_no_numbers_are_not_saved(workshop, monkeypatch, capsys, step, message):
@@ -65,7 +65,7 @@ def test_weights_that_are_no_numbers_are_not_saved(workshop, monkeypatch, capsys
         poison(patch, InteractionDistillationTrainer, step, lambda p: p.fill_(float("nan")))
         assert main(workshop.plain("stopped")) == 2
     error = capsys.readouterr().err
-    assert message in error and "not saved. The last whole checkpoint is" in error
+    assert message in error and "not saved. The last complete checkpoint is" in error
     assert [path.name for path in workshop.path("stopped").glob("checkpoint-*")] == ["checkpoint-2"]
     assert main([*workshop.plain("stopped"), *GO_ON]) == 0
     assert workshop.farthest("plain", "stopped") == 0

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from hf_interdistill import RewardScorer
 from hf_interdistill.cli import main
-from hf_interdistill.training.checkpoints import fault_of
+from hf_interdistill.training.checkpoints import checkpoint_error
 from trust.launching import launched
 from trust.spots import GO_ON
 
@@ -47,7 +47,7 @@ def test_two_processes_do_as_one(workshop):
     assert not list(workshop.folder.glob("answers2.jsonl.shard-*"))
 
     checkpoint = workshop.path("rm2", "checkpoint-6")
-    assert fault_of(checkpoint) is None
+    assert checkpoint_error(checkpoint) is None
     assert load_file(checkpoint / "model.safetensors").keys() == workshop.student_names()
     states = {"rng_state_0.pth", "rng_state_1.pth"}
     alone = {path.name for path in workshop.path("rm", "checkpoint-6").iterdir()}

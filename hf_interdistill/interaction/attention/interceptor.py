@@ -1,8 +1,8 @@
-"""Steps between a model and its own attention function, while a context lasts.
+"""A context manager that intercepts the attention calls of a model.
 
-Works through `AttentionInterface`, the extension point of transformers: inside the context, the function registered
-for the model's attention implementation is one that does something more and calls the model's own. The name, and with
-it the mask that transformers builds, stays the same, so padding and causality are untouched.
+It uses `AttentionInterface`, the extension point of transformers. Inside the context, the function registered for the
+model's attention implementation is replaced by one that calls `intercept`. The name of the implementation stays the
+same, and so does the mask that transformers builds for it: padding and causality are unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 
 def layer_of_modules(model: nn.Module) -> dict[nn.Module, int]:
-    """The layer that each submodule belongs to: the first number in its dotted name (`model.layers.3.self_attn`)."""
+    """The layer of each submodule: the first number in its dotted name (`model.layers.3.self_attn`)."""
     layers = {}
     for name, module in model.named_modules():
         number = next((part for part in name.split(".") if part.isdigit()), None)
@@ -25,8 +25,9 @@ def layer_of_modules(model: nn.Module) -> dict[nn.Module, int]:
 
 
 class AttentionInterceptor:
-    """Context in which the attention calls of one model go through `intercept`. Contexts nest: the inner one is asked
-    first.
+    """Context in which the attention calls of one model go through `intercept`.
+
+    Contexts nest: the innermost one is called first.
 
     Args:
         model: any transformers model whose attention goes through `AttentionInterface`, wrapped or not.
@@ -38,11 +39,12 @@ class AttentionInterceptor:
         self._previous: dict[str, Callable | None] = {}
 
     def intercept(self, layer: int, attend: Callable, query, key, value, attention_mask, **kwargs):
-        """What happens in place of a layer's attention.
+        """Called in place of a layer's attention function; returns what that function returns.
 
         Args:
-            layer: its number. attend: its own function, of what follows.
-            query, key, value, attention_mask, **kwargs: as the model gives them.
+            layer: number of the layer.
+            attend: the layer's own attention function, called with the arguments below.
+            query, key, value, attention_mask, **kwargs: the arguments of the attention call.
         """
         raise NotImplementedError
 
@@ -55,7 +57,7 @@ class AttentionInterceptor:
 
     def __exit__(self, exception_type, exception, traceback) -> None:
         for name, previous in self._previous.items():
-            if previous is None:  # "eager" has no entry of its own: each model file brings its function
+            if previous is None:  # "eager" has no registry entry: each model file defines its function
                 AttentionInterface._global_mapping.pop(name, None)
             else:
                 AttentionInterface.register(name, previous)
@@ -64,7 +66,7 @@ class AttentionInterceptor:
         def attend_through(module, query, key, value, attention_mask=None, **kwargs):
             own = function or _eager_function(module)
             layer = self._layer_of.get(module)
-            if layer is None:  # a module of another model
+            if layer is None:  # the module belongs to another model
                 return own(module, query, key, value, attention_mask, **kwargs)
 
             def attend(query, key, value, attention_mask, **kwargs):
@@ -76,7 +78,7 @@ class AttentionInterceptor:
 
 
 def _implementations(model: nn.Module) -> list[str]:
-    """Attention implementations named in the configs of a model and its submodules."""
+    """Attention implementations that the configs of a model and its submodules name."""
     names = []
     for module in model.modules():
         name = getattr(getattr(module, "config", None), "_attn_implementation", None)
@@ -86,12 +88,12 @@ def _implementations(model: nn.Module) -> list[str]:
 
 
 def _eager_function(module: nn.Module) -> Callable:
-    """The eager attention of the file that defines the module's class: what transformers falls back to."""
+    """The eager attention function in the file of the module's class, which transformers falls back to."""
     for cls in type(module).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:
             return function
     raise ValueError(
-        f"{type(module).__name__} runs eager attention, but its file defines no `eager_attention_forward`. "
+        f"{type(module).__name__} runs eager attention, but its model file defines no `eager_attention_forward`. "
         "Load the model with `attn_implementation='sdpa'`."
     )

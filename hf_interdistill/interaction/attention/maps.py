@@ -1,8 +1,8 @@
 """Token-interaction maps pooled to units: which unit attends to which, as rows of probabilities.
 
-Pure tensor code: knows no model, no tokenizer, no trainer. A map has one row a unit; a row is the attention that the
-unit's tokens pay to each unit: mean over heads and over the query tokens of the unit, sum over the key tokens of each
-unit. It is computed a few rows at a time, so that nothing of size `heads x length x length` is ever in memory.
+Pure tensor code: knows no model, no tokenizer, no trainer. A map has one row per unit. A row is the attention of the
+unit's tokens to each unit: the mean over heads and over the unit's query tokens, the sum over the key tokens of each
+unit. Maps are computed a block of rows at a time, so no tensor of size `heads x length x length` is ever in memory.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 
 from .recorder import RecordedAttention
 
-# Elements of one block of attention weights (batch x heads x query rows x keys). Small enough for a CPU's cache to
-# help, large enough for a GPU to be busy.
+# Elements of one block of attention weights (batch x heads x query rows x keys): small enough for the cache of a CPU,
+# large enough to keep a GPU busy.
 _BLOCK_ELEMENTS = {"cpu": 1 << 21, "other": 1 << 26}
 
 
-def as_computed(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32, or float64 if it is: softmax, log and divergence are never computed in half precision."""
+def upcast(tensor: torch.Tensor) -> torch.Tensor:
+    """To float32; float64 stays. Softmax, logarithm and divergence are never computed in half precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @dataclass(frozen=True)
 class UnitTokens:
-    """Which tokens make up which unit, for a batch of rows.
+    """The tokens of each unit, for a batch of rows.
 
     Args:
-        order: `(batch, content)` positions of the content tokens, sorted by unit; padding holds 0.
-        units: `(batch, content)` unit of each of them; -1 for padding.
+        order: `(batch, content)` positions of the content tokens, sorted by unit; 0 for padding.
+        units: `(batch, content)` unit of each content token; -1 for padding.
         key_units: `(batch, length)` unit of every token; -1 for tokens of no unit.
-        key_mask: `(batch, length)` tokens that attention may go to.
+        key_mask: `(batch, length)` bool, tokens that can be attended to.
         starts: `(batch, units + 1)` on the CPU: the tokens of unit `u` are `order[starts[u]:starts[u + 1]]`.
     """
 
@@ -45,21 +45,27 @@ class UnitTokens:
 
     @classmethod
     def from_units(cls, units: torch.Tensor, key_mask: torch.Tensor, count: int) -> UnitTokens:
-        """From the unit of every token, `(batch, length)` with -1 for none; `count` units in all."""
+        """Build from the unit of every token.
+
+        Args:
+            units: `(batch, length)`, -1 for tokens of no unit.
+            key_mask: `(batch, length)` bool, tokens that can be attended to.
+            count: number of units.
+        """
         sortable = torch.where(units < 0, count, units)
         order = sortable.argsort(dim=1, stable=True)
         sizes = torch.zeros(units.shape[0], count + 1, dtype=torch.long, device=units.device)
         sizes.scatter_add_(1, sortable, torch.ones_like(units))
         starts = torch.nn.functional.pad(sizes[:, :-1].cumsum(1), (1, 0)).cpu()
         content = max(int(starts[:, -1].max()), 1)
-        key_mask = key_mask | ~key_mask.any(1, keepdim=True)  # a row with no key at all: no 0/0, its loss is masked
+        key_mask = key_mask | ~key_mask.any(1, keepdim=True)  # a row without keys would give 0/0; its loss is masked
         order = order[:, :content]
         sorted_units = units.gather(1, order)
         return cls(order.masked_fill(sorted_units < 0, 0), sorted_units, units, key_mask, starts)
 
     @cached_property
     def device_starts(self) -> torch.Tensor:
-        """`starts` on the device of the rest, int32."""
+        """`starts` as int32 on the device of the other tensors."""
         return self.starts.int().to(self.units.device)
 
     @cached_property
@@ -70,14 +76,15 @@ class UnitTokens:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Attention of some query tokens to all keys, and what its gradient needs.
+    """Attention of a range of query tokens to all keys, with what the gradient needs.
 
     Args:
         weights: `(batch, kv_heads, groups, queries, keys)` softmax weights.
-        tokens: `(batch, queries)` positions in the sorted content tokens.
-        local_units: `(batch, queries)` unit of each, from the block's first; `stop - start` for padding.
+        tokens: `(batch, queries)` index of each query among the sorted content tokens.
+        local_units: `(batch, queries)` unit of each query, counted from the block's first unit; `stop - start` for
+            padding.
         query: `(batch, kv_heads, groups * queries, head_dim)`.
-        capped: the scores after the soft cap, if there is one.
+        capped: the soft-capped scores; `None` without a soft cap.
     """
 
     weights: torch.Tensor
@@ -93,10 +100,10 @@ class AttentionMap:
     Args:
         query: `(batch, heads, content, head_dim)`, tokens sorted by unit.
         key: `(batch, kv_heads, length, head_dim)`, `heads` a multiple of `kv_heads`.
-        tokens: the units of both.
+        tokens: the units of the queries and keys.
         scaling, softcap: as in `RecordedAttention`.
 
-    `states` are both as given; `query` and `key` as they are computed with here.
+    `states` holds query and key in their own dtype; `query` and `key` are upcast.
     """
 
     def __init__(self, query, key, tokens: UnitTokens, scaling: float, softcap: float | None):
@@ -107,11 +114,11 @@ class AttentionMap:
 
     @cached_property
     def query(self) -> torch.Tensor:
-        return as_computed(self.states[0])
+        return upcast(self.states[0])
 
     @cached_property
     def key(self) -> torch.Tensor:
-        return as_computed(self.states[1])
+        return upcast(self.states[1])
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Ranges of units, from `start` to `stop`, whose attention weights fit in one block."""
@@ -138,19 +145,19 @@ class AttentionMap:
         return AttentionBlock(weights, positions, local, query, capped)
 
     def _scores(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores of all keys, -inf where attention may not go, and the capped scores without that."""
+        """Scores with -inf for masked keys, and the soft-capped scores without the mask."""
         query, key = query.flatten(0, 1), self.key.flatten(0, 1)
         bias = torch.zeros_like(self.tokens.key_mask, dtype=query.dtype)
         bias = bias.masked_fill_(~self.tokens.key_mask, float("-inf"))[:, None]
         bias = bias.repeat_interleave(self.key.shape[1], dim=0)
-        if self.softcap is None:  # scaling and mask in the product itself: one pass over the block
+        if self.softcap is None:  # scaling and mask are part of the matrix product: one pass over the block
             return torch.baddbmm(bias, query, key.transpose(1, 2), alpha=self.scaling), None
         scores = torch.bmm(query, key.transpose(1, 2)).mul_(self.scaling / self.softcap)
         capped = scores.tanh_().mul_(self.softcap)
         return capped + bias, capped.unflatten(0, self.key.shape[:2])
 
     def pool(self, block: AttentionBlock, start: int, stop: int) -> torch.Tensor:
-        """Rows of the map, `(batch, stop - start, units)`, from the weights of their tokens."""
+        """Rows of the map, `(batch, stop - start, units)`, from the attention weights of their tokens."""
         by_token = block.weights.mean((1, 2))
         by_key_unit = pool_columns(by_token, self.tokens.key_units, self.units)
         sums = by_key_unit.new_zeros(by_key_unit.shape[0], stop - start + 1, self.units)
@@ -161,14 +168,15 @@ class AttentionMap:
         """Gradients of one block.
 
         Args:
-            gradient: of the pooled rows, `(batch, stop - start, units)`.
+            gradient: gradient of the pooled rows, `(batch, stop - start, units)`.
 
         Returns:
-            gradient of the block's queries, `(batch, heads, queries, head_dim)`, and of all keys, `key`'s shape.
+            the gradient of the block's queries, `(batch, heads, queries, head_dim)`, and the gradient of all keys, in
+            the shape of `key`.
         """
         heads = self.query.shape[1]
         gradient = gradient / (self.tokens.sizes[:, start:stop, None].clamp(min=1) * heads)
-        gradient = torch.nn.functional.pad(gradient, (0, 1, 0, 1))  # a column and a row for what has no unit
+        gradient = torch.nn.functional.pad(gradient, (0, 1, 0, 1))  # a column and a row for tokens of no unit
         rows = gradient.gather(1, block.local_units[..., None].expand(-1, -1, gradient.shape[2]))
         columns = torch.where(self.tokens.key_units < 0, self.units, self.tokens.key_units)
         by_token = rows.gather(2, columns[:, None].expand(-1, rows.shape[1], -1))[:, None, None]
@@ -183,17 +191,17 @@ class AttentionMap:
 
 
 def unit_ranges(starts: torch.Tensor, rows: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges of units with at most `rows` tokens in each of the batch, or a single unit.
+    """Ranges of units with at most `rows` tokens per batch row; a longer unit gets a range of its own.
 
     Args:
-        starts: `(batch, units + 1)` of `UnitTokens`.
-        start, stop: the units to divide; all, if left out.
+        starts: `(batch, units + 1)`, as in `UnitTokens`.
+        start, stop: the units to divide; all by default.
     """
-    places = starts.numpy()
-    last = places.shape[1] - 1 if stop is None else stop
+    offsets = starts.numpy()
+    last = offsets.shape[1] - 1 if stop is None else stop
     while start < last:
         end = start + 1
-        while end < last and (places[:, end + 1] - places[:, start]).max() <= rows:
+        while end < last and (offsets[:, end + 1] - offsets[:, start]).max() <= rows:
             end += 1
         yield start, end
         start = end
@@ -207,7 +215,7 @@ def pool_columns(weights: torch.Tensor, key_units: torch.Tensor, units: int) -> 
 
 
 def pool_attention(weights: torch.Tensor, token_units: torch.Tensor, units: int) -> torch.Tensor:
-    """A whole map from attention weights: `(batch, length, length)` to `(batch, units, units)`."""
+    """A map from attention weights: `(batch, length, length)` to `(batch, units, units)`."""
     by_key_unit = pool_columns(weights, token_units, units)
     rows = torch.where(token_units < 0, units, token_units)
     sums = by_key_unit.new_zeros(by_key_unit.shape[0], units + 1, units)
@@ -218,17 +226,17 @@ def pool_attention(weights: torch.Tensor, token_units: torch.Tensor, units: int)
 
 
 def teacher_map(record: RecordedAttention, tokens: UnitTokens) -> AttentionMap:
-    """The map of a bidirectional layer: softmax over all its tokens, content tokens as rows and columns."""
+    """The map of a bidirectional layer: softmax over all tokens, content tokens as rows and columns."""
     batch, heads, _, width = record.query.shape
     order = tokens.order[:, None, :, None].expand(batch, heads, -1, width)
     return AttentionMap(record.query.gather(2, order), record.key, tokens, record.scaling, record.softcap)
 
 
-def end_to_end(record: RecordedAttention) -> RecordedAttention:
-    """The two rows of each pair as one: `(2 * pairs, heads, length, ...)` to `(pairs, heads, 2 * length, ...)`.
+def concatenate_rows(record: RecordedAttention) -> RecordedAttention:
+    """Concatenate the two rows of each pair: `(2 * pairs, heads, length, ...)` to `(pairs, heads, 2 * length, ...)`.
 
     Args:
-        record: of a batch whose first half are the chosen rows, second half the rejected ones.
+        record: attention of a batch with the chosen rows in its first half and the rejected rows in its second half.
     """
     query, key = (torch.cat(states.chunk(2), dim=2) for states in (record.query, record.key))
     return replace(record, query=query, key=key)
@@ -240,10 +248,10 @@ def student_map(record: RecordedAttention, index: torch.Tensor, tokens: UnitToke
     Source: arXiv 2508.02618 (the idea); the form is ours: `softmax([Qx;Qc;Qr] [Kx;Kc;Kr]^T * scaling)`.
 
     Args:
-        record: one row a pair: the two passes `end_to_end`, or a pass over packed pairs.
-        index: `(pairs, content)` position of each content token in that row, in unit order (prompt tokens once; a
-            causal model has the same states for them in both passes).
-        tokens: their units, one entry for each of `index`.
+        record: one row per pair, either from `concatenate_rows` or from a pass over packed pairs.
+        index: `(pairs, content)` position of each content token in that row, sorted by unit. Prompt tokens appear
+            once: a causal model has the same states for them in both passes.
+        tokens: units of the tokens in `index`.
     """
 
     def content(states: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ def encode_pairs(dataset, encoder: PairEncoder, *, name: str, num_proc: int | No
         )
 
 
-def report(before, after, name: str, max_length: int | None) -> None:
+def log_pair_statistics(before, after, name: str, max_length: int | None) -> None:
     """Log how many pairs were dropped and how many are odd.
 
     Raises:

@@ -1,6 +1,6 @@
 """Alignment losses between the student's simulated map and the teacher's map.
 
-Pure tensor code. Rows are probability distributions over units; each loss is a mean over rows, in nats for `kl`.
+Pure tensor code. Each row is a probability distribution over units; each loss is a mean over rows, in nats for `kl`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention.map_sources import Rows
-from ..attention.maps import AttentionMap, as_computed
-from .triton.dispatch import is_fused
-from .triton.self_check import checked_sweep
+from ..attention.map_sources import MapSource
+from ..attention.maps import AttentionMap, upcast
+from .triton.dispatch import should_use_triton
+from .triton.self_check import with_self_check
 
 ALIGNMENT_LOSSES = ("kl", "mse")
 ALIGNMENT_SCOPES = ("joint", "intra", "inter")
-ALIGNMENT_QUERIES = ("all", "response", "last")
 
 
 def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> torch.Tensor:
-    """Which columns a row is compared on.
+    """The columns on which each row is compared.
 
-    `joint`: all. `intra`: the unit's own sequence (a response's unit: prompt and that response; a prompt's unit:
-    everything, since it stands in both sequences). `inter`: the other response (a prompt's unit: nothing).
+    `joint`: all columns. `intra`: the unit's own sequence (for a unit of a response: the prompt and that response; for
+    a unit of the prompt: all columns, since it is part of both sequences). `inter`: the other response (for a unit of
+    the prompt: no column).
 
     Args:
         segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
@@ -40,44 +40,26 @@ def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> tor
     return exists & ~is_other if scope == "intra" else is_other
 
 
-def query_mask(shared: torch.Tensor, segments: torch.Tensor, queries: str) -> torch.Tensor:
-    """Which rows count.
-
-    `all`: every unit's. `response`: those of both responses. `last`: that of each response's last unit, which stands
-    nearest to where a causal model's reward is read.
-
-    Args:
-        shared: `(batch, units)` bool, units that both models have read.
-        segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding; each in the order of its text.
-
-    Returns:
-        `(batch, units)` bool.
-    """
-    if queries == "all":
-        return shared
-    if queries == "response":
-        return shared & (segments >= 1)
-    result = torch.zeros_like(shared)
-    for segment in (1, 2):
-        own = shared & (segments == segment)
-        result |= own & (own.flip(1).cumsum(1).flip(1) == 1)
-    return result
+def shared_units(student: AttentionMap, teacher: MapSource, segments: torch.Tensor) -> torch.Tensor:
+    """Units that both models have read, `(batch, units)` bool; `segments` as in `scope_mask`."""
+    return student.present & teacher.present.to(student.present.device) & (segments >= 0)
 
 
 def row_divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, loss: str) -> torch.Tensor:
-    """Divergence of each row, restricted to `mask` and renormalized: `(batch, rows)`, 0 where nothing is left.
+    """Divergence of each row, restricted to `mask` and renormalized: `(batch, rows)`, 0 for rows without mass.
 
-    `kl`: `sum_v t_v log(t_v / s_v)`. `mse`: `sum_v (t_v - s_v)^2`, summed over columns so that its size does not fall
-    with the length of the texts.
+    `kl`: `sum_v t_v log(t_v / s_v)`. `mse`: `sum_v (t_v - s_v)^2`, a sum over columns so that it does not shrink as
+    texts get longer.
 
     Args:
         student, teacher: `(batch, rows, units)`, not negative.
         mask: `(batch, rows, units)` bool, the columns to compare on.
+        loss: `kl` or `mse`.
     """
     teacher, student = teacher * mask, student * mask
     mass = teacher.sum(-1, keepdim=True)
     teacher = teacher / mass.masked_fill(mass == 0, 1)
-    # The least normal number: any weight above it is taken as it is, and the logarithm stays finite below.
+    # The smallest normal number: it keeps the logarithm finite and changes no weight above it.
     tiny = torch.finfo(student.dtype).tiny
     student_mass = student.sum(-1, keepdim=True).clamp(min=tiny)
     if loss == "kl":
@@ -90,12 +72,12 @@ def row_divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Ten
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """Losses of one layer pair, all scalars.
+    """Losses of one layer pair.
 
     Args:
-        loss: of the scope asked for; the only one with a gradient.
-        by_scope: each scope's loss, detached.
-        aligned_pairs: `(batch,)` bool, pairs with a row that counts, of a unit that both models read.
+        loss: scalar loss of the requested scope; the only one with a gradient.
+        by_scope: scalar loss of each scope, detached.
+        aligned_pairs: `(batch,)` bool, pairs with at least one row in the loss.
     """
 
     loss: torch.Tensor
@@ -104,16 +86,25 @@ class AlignmentResult:
 
 
 @dataclass(frozen=True)
-class _RowWeights:
-    """Weight of each row in each scope, `(batch, units)`: a mean over the rows of a pair, then over pairs."""
+class RowWeights:
+    """Weight of each row in each scope: the loss is a mean over the rows of a pair, then over pairs.
+
+    Args:
+        shared: `(batch, units)` bool, units that both models have read.
+        segments: `(batch, units)`, as in `scope_mask`.
+        weights: by scope, `(batch, units)`.
+    """
 
     shared: torch.Tensor
     segments: torch.Tensor
     weights: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, shared: torch.Tensor, segments: torch.Tensor, dtype: torch.dtype, queries: str) -> _RowWeights:
-        counted = query_mask(shared, segments, queries)
+    def from_units(
+        cls, shared: torch.Tensor, segments: torch.Tensor, dtype: torch.dtype, query_mask: torch.Tensor | None
+    ) -> RowWeights:
+        """Equal weights for the rows of `shared` that are also in `query_mask`."""
+        counted = shared if query_mask is None else shared & query_mask
         has = {segment: (shared & (segments == segment)).any(1, keepdim=True) for segment in (1, 2)}
         rows = {
             "joint": counted,
@@ -126,21 +117,28 @@ class _RowWeights:
         return cls(shared, segments, weights)
 
     def losses(self, student: torch.Tensor, teacher: torch.Tensor, start: int, loss: str, scope: str) -> torch.Tensor:
+        """Weighted sum over rows `start` onwards; `student` and `teacher` are `(batch, rows, units)`."""
         stop = start + student.shape[1]
         mask = scope_mask(self.segments, start, stop, scope) & self.shared[:, None]
         values = row_divergence(student, teacher, mask, loss)
         return (values * self.weights[scope][:, start:stop]).sum()
 
 
-def _torch_sweep(student: AttentionMap, teacher: Rows, rows: _RowWeights, loss: str, scope: str, needs_gradient: bool):
-    """The loss in each scope `(3,)`, and the gradient of queries and keys for one of them, block by block."""
+def torch_loss_and_gradients(
+    student: AttentionMap, teacher: MapSource, rows: RowWeights, loss: str, scope: str, needs_gradient: bool
+):
+    """The loss in each scope and the gradients for one scope, a block of rows at a time.
+
+    Returns:
+        `(3,)` losses in the order of `ALIGNMENT_SCOPES`; gradients of queries and keys, or `None`.
+    """
     totals = {name: student.query.new_zeros(()) for name in ALIGNMENT_SCOPES}
     query_gradient = torch.zeros_like(student.query) if needs_gradient else None
     key_gradient = torch.zeros_like(student.key) if needs_gradient else None
     for start, stop in student.blocks():
         block = student.attend(start, stop)
         pooled = student.pool(block, start, stop)
-        target = as_computed(teacher.rows(start, stop)).to(pooled.dtype)
+        target = upcast(teacher.rows(start, stop)).to(pooled.dtype)
         with torch.enable_grad():
             leaf = pooled.detach().requires_grad_()
             value = rows.losses(leaf, target, start, loss, scope)
@@ -152,24 +150,24 @@ def _torch_sweep(student: AttentionMap, teacher: Rows, rows: _RowWeights, loss: 
         if needs_gradient:
             block_query, block_key = student.backward(block, gradient, start, stop)
             is_token = (block.local_units < stop - start)[:, None, :, None]
-            places = block.tokens[:, None, :, None].expand_as(block_query)
-            query_gradient.scatter_add_(2, places, block_query * is_token)
+            token_index = block.tokens[:, None, :, None].expand_as(block_query)
+            query_gradient.scatter_add_(2, token_index, block_query * is_token)
             key_gradient += block_key
     values = torch.stack([totals[name] for name in ALIGNMENT_SCOPES])
     return values, (query_gradient, key_gradient) if needs_gradient else None
 
 
 class _Alignment(torch.autograd.Function):
-    """The loss, with the gradient of queries and keys computed in the same sweep over blocks of rows.
+    """The loss, with the gradients of queries and keys computed in the forward pass.
 
-    The loss is a scalar, so its gradient is known up to a factor when it is computed; keeping that gradient (as large
-    as queries and keys) costs less than keeping or computing again the maps (as large as their square).
+    The loss is a scalar, so the backward pass only scales these gradients. Storing them (the size of queries and keys)
+    costs less than storing or recomputing the maps (quadratic in the number of units).
     """
 
     @staticmethod
-    def forward(ctx, query, key, sweep, student: AttentionMap, teacher: Rows, rows: _RowWeights, loss, scope):
+    def forward(ctx, query, key, compute, student: AttentionMap, teacher: MapSource, rows: RowWeights, loss, scope):
         needs_gradient = any(ctx.needs_input_grad[:2])
-        values, gradients = sweep(student, teacher, rows, loss, scope, needs_gradient)
+        values, gradients = compute(student, teacher, rows, loss, scope, needs_gradient)
         if needs_gradient:
             ctx.save_for_backward(*gradients)
             ctx.dtypes = query.dtype, key.dtype
@@ -184,41 +182,42 @@ class _Alignment(torch.autograd.Function):
 
 def alignment_loss(
     student: AttentionMap,
-    teacher: Rows,
+    teacher: MapSource,
     segments: torch.Tensor,
     *,
     loss: str = "kl",
     scope: str = "joint",
-    queries: str = "all",
+    query_mask: torch.Tensor | None = None,
     kernel: str = "auto",
 ) -> AlignmentResult:
-    """How far the student's simulated map is from the teacher's map.
+    """Divergence of the student's simulated map from the teacher's map.
 
     Source: after arXiv 2508.02618; the form is ours: `mean_rows KL(teacher row || student row)`, over the units that
     both models have read.
 
     Args:
-        student: the simulated map (its queries and keys carry the gradient).
-        teacher: the teacher's rows, on the same units.
+        student: the simulated map; gradients flow to its queries and keys.
+        teacher: the teacher's map on the same units.
         segments: `(batch, units)` 0 prompt, 1 chosen, 2 rejected, -1 padding.
         loss: `kl` (nats) or `mse`.
         scope: `joint`, `intra` or `inter`, see `scope_mask`.
-        queries: `all`, `response` or `last`, see `query_mask`.
-        kernel: `auto` (Triton kernels on a GPU where they can run), `torch` or `triton`, see `kernel_choice.is_fused`
-            and `kernel_check`.
+        query_mask: `(batch, units)` bool, units whose rows are compared; all by default.
+        kernel: `auto` (Triton kernels on a GPU that supports them), `torch` or `triton`, see
+            `triton.dispatch.should_use_triton` and `triton.self_check`.
 
     Raises:
-        ValueError: `kernel="triton"` where the kernels cannot run.
+        ValueError: `kernel` is unknown, or is `triton` where the kernels cannot run.
 
-    Relations: `maps.student_map` makes the student's map, `InteractionTeacher.read` the teacher's rows.
+    Relations: `maps.student_map` builds the student's map, `InteractionTeacher.forward` the teacher's.
     """
-    shared = student.present & teacher.present.to(student.present.device) & (segments >= 0)
-    rows = _RowWeights.of(shared, segments, torch.promote_types(student.states[0].dtype, torch.float32), queries)
-    sweep = _torch_sweep
-    if is_fused(kernel, student, "student"):
-        sweep = checked_sweep(kernel, _torch_sweep)
+    shared = shared_units(student, teacher, segments)
+    dtype = torch.promote_types(student.states[0].dtype, torch.float32)
+    rows = RowWeights.from_units(shared, segments, dtype, query_mask)
+    compute = torch_loss_and_gradients
+    if should_use_triton(kernel, student, "student"):
+        compute = with_self_check(kernel, torch_loss_and_gradients)
     with torch.autocast(student.states[0].device.type, enabled=False):
-        value, by_scope = _Alignment.apply(*student.states, sweep, student, teacher, rows, loss, scope)
+        value, by_scope = _Alignment.apply(*student.states, compute, student, teacher, rows, loss, scope)
     return AlignmentResult(
         loss=value,
         by_scope=dict(zip(ALIGNMENT_SCOPES, by_scope.unbind(), strict=True)),
@@ -227,7 +226,7 @@ def alignment_loss(
 
 
 def mean_alignment(results: Sequence[AlignmentResult]) -> AlignmentResult:
-    """The mean over several layer pairs."""
+    """The mean over layer pairs."""
     return AlignmentResult(
         loss=torch.stack([result.loss for result in results]).mean(),
         by_scope={

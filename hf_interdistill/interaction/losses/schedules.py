@@ -1,4 +1,4 @@
-"""How the alignment weight changes over training: a factor in [0, 1] of the progress in [0, 1]."""
+"""Schedules of the alignment weight: each maps training progress in [0, 1] to a factor in [0, 1]."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ ALIGNMENT_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def scheduled_weight(weight: float, schedule: str, step: int, max_steps: int) -> float:
-    """`weight` times the schedule's factor at `step` of `max_steps` (a run of unknown length stays at its start)."""
+    """The alignment weight at `step`: `weight` times the factor of `schedule`.
+
+    Args:
+        max_steps: steps of the run; if unknown (not positive), the progress stays 0.
+    """
     progress = min(max(step / max_steps, 0.0), 1.0) if max_steps > 0 else 0.0
     return weight * ALIGNMENT_SCHEDULES[schedule](progress)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load, save
 from transformers import TrainerCallback
 
-from ..attention.map_sources import Rows
+from ..attention.map_sources import MapSource
 from ..attention.recorder import resolve_layers
 from ..data.teacher_inputs import TeacherInput
 from .codec import MapFormat, StoredMap
@@ -161,7 +161,7 @@ class CachedTeacher:
         segments: torch.Tensor,
         *,
         is_reading_both: bool,
-    ) -> tuple[torch.Tensor, list[Rows]]:
+    ) -> tuple[torch.Tensor, list[MapSource]]:
         """Margins and maps of a batch of pairs, as `InteractionTeacher.read` gives them.
 
         Args:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..attention.map_sources import DenseRows, RecordedRows, Rows
-from ..attention.maps import as_computed
+from ..attention.map_sources import DenseMapSource, MapSource, RecordedMapSource
+from ..attention.maps import upcast
 
 MAP_PRECISIONS = ("8bit", "exact")
 NOT_KEPT = 255
@@ -64,7 +64,7 @@ class MapFormat:
     top_k: int | None = None
 
     @torch.no_grad()
-    def compress(self, source: RecordedRows | DenseRows, sizes: Sequence[int]) -> list[StoredMap]:
+    def compress(self, source: RecordedMapSource | DenseMapSource, sizes: Sequence[int]) -> list[StoredMap]:
         """The maps of a batch, read a block of rows at a time.
 
         Args:
@@ -79,7 +79,7 @@ class MapFormat:
         """
         with torch.autocast(source.present.device.type, enabled=False):
             if self.precision == "exact":
-                blocks = [as_computed(source.rows(start, stop)).cpu() for start, stop in source.blocks()]
+                blocks = [upcast(source.rows(start, stop)).cpu() for start, stop in source.blocks()]
                 stored = [{"values": values} for values in torch.cat(blocks, 1)]
             else:
                 stored = _compact(source, self.top_k)
@@ -105,12 +105,12 @@ class MapFormat:
         stored["codes"] = stored["codes"][is_kept]
         return stored
 
-    def expand(self, stored: Sequence[StoredMap], units: int, device: torch.device) -> Rows:
+    def expand(self, stored: Sequence[StoredMap], units: int, device: torch.device) -> MapSource:
         """Rows of a batch from the maps of its pairs, padded to `units`."""
         present = torch.stack([_padded(one["present"], units, False) for one in stored]).to(device)
         if self.precision == "exact":
             values = torch.stack([_padded(one["values"], units, 0) for one in stored])
-            return DenseRows(values.to(device), present)
+            return DenseMapSource(values.to(device), present)
         codes = torch.stack([_padded(_all_codes(one), units, NOT_KEPT) for one in stored])
         step, rest, tail = (
             torch.stack([_padded(one.get(name, torch.zeros(0)).float(), units, 0) for one in stored])
@@ -119,12 +119,12 @@ class MapFormat:
         return CompactRows(codes.to(device), step.to(device), rest.to(device), tail.to(device), present)
 
 
-def _compact(source: RecordedRows | DenseRows, top_k: int | None) -> list[StoredMap]:
+def _compact(source: RecordedMapSource | DenseMapSource, top_k: int | None) -> list[StoredMap]:
     """Codes of all columns, steps, what was not kept of each row, and how the columns share it."""
     parts: list[tuple[torch.Tensor, ...]] = []
     left, counts = 0, 0
     for start, stop in source.blocks():
-        rows = as_computed(source.rows(start, stop))
+        rows = upcast(source.rows(start, stop))
         rows = rows.masked_fill(rows < torch.finfo(rows.dtype).tiny, 0)  # whose inverse would be infinite
         codes, step, is_kept = row_codes(rows, top_k)
         others = _to_sum(rows, 1).masked_fill(is_kept, 0)

@@ -1,7 +1,8 @@
-"""Prompt and both responses as one row, so that what the two causal passes share is computed once.
+"""Packs prompt and both responses into one row, so that the shared prefix is computed once.
 
-A causal model has the same states for the common beginning of `[x; y_c]` and `[x; y_r]`. One row `[x; y_c; y_r]` in
-which `y_r` does not see `y_c`, and in which its positions go on after `x`, therefore gives the states of both passes.
+A causal model computes the same states for the common prefix of `[x; y_c]` and `[x; y_r]`. The packed row is
+`[x; y_c; y_r]`: `y_r` does not attend to `y_c`, and its position ids continue from the end of `x`. The row therefore
+gives the states of both passes.
 
 Pure tensor code: knows no model and no trainer.
 """
@@ -15,29 +16,29 @@ import torch
 
 @dataclass(frozen=True)
 class PackedPairs:
-    """A batch of pairs, one row each.
+    """A batch of pairs, one packed row per pair.
 
     Args:
-        input_ids: `(pairs, packed)`: common beginning, rest of the chosen row, rest of the rejected row, padding.
-        position_ids: `(pairs, packed)`, those that the tokens have in their own rows.
-        visible: `(pairs, packed, packed)` bool, which column each row may attend to; padding sees itself alone.
-        last_token_index: `(pairs, 2)` place of the last token of the chosen and of the rejected row.
-        places: `(pairs, 2 * length)` place in the packed row of each token of the two rows laid end to end (0 for
-            their padding).
+        input_ids: `(pairs, packed)`: common prefix, rest of the chosen row, rest of the rejected row, padding.
+        position_ids: `(pairs, packed)`, the positions of the tokens in their own rows.
+        visible: `(pairs, packed, packed)` bool, columns that each row attends to; padding attends to itself only.
+        last_token_index: `(pairs, 2)` index of the last token of the chosen and of the rejected row.
+        token_index: `(pairs, 2 * length)` index in the packed row of each token of the two concatenated rows; 0 for
+            their padding.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     visible: torch.Tensor
     last_token_index: torch.Tensor
-    places: torch.Tensor
+    token_index: torch.Tensor
 
     @classmethod
     def from_rows(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedPairs:
-        """Pack the batch that `RewardTrainer` collates.
+        """Pack a batch as `RewardTrainer` collates it.
 
         Args:
-            input_ids: `(2 * pairs, length)`, chosen rows, then rejected ones, padded on the right.
+            input_ids: `(2 * pairs, length)`, chosen rows, then rejected rows, padded on the right.
             attention_mask: the same shape, 1 for tokens.
         """
         chosen, rejected = input_ids.chunk(2)
@@ -46,33 +47,33 @@ class PackedPairs:
         is_common = (chosen == rejected) & mask.chunk(2)[0] & mask.chunk(2)[1]
         common = is_common.long().cumprod(1).sum(1)
         sizes = chosen_size + rejected_size - common
-        slots = torch.arange(int(sizes.max()), device=input_ids.device)[None]
-        is_rejected = (slots >= chosen_size[:, None]) & (slots < sizes[:, None])
-        is_token = slots < sizes[:, None]
-        own = torch.where(is_rejected, slots - (chosen_size - common)[:, None], slots)
-        own = own.masked_fill(~is_token, 0)
-        ids = torch.where(is_rejected, rejected.gather(1, own), chosen.gather(1, own))
+        packed_index = torch.arange(int(sizes.max()), device=input_ids.device)[None]
+        is_token = packed_index < sizes[:, None]
+        is_rejected = (packed_index >= chosen_size[:, None]) & is_token
+        position = torch.where(is_rejected, packed_index - (chosen_size - common)[:, None], packed_index)
+        position = position.masked_fill(~is_token, 0)
+        ids = torch.where(is_rejected, rejected.gather(1, position), chosen.gather(1, position))
         pad = (input_ids[~mask][:1] if not mask.all() else input_ids.new_zeros(1)).expand_as(ids)
         return cls(
             input_ids=torch.where(is_token, ids, pad),
-            position_ids=own,
-            visible=_visible(slots, is_token, is_rejected, common, chosen_size),
+            position_ids=position,
+            visible=_visible(packed_index, is_token, is_rejected, common, chosen_size),
             last_token_index=torch.stack(
                 [chosen_size - 1, sizes - 1 - (rejected_size == common) * (chosen_size - common)], 1
             ),
-            places=_places(input_ids.shape[1], common, chosen_size, rejected_size),
+            token_index=_token_index(input_ids.shape[1], common, chosen_size, rejected_size),
         )
 
 
-def _visible(slots, is_token, is_rejected, common, chosen_size) -> torch.Tensor:
-    is_chosen_only = (slots >= common[:, None]) & (slots < chosen_size[:, None])
-    causal = (slots[0][:, None] >= slots[0])[None] & is_token[:, None] & is_token[:, :, None]
+def _visible(packed_index, is_token, is_rejected, common, chosen_size) -> torch.Tensor:
+    is_chosen_only = (packed_index >= common[:, None]) & (packed_index < chosen_size[:, None])
+    causal = (packed_index[0][:, None] >= packed_index[0])[None] & is_token[:, None] & is_token[:, :, None]
     visible = causal & ~(is_rejected[:, :, None] & is_chosen_only[:, None])
-    return visible | torch.eye(slots.shape[1], dtype=torch.bool, device=slots.device)
+    return visible | torch.eye(packed_index.shape[1], dtype=torch.bool, device=packed_index.device)
 
 
-def _places(length, common, chosen_size, rejected_size) -> torch.Tensor:
-    own = torch.arange(length, device=common.device)[None]
-    in_chosen = torch.where(own < chosen_size[:, None], own, 0)
-    in_rejected = torch.where(own < common[:, None], own, own + (chosen_size - common)[:, None])
-    return torch.cat([in_chosen, torch.where(own < rejected_size[:, None], in_rejected, 0)], 1)
+def _token_index(length, common, chosen_size, rejected_size) -> torch.Tensor:
+    position = torch.arange(length, device=common.device)[None]
+    in_chosen = torch.where(position < chosen_size[:, None], position, 0)
+    in_rejected = torch.where(position < common[:, None], position, position + (chosen_size - common)[:, None])
+    return torch.cat([in_chosen, torch.where(position < rejected_size[:, None], in_rejected, 0)], 1)

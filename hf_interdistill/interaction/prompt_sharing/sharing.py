@@ -1,12 +1,14 @@
-"""Runs a reward model on packed pairs: one pass for prompt, chosen and rejected, the rewards of two.
+"""Runs a reward model on packed pairs: one pass over prompt, chosen and rejected gives the rewards of two passes.
 
-The score head runs on every token of a row; a hook on it hands the scores of the two last tokens to the model's own
-pooling, so the rewards leave through the model's own output, and DDP, FSDP and autocast see an ordinary forward pass.
+The score head runs on every token of a row. A hook on it passes the scores of the two last tokens to the model's own
+pooling. The rewards are therefore the model's own output, and DDP, FSDP and autocast see an ordinary forward pass.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -16,26 +18,28 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from .packing import PackedPairs
 
+logger = logging.getLogger(__name__)
+
 SHARE_PROMPT_CHOICES = ("auto", "true", "false")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_LEAST_SAVING = 0.1  # part of the tokens that must be saved for `auto`; below, a packed row's wider mask costs more
-# Largest relative difference of rewards that rounding explains; a wrong mask or position gives far more.
+_LEAST_SAVING = 0.1  # share of tokens that `auto` must save; below it the larger mask of a packed row costs more
+# Largest relative error of rewards that rounding explains; a wrong mask or position gives far more.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-def why_not_shareable(model: nn.Module) -> str | None:
-    """Why a model cannot read a pair in one row, or `None` if nothing speaks against it."""
+def unsupported_reason(model: nn.Module) -> str | None:
+    """Why a model cannot process a pair in one packed row, or `None` if it can."""
     config = model.config.get_text_config()
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
-        return f"its attention implementation is {attention!r}, which takes no mask of its own ('sdpa' and 'eager' do)"
-    # Jamba and others told their kinds of layers by another name before they all told them alike.
+        return f"its attention implementation is {attention!r}, which takes no custom mask ('sdpa' and 'eager' do)"
+    # Jamba and others named this field `layers_block_type` in earlier releases.
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
     other = sorted({*kinds} - {_FULL, _SLIDING, "attention"})
     if other:
-        return f"it has layers of {', '.join(other)}, which read a row from left to right without a mask"
+        return f"it has layers of {', '.join(other)}, which process a row sequentially without a mask"
     if is_peft_model(model) and any(settings.is_prompt_learning for settings in model.peft_config.values()):
-        return "its adapter puts tokens of its own before the prompt"
+        return "its adapter adds virtual tokens before the prompt"
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(getattr(base, "score", None), nn.Module):
         return "it has no score head named `score`"
@@ -46,40 +50,81 @@ def why_not_shareable(model: nn.Module) -> str | None:
 
 
 def sliding_window(model: nn.Module) -> int | None:
-    """Tokens that the narrowest attention layer sees; `None` if all layers see everything."""
+    """Width in tokens of the sliding attention window; `None` if all layers have full attention."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     return None if kinds and _SLIDING not in kinds else getattr(config, "sliding_window", None)
 
 
 class PromptSharing:
-    """Decides batch by batch whether pairs are read in one row, and reads them so.
+    """Decides per batch whether pairs are processed in one packed row, and runs the model on packed rows.
 
     Args:
-        model: the reward model (a PEFT model or not, not wrapped for several processes).
+        model: the reward model (with or without PEFT, not wrapped for several processes).
         choice: `auto`, `true` or `false`.
-        precision: of the forward pass (that of autocast, if any).
+        precision: dtype of the forward pass (that of autocast, if it is on).
 
-    `reason` tells why pairs are never shared, or is `None`.
+    `disabled_reason` says why pairs are never packed; `None` if they can be.
 
     Raises:
-        ValueError: `true` for a model that cannot do it.
+        ValueError: `choice` is `true` and the model does not support it.
     """
 
     def __init__(self, model: nn.Module, choice: str, precision: torch.dtype):
         self.choice, self.precision = choice, precision
-        self.reason = "`share_prompt` is false" if choice == "false" else why_not_shareable(model)
-        if choice == "true" and self.reason is not None:
+        self.disabled_reason = "`share_prompt` is false" if choice == "false" else unsupported_reason(model)
+        self._model_name = type(model).__name__
+        if choice == "true" and self.disabled_reason is not None:
             raise ValueError(
-                f"`share_prompt` is true, but {type(model).__name__} cannot read a pair in one row: {self.reason}. "
-                "Set `share_prompt` to 'auto' to make two passes where it must be."
+                f"`share_prompt` is true, but {self._model_name} cannot process a pair in one row: "
+                f"{self.disabled_reason}. Set `share_prompt` to 'auto' to fall back to two passes."
             )
+        if choice == "auto" and self.disabled_reason is not None:
+            logger.info(f"Each pair takes two passes instead of one (`share_prompt`): {self.disabled_reason}.")
         self._window = sliding_window(model)
         self._base = model.get_base_model() if is_peft_model(model) else model
+        self._is_verified = self.disabled_reason is not None
+
+    def verify_once(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        gather: Callable[[torch.Tensor], torch.Tensor] = lambda error: error,
+    ) -> None:
+        """On the first call, run a batch in one row and in two, and disable packing if the rewards differ.
+
+        Args:
+            model: the reward model as the trainer calls it.
+            input_ids, attention_mask: `(2 * pairs, length)`, chosen rows, then rejected rows.
+            gather: collects a tensor of all processes along the first dimension (`accelerator.gather`).
+
+        Raises:
+            ValueError: the rewards differ and `choice` is `true`.
+        """
+        if self._is_verified:
+            return
+        self._is_verified = True
+        error = self.relative_reward_error(model, input_ids, attention_mask)
+        error = float(gather(error.reshape(1)).max())
+        if error <= 1:
+            return
+        message = (
+            f"{self._model_name} gives different rewards for a pair in one row and in two rows (their relative "
+            f"difference is {error:.3g} times what rounding explains)"
+        )
+        if self.choice == "true":
+            raise ValueError(f"{message}. Set `share_prompt` to 'auto' or 'false'.")
+        logger.warning(f"{message}: falling back to two passes.")
+        self.disabled_reason = message
 
     def pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedPairs | None:
-        """The batch in one row a pair, or `None` if two passes are better or needed."""
-        if self.reason is not None:
+        """Pack a batch into one row per pair; `None` if two passes are cheaper or required.
+
+        Raises:
+            ValueError: `choice` is `true` and a row is longer than the attention window.
+        """
+        if self.disabled_reason is not None:
             return None
         if self._window is not None and int(attention_mask.sum(1).max()) > self._window:
             if self.choice == "true":
@@ -93,12 +138,16 @@ class PromptSharing:
         is_smaller = packed.input_ids.numel() <= (1 - _LEAST_SAVING) * input_ids.numel()
         return packed if is_smaller or self.choice == "true" else None
 
+    def packed_model(self, model: nn.Module, packed: PackedPairs) -> Callable:
+        """A function that `RewardTrainer` can call as its model: it runs `forward` on the packed rows instead."""
+        return lambda use_cache, **inputs: self.forward(model, packed, use_cache=use_cache)
+
     def forward(self, model: nn.Module, packed: PackedPairs, **kwargs) -> SequenceClassifierOutputWithPast:
         """Rewards `(2 * pairs, 1)`, chosen then rejected, from one pass over packed rows.
 
         Args:
             model: the reward model as the trainer calls it (wrapped or not).
-            **kwargs: for the model's forward (`use_cache`).
+            **kwargs: arguments of the model's forward (`use_cache`).
         """
         with self._scores_at(packed.last_token_index):
             output = model(
@@ -111,14 +160,14 @@ class PromptSharing:
 
     @contextmanager
     def _scores_at(self, last_token_index: torch.Tensor):
-        """Whatever token the model pools, it finds the scores of the two last tokens there."""
+        """Put the scores of the two last tokens at every position, so that any pooling of the model returns them."""
 
-        def hand_over(module, inputs, scores):
+        def select_scores(module, inputs, scores):
             pairs, length, _ = scores.shape
             both = scores[..., 0].gather(1, last_token_index)
             return both[:, None].expand(pairs, length, 2)
 
-        handle = self._base.score.register_forward_hook(hand_over)
+        handle = self._base.score.register_forward_hook(select_scores)
         try:
             yield
         finally:
@@ -133,13 +182,15 @@ class PromptSharing:
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
     @torch.no_grad()
-    def deviation(self, model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Relative difference between the rewards of one row and of two passes, divided by what rounding explains.
+    def relative_reward_error(
+        self, model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Relative difference of the rewards of one pass and of two, divided by the difference that rounding explains.
 
-        A scalar; above 1 the model does something else with packed rows. Run in evaluation mode, so that dropout does
-        not blur it, and on rows cut to the model's attention window. Linear layers, which know no dropout, are left as
-        they are: on processors with AVX512-BF16 bitsandbytes packs its 4-bit ones anew when they run in evaluation
-        mode, and rounds their scales to bfloat16 for good.
+        A scalar; above 1 the model does not support packed rows. It runs in evaluation mode, so that dropout does not
+        add noise, and on rows truncated to the attention window. Linear layers have no dropout and keep their mode: on
+        CPUs with AVX512-BF16, bitsandbytes repacks its 4-bit layers when they run in evaluation mode, which
+        permanently rounds their scales to bfloat16.
         """
         input_ids, attention_mask = input_ids[:, : self._window], attention_mask[:, : self._window]
         packed = PackedPairs.from_rows(input_ids, attention_mask)
@@ -148,9 +199,9 @@ class PromptSharing:
             module.training = False
         try:
             rewards = self.forward(model, packed, use_cache=False).logits.float()
-            plain = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
+            expected = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
         finally:
             for module in training:
                 module.training = True
-        scale = plain.norm().clamp(min=torch.finfo(torch.float32).tiny)
-        return (rewards - plain).norm() / scale / _TOLERANCE[self.precision]
+        scale = expected.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        return (rewards - expected).norm() / scale / _TOLERANCE[self.precision]

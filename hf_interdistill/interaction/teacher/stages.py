@@ -20,8 +20,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ...training.checkpoints import last_whole_checkpoint, weights_fault, writing
-from ...training.safeguards import SafeTraining
+from ...training.checkpoints import as_checkpoint_error, last_complete_checkpoint, weights_error
+from ...training.safeguards import TrainingSafeguards
 from ...utils.atomic_io import replacing
 from ..data.teacher_inputs import Piece
 from .pair_encoder import reward_margins
@@ -89,7 +89,7 @@ class SimilarLengths(torch.utils.data.Sampler):
         return (index for batch in order for index in batches[batch])
 
 
-class _StageTrainer(SafeTraining, Trainer):
+class _StageTrainer(TrainingSafeguards, Trainer):
     """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths.
 
     Args:
@@ -134,7 +134,7 @@ def is_finished(stage: Stage, is_resumed: bool) -> bool:
     weights = stage.folder / _STAGE_WEIGHTS
     if not is_resumed or not weights.exists():
         return False
-    fault = weights_fault(weights)
+    fault = weights_error(weights)
     if fault is not None:
         logger.warning(f"{weights} {fault}: this stage of the teacher is trained again.")
     return fault is None
@@ -146,7 +146,7 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
     if is_finished(stage, is_resumed):
         teacher.reader.load_state_dict(load_file(weights))
         return
-    checkpoint = last_whole_checkpoint(stage.folder) if is_resumed else None
+    checkpoint = last_complete_checkpoint(stage.folder) if is_resumed else None
     stopping = EarlyStoppingCallback(args.early_stopping_patience)
     stopping.early_stopping_patience_counter, best = _where_it_was(checkpoint)
     trainer = _StageTrainer(
@@ -168,7 +168,7 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
     if trainer.args.should_save:
         state = {name: value.contiguous().cpu() for name, value in teacher.reader.state_dict().items()}
         with (
-            writing(f"{weights} is not saved", lambda: "The stage's checkpoints are kept"),
+            as_checkpoint_error(f"{weights} is not saved", lambda: "The stage's checkpoints are kept"),
             replacing(weights) as scratch,
         ):
             save_file(state, scratch)

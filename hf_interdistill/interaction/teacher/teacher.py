@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
-from ...training.unsharded import whole_on_each_process
+from ...training.unsharded import load_unsharded
 from ...utils.atomic_io import write_whole
 from ...utils.privacy import public_name
-from ..attention.map_sources import DenseRows, RecordedRows
+from ..attention.map_sources import DenseMapSource, RecordedMapSource
 from ..attention.maps import UnitTokens, pool_attention
 from ..attention.recorder import AttentionRecorder, resolve_layers
 from ..data.orders import select_order
@@ -104,7 +104,7 @@ class InteractionTeacher:
             return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
-        with whole_on_each_process():
+        with load_unsharded():
             model = AutoModel.from_pretrained(name, **model_kwargs)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
@@ -216,7 +216,7 @@ class InteractionTeacher:
             units: number of units to map onto (the widest pair's).
 
         Returns:
-            reward margins `(pairs,)`, chosen minus rejected, and one source of map rows a layer (`maps.Rows`).
+            reward margins `(pairs,)`, chosen minus rejected, and one source of map rows a layer (`maps.MapSource`).
         """
         layers = self.check_layers(layers)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -240,9 +240,9 @@ class InteractionTeacher:
             rewards = self.reader(**batch)
         return rewards, self._sources(recorder.records, layers, UnitTokens.from_units(token_units, mask, units))
 
-    def _sources(self, records, layers: list[int], tokens: UnitTokens) -> list[RecordedRows]:
+    def _sources(self, records, layers: list[int], tokens: UnitTokens) -> list[RecordedMapSource]:
         return [
-            RecordedRows(self._full_attention(record, layer), tokens)
+            RecordedMapSource(self._full_attention(record, layer), tokens)
             for record, layer in zip(records, layers, strict=True)
         ]
 
@@ -276,7 +276,8 @@ class InteractionTeacher:
         output = encoder(**batch, output_attentions=True)
         rewards = self.reader.read(output.last_hidden_state, score_positions)
         return rewards, [
-            DenseRows(pool_attention(output.attentions[layer].float().mean(1), token_units, units)) for layer in layers
+            DenseMapSource(pool_attention(output.attentions[layer].float().mean(1), token_units, units))
+            for layer in layers
         ]
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import TrainingArguments, set_seed
 
-from ...training.checkpoints import writing
+from ...training.checkpoints import as_checkpoint_error
 from ..data.pairs import Preference, read_preference, text_pieces
 from .stages import Example, Stage, clear, run_stage
 from .teacher import InteractionTeacher
@@ -130,7 +130,7 @@ def fit_teacher(
         teacher.metrics = held_out_metrics(teacher.score_pairs(held_out, batch_size=args.per_device_eval_batch_size))
         teacher.freeze()
         if folder != Path(scratch) and args.should_save:
-            with writing(f"The teacher is not saved in {folder}", lambda: "Its stages are kept"):
+            with as_checkpoint_error(f"The teacher is not saved in {folder}", lambda: "Its stages are kept"):
                 teacher.save_pretrained(str(folder))
     if not teacher.metrics["is_better_than_chance"]:
         logger.warning(chance_warning(teacher))

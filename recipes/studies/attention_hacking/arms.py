@@ -1,4 +1,4 @@
-"""What the arms of the study add to `InteractionDistillationTrainer`: soft labels and a writing loss."""
+"""The arms of the study: soft labels and a writing loss on top of the study's alignment objective."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from objectives import ObjectiveTrainer
 from torch import nn
-
-from hf_interdistill import InteractionDistillationTrainer
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Arm:
     """One way of training.
 
     Args:
-        arguments: settings of `InteractionDistillationConfig` (`alignment_weight` is 0 unless given here).
+        arguments: settings of `StudyConfig` (`alignment_weight` is 0 unless given here).
         teacher: `fitted` on the rows the student is trained on; `clean`, fitted on the same rows without cues and
             flipped labels; `untrained`, the encoder as it comes; `none`; or a name of the config's `teacher_variants`.
         margin: by how much the reward of the chosen response must be ahead (TRL's `margin` column).
@@ -54,8 +53,8 @@ def soft_targets(arm: Arm, pairs: int, teacher_margins: torch.Tensor | None) -> 
     return targets
 
 
-class StudyTrainer(InteractionDistillationTrainer):
-    """`InteractionDistillationTrainer` with soft labels and a writing loss.
+class StudyTrainer(ObjectiveTrainer):
+    """`ObjectiveTrainer` with soft labels and a writing loss.
 
     Overrides `compute_loss` and `_set_signature_columns_if_needed`.
 

@@ -18,9 +18,10 @@ from arms import Arm, StudyTrainer, soft_targets
 from datasets import Dataset
 from materials import Materials
 from measures import cued_margins, diagnosis_of, rewards_of, rewards_with_cue, scaled_nll, summary
+from objectives import StudyConfig
 from preferences import Row
 
-from hf_interdistill import InteractionDistillationConfig, RewardScorer
+from hf_interdistill import RewardScorer
 
 TRAINED_SETS = {"hh_harmless": ["hh_harmless"], "truthfulqa": ["truthfulqa"], "mix": ["hh_harmless", "truthfulqa"]}
 _ARM_FIELDS = {field.name for field in fields(Arm)} - {"arguments"}
@@ -75,7 +76,7 @@ class Bench(Materials):
         is_aligned = bool(arguments["alignment_weight"])
         trainer = StudyTrainer(
             model=model,
-            args=InteractionDistillationConfig(
+            args=StudyConfig(
                 output_dir=str(self.folder / "scratch"),
                 max_length=self.config["max_length"],
                 seed=run.seed,

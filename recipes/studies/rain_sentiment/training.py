@@ -30,7 +30,7 @@ from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt, label_tokens
-from hf_interdistill.training.checkpoints import last_whole_checkpoint
+from hf_interdistill.training.checkpoints import last_complete_checkpoint
 
 _BEGIN, _END, _PAD = "<s>", "</s>", "<pad>"
 _QUESTION_COPIES = (
@@ -266,5 +266,5 @@ def train_classifier(folder: Path, encoder: str, rows: Sequence[Row], dev: Seque
 
 def _finish(trainer: Trainer, folder: Path) -> None:
     """Train, from the last whole checkpoint if there is one, and save."""
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     trainer.save_model(str(folder))

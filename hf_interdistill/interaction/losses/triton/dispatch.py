@@ -1,4 +1,4 @@
-"""Which alignments the Triton kernels compute, and why not the others."""
+"""Decides whether the Triton kernels compute an alignment, and gives the reason if they do not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from ...attention.maps import AttentionMap
 logger = logging.getLogger(__name__)
 
 ALIGNMENT_KERNELS = ("auto", "torch", "triton")
-_WIDEST_HEAD = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}  # wider ones overflow the registers
-_MOST_UNITS = 1 << 14  # a row of units is held in the registers of one program
+_MAX_HEAD_DIM = {
+    torch.float32: 128,
+    torch.bfloat16: 256,
+    torch.float16: 256,
+}  # wider heads do not fit in the registers
+_MAX_UNITS = 1 << 14  # one program holds a row of units in registers
 
 
 def is_interpreted() -> bool:
-    """Whether Triton runs kernels as Python, on the CPU (to test them)."""
+    """Whether Triton's interpreter runs the kernels on the CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -33,8 +37,8 @@ def _missing_software() -> str | None:
     return None
 
 
-def device_obstacle(device: torch.device) -> str | None:
-    """Why no kernel can run on a device, or `None`."""
+def device_unsupported_reason(device: torch.device) -> str | None:
+    """Why no kernel can run on a device; `None` if kernels can."""
     if device.type != "cuda" and not (device.type == "cpu" and is_interpreted()):
         return f"queries and keys are on {device.type}, not on a CUDA device"
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
@@ -42,51 +46,52 @@ def device_obstacle(device: torch.device) -> str | None:
     return _missing_software()
 
 
-def obstacle(attention: AttentionMap) -> str | None:
-    """Why the kernels cannot compute a map, or `None` if they can."""
+def unsupported_reason(attention: AttentionMap) -> str | None:
+    """Why the kernels cannot compute a map; `None` if they can."""
     query, key = attention.states
-    if query.dtype not in _WIDEST_HEAD or key.dtype != query.dtype:
+    if query.dtype not in _MAX_HEAD_DIM or key.dtype != query.dtype:
         return f"queries are {query.dtype} and keys {key.dtype}, not both float32, bfloat16 or float16"
-    if query.shape[-1] > _WIDEST_HEAD[query.dtype]:
-        return f"heads are {query.shape[-1]} wide, more than {_WIDEST_HEAD[query.dtype]} in {query.dtype}"
-    if attention.units > _MOST_UNITS:
-        return f"there are {attention.units} units, more than {_MOST_UNITS}"
-    return device_obstacle(query.device)
+    if query.shape[-1] > _MAX_HEAD_DIM[query.dtype]:
+        return f"heads are {query.shape[-1]} wide, more than {_MAX_HEAD_DIM[query.dtype]} in {query.dtype}"
+    if attention.units > _MAX_UNITS:
+        return f"there are {attention.units} units, more than {_MAX_UNITS}"
+    return device_unsupported_reason(query.device)
 
 
-def is_fused(kernel: str, attention: AttentionMap, whose: str) -> bool:
-    """Whether the kernels compute a map.
+def should_use_triton(kernel: str, attention: AttentionMap, whose: str) -> bool:
+    """Whether the Triton kernels compute a map.
 
     Args:
-        kernel: `triton`: they must; `torch`: they do not; `auto`: they do on a GPU where they can, and a note in the
-            log says once why not.
-        whose: `student` or `teacher`, for the message.
+        kernel: `triton` requires them; `torch` never uses them; `auto` uses them on a GPU that supports them, and
+            otherwise logs the reason once.
+        attention: the map.
+        whose: `student` or `teacher`, for the log.
 
     Raises:
-        ValueError: `triton` where the kernels cannot run, or a choice that does not exist.
+        ValueError: `kernel` is unknown, or is `triton` where the kernels cannot run.
     """
     if kernel not in ALIGNMENT_KERNELS:
         raise ValueError(f"`alignment_kernel` is {kernel!r}, but must be one of {', '.join(ALIGNMENT_KERNELS)}.")
     if kernel == "torch":
         return False
-    reason = obstacle(attention)
+    reason = unsupported_reason(attention)
     if kernel == "triton":
-        refuse(reason)
+        raise_if_unsupported(reason)
     elif reason is None and attention.states[0].device.type != "cuda":
-        reason = "Triton's interpreter is for tests"
+        reason = "Triton's interpreter is for tests only"
     if reason is not None:
-        _note(f"The {whose}'s map is computed in torch, a few rows at a time (`alignment_kernel`): {reason}.")
+        _log_once(f"The {whose}'s map is computed in torch, a block of rows at a time (`alignment_kernel`): {reason}.")
     return reason is None
 
 
 def require_device(kernel: str, device: torch.device) -> None:
-    """Raise `ValueError` for `triton` on a device where no kernel can run."""
+    """Raise `ValueError` if `kernel` is `triton` and no kernel can run on the device."""
     if kernel == "triton":
-        refuse(device_obstacle(device))
+        raise_if_unsupported(device_unsupported_reason(device))
 
 
-def refuse(reason: str | None) -> None:
-    """Raise `ValueError` for `triton` if there is a reason why the kernels cannot run."""
+def raise_if_unsupported(reason: str | None) -> None:
+    """Raise `ValueError` if there is a reason why the kernels cannot run."""
     if reason is not None:
         raise ValueError(
             f"`alignment_kernel` is 'triton', but the kernels cannot run here: {reason}. Set `alignment_kernel` to "
@@ -95,5 +100,5 @@ def refuse(reason: str | None) -> None:
 
 
 @lru_cache(maxsize=64)
-def _note(message: str) -> None:
+def _log_once(message: str) -> None:
     logger.info(message)

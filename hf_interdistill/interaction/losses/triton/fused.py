@@ -1,18 +1,18 @@
-"""The alignment loss and its gradient by Triton kernels: nothing of size heads x tokens x tokens, forward or backward.
+"""The alignment loss and its gradients in Triton, without any tensor of size heads x tokens x tokens.
 
 For `N` content tokens, `h` heads of width `d`:
 
-1. `log_sums`: each query's softmax sum, for all rows at once. `2 h d N^2` FLOPs, `h N` numbers kept.
-2. Rows of units in chunks. For each chunk `head_mean` computes the weights again and adds them over heads in registers
-   (`2 h d N^2` in all), `pool` makes rows of units, `row_losses` turns these into losses and, in place, into the
-   gradient of the weights; `query_gradient` (`6 h d N^2` in all: scores for each row's inner sum, scores and product
-   for the gradient) and `key_gradient` (`4 h d N^2`) compute the weights again.
+1. `log_sums` computes the softmax normalizer of each query, for all rows at once: `2 h d N^2` FLOPs, `h N` numbers.
+2. The rows are processed in chunks. For each chunk `head_mean` recomputes the weights and averages them over heads in
+   registers (`2 h d N^2` in all), `pool` pools them to units, and `row_losses` computes the losses and, in place, the
+   gradient of the weights. `query_gradient` (`6 h d N^2` in all: scores for each row's inner product, scores and
+   product for the gradient) and `key_gradient` (`4 h d N^2`) recompute the weights.
 
-So `14 h d N^2` FLOPs on tensor cores (the path in torch: `6 h d N^2` in float32), `5 h N^2` exponentials, and memory
-linear in `N`: a chunk has `_CHUNK_ELEMENTS` weights, or those of one unit. No atomic additions: the same batch gives
-the same bits. A teacher's recorded layer is pooled in the same way, `4 h d N^2` FLOPs.
+In total: `14 h d N^2` FLOPs on tensor cores (in torch: `6 h d N^2` in float32) and `5 h N^2` exponentials. Memory is
+linear in `N`, since a chunk has `_CHUNK_ELEMENTS` weights or those of one unit. There are no atomic additions, so the
+result is deterministic. A teacher's recorded layer is pooled in the same way, with `4 h d N^2` FLOPs.
 
-Source: ours, after FlashAttention (arXiv 2205.14135), which tiles attention and computes it again in backward.
+Source: ours, after FlashAttention (arXiv 2205.14135), which tiles attention and recomputes it in the backward pass.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ...attention.map_sources import RecordedRows, Rows
-from ...attention.maps import AttentionMap, as_computed, unit_ranges
+from ...attention.map_sources import MapSource, RecordedMapSource
+from ...attention.maps import AttentionMap, unit_ranges, upcast
 from . import kernels, row_kernels
-from .dispatch import is_fused, is_interpreted
+from .dispatch import is_interpreted, should_use_triton
 
-_CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32: stays in a data center GPU's second-level cache between two kernels
+_CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32: stays in the L2 cache of a data center GPU between two kernels
 _POOL_COLUMNS = 128
 _SCOPES = ("joint", "intra", "inter")  # the order in which `row_losses` computes them
 
@@ -41,17 +41,17 @@ class Tiles:
 
 
 def choose_tiles(dtype: torch.dtype, width: int) -> Tiles:
-    """What fits the registers and shared memory of an A100 or H100, by element size and padded head width."""
+    """Tiles that fit in the registers and shared memory of an A100 or H100, by dtype and padded head width."""
     if dtype == torch.float32:
         return Tiles(32, 32, 4)
     return Tiles(64, 32, 4) if width > 128 else Tiles(128, 64, 8)
 
 
 class FusedMap:
-    """An `AttentionMap` by kernels.
+    """An `AttentionMap` computed by kernels.
 
     Args:
-        attention: with queries and keys for which `kernel_choice.obstacle` finds none.
+        attention: a map for which `dispatch.unsupported_reason` is `None`.
     """
 
     def __init__(self, attention: AttentionMap):
@@ -92,7 +92,7 @@ class FusedMap:
         return sums
 
     def _longest(self, start: int, stop: int) -> int:
-        """Most tokens that a pair has in units `start` to `stop`."""
+        """Largest number of tokens of a pair in units `start` to `stop`."""
         return max(int((self.host_starts[:, stop] - self.host_starts[:, start]).max()), 1)
 
     def pooled(self, start: int, stop: int) -> torch.Tensor:
@@ -110,13 +110,13 @@ class FusedMap:
         return rows
 
     def add_gradients(self, gradient: torch.Tensor, result: _Gradients, start: int, stop: int) -> None:
-        """Of the queries and keys, from that of the weights of units `start` to `stop`."""
+        """Add the gradients of queries and keys, given the gradient of the weights of units `start` to `stop`."""
         arguments = (
             *(self.query, self.key, self.key_mask, self.key_units, self.row_units, self._sums, self.starts),
             *(gradient, result.inner),
         )
         sizes = (*self._scores, start, stop, self.units, self.content, self.length)
-        is_half = self.query.dtype == torch.bfloat16  # float16 has not the range: gradients of weights may be 1e-9
+        is_half = self.query.dtype == torch.bfloat16  # gradients of weights can be 1e-9, below the range of float16
         constants = {**self._constants, "WIDEN_GRADIENT": not is_half}
         grid = (_tiles_in(self._longest(start, stop), self._tiles.rows), self.heads, self.pairs)
         kernels.query_gradient[grid](*arguments, result.query, *sizes, **constants)
@@ -125,9 +125,9 @@ class FusedMap:
 
 
 class _Gradients:
-    """Gradients being added up: of the queries, and of the keys for each query head.
+    """Accumulated gradients of the queries, and of the keys per query head.
 
-    Float16 has not their range before the loss is scaled, so only bfloat16 is kept as it is.
+    They are below the range of float16 until the loss is scaled, so of the half precisions only bfloat16 is kept.
     """
 
     def __init__(self, student: FusedMap):
@@ -139,37 +139,39 @@ class _Gradients:
         self._groups = heads // student.kv_heads
 
     def of_states(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """In the shapes of queries and keys."""
+        """Gradients in the shapes of queries and keys."""
         return self.query, self.key.unflatten(1, (-1, self._groups)).sum(2).to(self._dtype)
 
 
-class _FusedRows:
-    """Rows of a teacher's recorded layer by kernels."""
+class _FusedMapSource:
+    """The map of a teacher's recorded layer, computed by kernels."""
 
-    def __init__(self, source: RecordedRows):
+    def __init__(self, source: RecordedMapSource):
         self._map, self.present = FusedMap(source.map), source.present
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self._map.pooled(start, stop)
 
 
-def fused_sweep(
-    kernel: str, student: AttentionMap, teacher: Rows, weights, loss: str, scope: str, needs_gradient: bool
+def fused_loss_and_gradients(
+    kernel: str, student: AttentionMap, teacher: MapSource, weights, loss: str, scope: str, needs_gradient: bool
 ):
-    """The loss in each scope, and the gradient for one of them.
+    """The loss in each scope, and the gradients for one scope.
 
     Args:
-        kernel: the choice, for a teacher's recorded layer; other rows are what they are.
+        kernel: as in `alignment_loss`; it also applies to the map of a teacher's recorded layer.
         student, teacher: the maps.
-        weights: `losses._RowWeights`.
-        loss: `kl` or `mse`. scope: whose gradient is wanted.
+        weights: row weights.
+        loss: `kl` or `mse`.
+        scope: scope of the gradients.
+        needs_gradient: whether to compute gradients.
 
     Returns:
         `(3,)` losses for `joint`, `intra`, `inter`; gradients of queries and keys, or `None`.
     """
     with torch.cuda.device_of(student.states[0]):
-        if isinstance(teacher, RecordedRows) and is_fused(kernel, teacher.map, "teacher"):
-            teacher = _FusedRows(teacher)
+        if isinstance(teacher, RecordedMapSource) and should_use_triton(kernel, teacher.map, "teacher"):
+            teacher = _FusedMapSource(teacher)
         own = FusedMap(student)
         gradients = _Gradients(own) if needs_gradient else None
         values = own.starts.new_zeros(3, own.pairs, own.units, dtype=torch.float32)
@@ -179,17 +181,21 @@ def fused_sweep(
             "IS_KL": loss == "kl",
             "NEEDS_GRADIENT": needs_gradient,
             "COLUMNS": columns,
-            "num_warps": min(max(columns // 512, 4), 32),  # at most 16 numbers of each kind a thread: no spills
+            "num_warps": min(
+                max(columns // 512, 4), 32
+            ),  # at most 16 elements of each tensor per thread: no register spills
         }
         row_weights = torch.stack([weights.weights[name] for name in _SCOPES]).float()
-        of_units = (weights.segments.int(), weights.shared.contiguous().view(torch.uint8), row_weights)
-        of_units = (*of_units, student.tokens.sizes.int())
+        unit_arguments = (weights.segments.int(), weights.shared.contiguous().view(torch.uint8), row_weights)
+        unit_arguments = (*unit_arguments, student.tokens.sizes.int())
         budget = max(1, _CHUNK_ELEMENTS // max(1, own.pairs * own.length))
         for start, stop in unit_ranges(own.host_starts, budget):
             rows = own.pooled(start, stop)
-            target = as_computed(teacher.rows(start, stop)).float().contiguous()
+            target = upcast(teacher.rows(start, stop)).float().contiguous()
             sizes = (start, own.units, own.heads)
-            row_kernels.row_losses[(stop - start, own.pairs)](rows, target, *of_units, values, *sizes, **constants)
+            row_kernels.row_losses[(stop - start, own.pairs)](
+                rows, target, *unit_arguments, values, *sizes, **constants
+            )
             if needs_gradient:
                 own.add_gradients(rows, gradients, start, stop)
         states = gradients.of_states() if needs_gradient else None
@@ -201,11 +207,11 @@ def _tiles_in(count: int, size: int) -> int:
 
 
 def _product_precision(dtype: torch.dtype) -> str:
-    """Of products of float32 operands on tensor cores.
+    """Precision of products of float32 operands on tensor cores.
 
-    For float32 states what torch's own matrix products are set to; where TF32 is off, three products of TF32, which
-    have nearly the bits of float32 (AMD's compiler has no such thing). For float16, whose score gradients are float32:
-    TF32 holds every float16, and has its ten bits with the range of float32.
+    For float32 states: the setting of torch's own matrix products. If TF32 is off, three TF32 products are used, which
+    have almost the precision of float32 (not available on AMD). For float16 states, whose score gradients are float32:
+    TF32, which represents every float16 exactly and has the range of float32.
     """
     matmul = torch.backends.cuda.matmul
     setting = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else ("tf32" if matmul.allow_tf32 else "ieee")

@@ -1,16 +1,16 @@
 # ruff: noqa: N803 (constants of a kernel have names in capitals)
-"""Triton kernels of the alignment: attention weights exist in registers only, as tiles of queries x keys.
+"""Triton attention kernels of the alignment: attention weights exist only in registers, as tiles of queries x keys.
 
-Needs Triton (it comes with torch's CUDA builds); `fused` launches what is here and describes the whole. Common to all:
+Requires Triton (part of torch's CUDA builds). `fused` launches them and describes the algorithm. In all kernels:
 
 - grid `(tiles, heads or tiles, pairs)`; queries and keys `(pairs, heads, tokens, WIDTH)`, contiguous.
-- scores are in units of log 2, so that a weight is one `exp2`; sums and products accumulate in float32.
-- `starts` `(pairs, units + 1)`: the tokens of unit `u` are `starts[u]` to `starts[u + 1]`; a launch works on the rows
-  of the units `first_unit` to `last_unit`.
-- `WIDEN`: products take float32 operands. Set where the products of half precision would lose range (float16
-  gradients) and under Triton's interpreter, which has none in bfloat16.
+- scores are base-2 logarithms, so a weight is one `exp2`; sums and products accumulate in float32.
+- `starts` is `(pairs, units + 1)`: the tokens of unit `u` are `starts[u]` to `starts[u + 1]`. A launch processes the
+  rows of the units `first_unit` to `last_unit`.
+- `WIDEN` makes products take float32 operands. It is set where half precision would underflow (float16 gradients) and
+  under Triton's interpreter, which has no bfloat16 products.
 
-Relations: `row_kernels` has pooling and the losses of rows.
+Relations: `row_kernels` has pooling and the row losses.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def _dot(left, right, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def _load_states(states, places, count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Queries or keys at `places` of one head, zeros from `count` on and beyond the head's width."""
+def _load_states(states, token_index, count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Queries or keys of one head at `token_index`; 0 from token `count` and beyond the head width."""
     columns = tl.arange(0, PADDED)
-    inside = (places[:, None] < count) & (columns[None, :] < WIDTH)
-    return tl.load(states + places[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
+    inside = (token_index[:, None] < count) & (columns[None, :] < WIDTH)
+    return tl.load(states + token_index[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def _store_states(result, states, places, count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def _store_states(result, states, token_index, count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     columns = tl.arange(0, PADDED)
-    inside = (places[:, None] < count) & (columns[None, :] < WIDTH)
-    places = places[:, None] * WIDTH + columns[None, :]
-    tl.store(result + places, states.to(result.dtype.element_ty), mask=inside)
+    inside = (token_index[:, None] < count) & (columns[None, :] < WIDTH)
+    offsets = token_index[:, None] * WIDTH + columns[None, :]
+    tl.store(result + offsets, states.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _scores(query, key, scaling, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Scores in units of log 2: `(queries, keys)` from `(queries, PADDED)` and `(keys, PADDED)`."""
+    """Scores as base-2 logarithms: `(queries, keys)` from `(queries, PADDED)` and `(keys, PADDED)`."""
     products = _dot(query, tl.trans(key), PRECISION, WIDEN)
     if CAPPED:
         bounded = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2_E * scaling / softcap)) + 1.0)  # tanh
@@ -71,19 +71,18 @@ def _weight_gradients(
     states, keys, log_sum, gradient, local_units, is_row, key_units, is_key, units, scaling, softcap,
     CAPPED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of attention weights, their gradients (of the row's unit and the key's unit; 0 for keys of no unit), and
-    the slope of the scores."""
+    """A tile of attention weights, their gradients (0 for keys of no unit), and the slope of the scores."""
     scores = _scores(states, keys, scaling, softcap, CAPPED, PRECISION, WIDEN)
     is_pair = is_row[:, None] & is_key[None, :]
     weights = tl.where(is_pair, tl.exp2(scores - log_sum[:, None]), 0.0)
-    places = local_units[:, None] * units + key_units[None, :]
-    gradients = tl.load(gradient + places, mask=is_pair & (key_units[None, :] >= 0), other=0.0)
+    offsets = local_units[:, None] * units + key_units[None, :]
+    gradients = tl.load(gradient + offsets, mask=is_pair & (key_units[None, :] >= 0), other=0.0)
     return weights, gradients, _slope(scores, scaling, softcap, CAPPED)
 
 
 @triton.jit
 def _load_keys(key_mask, key_units, columns, length):
-    """Which of some keys attention may go to, and their units (-1: none)."""
+    """Mask and units of some keys; unit -1 for keys of no unit."""
     inside = columns < length
     return tl.load(key_mask + columns, mask=inside, other=0) != 0, tl.load(key_units + columns, mask=inside, other=-1)
 
@@ -109,7 +108,7 @@ def log_sums(
         scores = _scores(states, keys, scaling, softcap, CAPPED, PRECISION, WIDEN)
         scores = tl.where(is_key[None, :], scores, -float("inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
-        base = tl.where(larger == -float("inf"), 0.0, larger)  # no key so far: no inf - inf
+        base = tl.where(larger == -float("inf"), 0.0, larger)  # no key so far: avoids inf - inf
         total = total * tl.exp2(largest - base) + tl.sum(tl.exp2(scores - base[:, None]), 1)
         largest = larger
     tl.store(result + head * content + rows, largest + tl.log2(total), mask=rows < content)
@@ -121,7 +120,7 @@ def head_mean(
     chunk, stride, KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Attention weights, mean over heads, of the tokens of some units: `result` `(pairs, chunk, stride)`."""
+    """Attention weights of the tokens of some units, mean over heads: `result` `(pairs, chunk, stride)`."""
     pair = tl.program_id(2).to(tl.int64)
     first = tl.load(starts + pair * (units + 1) + first_unit)
     last = tl.load(starts + pair * (units + 1) + last_unit)
@@ -137,9 +136,9 @@ def head_mean(
             scores = _scores(states, keys, scaling, softcap, CAPPED, PRECISION, WIDEN)
             log_sum = tl.load(sums + head * content + rows, mask=rows < last, other=0.0)
             total += tl.where(is_key[None, :], tl.exp2(scores - log_sum[:, None]), 0.0)
-    places = (pair * chunk + rows - first)[:, None] * stride + columns[None, :]
+    offsets = (pair * chunk + rows - first)[:, None] * stride + columns[None, :]
     inside = (rows < last)[:, None] & (columns < length)[None, :]
-    tl.store(result + places, total / (KV_HEADS * GROUPS), mask=inside)
+    tl.store(result + offsets, total / (KV_HEADS * GROUPS), mask=inside)
 
 
 @triton.jit

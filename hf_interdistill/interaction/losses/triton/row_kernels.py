@@ -1,7 +1,7 @@
 # ruff: noqa: N803 (constants of a kernel have names in capitals)
-"""Triton kernels on rows of units: pooling attention weights, and the losses of rows with their gradient.
+"""Triton kernels on rows of units: pooling of attention weights, and row losses with their gradients.
 
-Relations: `kernels` has the attention, `fused` launches both and describes the whole.
+Relations: `kernels` has the attention; `fused` launches both and describes the algorithm.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-TINY = tl.constexpr(1.1754943508222875e-38)  # the least normal number of float32
+TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal number of float32
 
 
 @triton.jit
 def pool(weights, order, starts, result, first_unit, units, content, chunk, stride, COLUMNS: tl.constexpr):
-    """Weights of tokens to rows of units, mean over a unit's queries, sum over a unit's keys.
+    """Pool token weights to units: mean over the queries of a unit, sum over the keys of a unit.
 
     Args:
         weights: `(pairs, chunk, stride)` of `head_mean`.
@@ -32,9 +32,9 @@ def pool(weights, order, starts, result, first_unit, units, content, chunk, stri
     total = tl.zeros([COLUMNS], tl.float32)
     for step in range(0, tl.max(sizes, 0)):
         inside = step < sizes
-        places = tl.load(order + pair * content + key_starts + step, mask=inside, other=0)
+        token_index = tl.load(order + pair * content + key_starts + step, mask=inside, other=0)
         for token in range(0, last - first):
-            total += tl.load(weights + token * stride + places, mask=inside, other=0.0)
+            total += tl.load(weights + token * stride + token_index, mask=inside, other=0.0)
     result += (pair * tl.num_programs(0) + row) * units
     tl.store(result + columns, total / tl.maximum(last - first, 1), mask=columns < units)
 
@@ -47,7 +47,7 @@ def _divergence(student, teacher, mask, IS_KL: tl.constexpr):
     mass = tl.sum(teacher, 0)
     teacher = teacher / tl.where(mass == 0.0, 1.0, mass)
     own_mass = tl.sum(student, 0)
-    is_normal = own_mass >= TINY  # below it the mass is a constant, and so are weights: their gradient is 0
+    is_normal = own_mass >= TINY  # below it mass and weights are clamped to a constant, whose gradient is 0
     own_mass = tl.maximum(own_mass, TINY)
     if IS_KL:
         floored = tl.maximum(student, TINY)
@@ -69,19 +69,19 @@ def row_losses(
     student, teacher, segments, shared, row_weights, sizes, values, first_unit, units, heads,
     SCOPE: tl.constexpr, IS_KL: tl.constexpr, NEEDS_GRADIENT: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Weighted divergence of each row in each scope, and the gradient of the attention weights behind it.
+    """Weighted divergence of each row in each scope, and the gradient of the attention weights.
 
     Args:
-        student, teacher: `(pairs, rows, units)`; the gradient for scope number `SCOPE` takes the student's place.
+        student, teacher: `(pairs, rows, units)`; the gradient for scope number `SCOPE` overwrites `student`.
         row_weights, values: `(scopes, pairs, units)`.
     """
     row, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     pairs, unit = tl.num_programs(1), first_unit + row
     columns = tl.arange(0, COLUMNS)
     inside = columns < units
-    places = (pair * tl.num_programs(0) + row) * units + columns
-    student_row = tl.load(student + places, mask=inside, other=0.0)
-    teacher_row = tl.load(teacher + places, mask=inside, other=0.0)
+    offsets = (pair * tl.num_programs(0) + row) * units + columns
+    student_row = tl.load(student + offsets, mask=inside, other=0.0)
+    teacher_row = tl.load(teacher + offsets, mask=inside, other=0.0)
     segment = tl.load(segments + pair * units + unit)
     others = tl.load(segments + pair * units + columns, mask=inside, other=-1)
     is_shared = tl.load(shared + pair * units + columns, mask=inside, other=0) != 0
@@ -96,11 +96,11 @@ def row_losses(
         else:
             mask = kept & is_other
         value, slope = _divergence(student_row, teacher_row, mask, IS_KL)
-        place = (scope * pairs + pair) * units + unit
-        weight = tl.load(row_weights + place)
-        tl.store(values + place, value * weight)
+        scope_offset = (scope * pairs + pair) * units + unit
+        weight = tl.load(row_weights + scope_offset)
+        tl.store(values + scope_offset, value * weight)
         if scope == SCOPE:
             gradient += slope * weight
     if NEEDS_GRADIENT:
         tokens = tl.maximum(tl.load(sizes + pair * units + unit), 1)
-        tl.store(student + places, gradient / (tokens * heads), mask=inside)
+        tl.store(student + offsets, gradient / (tokens * heads), mask=inside)

@@ -1,8 +1,8 @@
-"""The first batch that the kernels compute is computed in torch too, and compared.
+"""Compares the Triton kernels with torch on the first batch.
 
-A kernel is compiled for the GPU, driver and Triton that are there, and a wrong one does not raise: it trains a worse
-model. So each kind (precision, head width, cap, loss, scope, with gradient or without) is checked once a process, at
-the cost of one alignment.
+A kernel is compiled for the installed GPU, driver and Triton version. A wrong result raises no error; it trains a
+worse model. Each configuration (device, dtype, head width, soft cap, loss, scope, gradient) is therefore checked once
+per process, at the cost of one alignment in torch.
 """
 
 from __future__ import annotations
@@ -14,55 +14,57 @@ from functools import partial
 import torch
 
 from ...attention.maps import AttentionMap
-from .dispatch import refuse
+from .dispatch import raise_if_unsupported
 
 logger = logging.getLogger(__name__)
 
-# Wide enough for rounding (products of bfloat16 or TF32), narrow enough for anything wrong.
+# Larger than the rounding of bfloat16 or TF32 products, smaller than the effect of a wrong kernel.
 _VALUE_TOLERANCE, _GRADIENT_TOLERANCE = 0.01, 0.05
 
-_verdicts: dict[tuple, str | None] = {}
+_check_results: dict[tuple, str | None] = {}  # by configuration: why the kernels are not used, or None
 
 
-def checked_sweep(kernel: str, in_torch: Callable) -> Callable:
-    """What computes the loss and its gradient: the kernels, once they have agreed with `in_torch`, else `in_torch`.
+def with_self_check(kernel: str, reference: Callable) -> Callable:
+    """The kernels' `fused_loss_and_gradients`, replaced by `reference` where a check against it fails.
 
-    With `kernel="triton"` a disagreement is a `ValueError`, with `auto` a warning.
+    Args:
+        kernel: `triton` raises `ValueError` if a check fails; `auto` logs a warning and uses `reference`.
+        reference: the same function in torch.
     """
-    return partial(_sweep, kernel, in_torch)
+    return partial(_compute, kernel, reference)
 
 
-def _sweep(kernel: str, in_torch: Callable, student: AttentionMap, *rest):
-    from .fused import fused_sweep  # imports Triton
+def _compute(kernel: str, reference: Callable, student: AttentionMap, *rest):
+    from .fused import fused_loss_and_gradients  # imports Triton
 
     query = student.states[0]
-    _, _, *compiled_for = rest  # loss, scope, and whether a gradient is wanted
-    kind = (query.device, query.dtype, query.shape[-1], student.softcap is None, *compiled_for)
-    if kind not in _verdicts:
-        result, reason = _compare(partial(fused_sweep, kernel), in_torch, student, *rest)
+    _, _, *options = rest  # loss, scope, needs_gradient
+    configuration = (query.device, query.dtype, query.shape[-1], student.softcap is None, *options)
+    if configuration not in _check_results:
+        result, reason = _compare(partial(fused_loss_and_gradients, kernel), reference, student, *rest)
         if kernel == "triton":
-            refuse(reason)
-        _verdicts[kind] = reason
+            raise_if_unsupported(reason)
+        _check_results[configuration] = reason
         if reason is not None:
             logger.warning(f"The alignment is computed in torch: {reason}. Please report this, with {_versions()}.")
         return result
-    if _verdicts[kind] is not None:
-        return in_torch(student, *rest)
-    return fused_sweep(kernel, student, *rest)
+    if _check_results[configuration] is not None:
+        return reference(student, *rest)
+    return fused_loss_and_gradients(kernel, student, *rest)
 
 
-def _compare(fused: Callable, in_torch: Callable, *arguments):
-    """The result in torch, and what is wrong with that of the kernels (`None`: nothing)."""
+def _compare(fused: Callable, reference: Callable, *arguments):
+    """The result in torch, and how the kernels' result differs from it; `None` if they agree."""
     from triton.errors import TritonError
 
-    expected = in_torch(*arguments)
+    expected = reference(*arguments)
     try:
         found = fused(*arguments)
     except TritonError as error:
         return expected, f"Triton could not run a kernel ({type(error).__name__}: {error})"
     values, wanted = found[0], expected[0].float()
     if not torch.allclose(values, wanted, rtol=_VALUE_TOLERANCE, atol=1e-4):
-        return expected, f"the kernels' losses {values.tolist()} are not torch's {wanted.tolist()}"
+        return expected, f"the kernels' losses {values.tolist()} differ from torch's {wanted.tolist()}"
     for name, own, other in zip(("queries", "keys"), found[1] or (), expected[1] or (), strict=False):
         difference, size = (own.float() - other.float()).norm(), other.float().norm()
         if not difference <= _GRADIENT_TOLERANCE * size + 1e-12:
