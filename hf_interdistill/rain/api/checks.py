@@ -133,7 +133,8 @@ def _is_redundant(name: str, kwargs: dict[str, Any]) -> bool:
 
 def _inputs_added_by_generate(model, input_ids: torch.Tensor) -> set[str]:
     """Names of the model inputs that `generate` adds, in this version and for this model."""
-    ids, added = input_ids[:1], set()
+    ids = input_ids[:1]
+    added: set[str] = set()
 
     def record(model, input_ids, **kwargs):
         added.update(kwargs)

@@ -80,12 +80,13 @@ class RAINLogitsProcessor(LogitsProcessor):
         """One record per row of the last `generate` call."""
         return self._engine.records() if self._engine is not None else []
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Scores `(rows, vocabulary)`: 0 for the committed token, `-inf` for all others."""
-        if not self._is_continuation(input_ids):
-            self._start(input_ids)
+        engine = self._engine if self._is_continuation(input_ids) else None
+        if engine is None:
+            engine = self._engine = self._start(input_ids)
         forced = torch.full_like(scores, -torch.inf)
-        tokens = [self._next(number) for number in range(len(input_ids))]
+        tokens = [self._next(engine, number) for number in range(len(input_ids))]
         forced[torch.arange(len(tokens)), torch.tensor(tokens)] = 0.0
         self._expected = torch.cat([input_ids, torch.tensor(tokens, device=input_ids.device).unsqueeze(1)], dim=1)
         return forced
@@ -95,17 +96,17 @@ class RAINLogitsProcessor(LogitsProcessor):
         if self._engine is None or input_ids.shape != self._expected.shape:
             return False
         same = (input_ids == self._expected).all(dim=1).tolist()
-        return all(same[number] or self._has_ended(number) for number in range(len(same)))
+        return all(same[number] or self._has_ended(self._engine, number) for number in range(len(same)))
 
-    def _has_ended(self, number: int) -> bool:
-        return self._engine.requests[number].is_finished and not self._buffers[number]
+    def _has_ended(self, engine: RainEngine, number: int) -> bool:
+        return engine.requests[number].is_finished and not self._buffers[number]
 
-    def _start(self, input_ids: torch.Tensor) -> None:
+    def _start(self, input_ids: torch.Tensor) -> RainEngine:
         """Start a search for a new batch of prompts."""
         model, decoder = self.model, self.decoder
         call, self._call = self._call or {}, None
         config, new_tokens = self._limits(call, input_ids.shape[1])
-        self._engine = decoder.build_engine(model)
+        engine = decoder.build_engine(model)
         settings, processors = prepare_generation(model, config, input_ids, new_tokens)
         mask = self._mask(input_ids, settings.pad_token_id, call)
         rows = strip_padding(input_ids, mask)
@@ -114,8 +115,9 @@ class RAINLogitsProcessor(LogitsProcessor):
         prepared = PreparedGeneration(settings, scorer_prompts, processors)
         eos = settings.eos_token_id
         self._fill_token = eos if isinstance(eos, int) else (eos or [settings.pad_token_id or 0])[0]
-        self._engine.start(build_prompts(model, input_ids, mask, prepared), decoder.seed())
+        engine.start(build_prompts(model, input_ids, mask, prepared), decoder.seed())
         self._buffers: list[deque[int]] = [deque() for _ in rows]
+        return engine
 
     def _limits(self, call: dict[str, Any], length: int) -> tuple[GenerationConfig, int]:
         """The generation config (given here, else that of the call), and the maximum number of new tokens."""
@@ -146,14 +148,14 @@ class RAINLogitsProcessor(LogitsProcessor):
             return None
         return (input_ids != pad).cumsum(dim=1) > 0
 
-    def _next(self, number: int) -> int:
+    def _next(self, engine: RainEngine, number: int) -> int:
         """The next committed token of a row; the search continues until there is one."""
         try:
-            while not self._buffers[number] and not self._engine.requests[number].is_finished:
-                for row, tokens in self._engine.step():
+            while not self._buffers[number] and not engine.requests[number].is_finished:
+                for row, tokens in engine.step():
                     self._buffers[row].extend(tokens)
         except ScorerError as error:
-            error.records = self._engine.records()
+            error.records = engine.records()
             raise
         # The search may end before generate does (new turn, shorter length): fill the row with EOS or padding.
         return self._buffers[number].popleft() if self._buffers[number] else self._fill_token

@@ -28,7 +28,7 @@ def register_rain() -> None:
 
     _remove_finder()
     if not hasattr(GenerationMixin.generate, _MARK):
-        GenerationMixin.generate = _wrap(GenerationMixin.generate)
+        GenerationMixin.generate = _wrap(GenerationMixin.generate)  # type: ignore[method-assign]
 
 
 def unregister_rain() -> None:
@@ -36,7 +36,7 @@ def unregister_rain() -> None:
     _remove_finder()
     mixin = getattr(sys.modules.get(_MODULE), "GenerationMixin", None)
     original = getattr(getattr(mixin, "generate", None), _MARK, None)
-    if original is not None:
+    if mixin is not None and original is not None:
         mixin.generate = original
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def pruned(root: dict[str, Any], max_children: int) -> dict[str, Any]:
         raise ValueError(f"`max_children` is {max_children}, but must be at least 1.")
     copies: dict[int, dict[str, Any]] = {}
     result: dict[str, Any] = {}
-    stack = [(root, None)]
+    stack: list[tuple[dict[str, Any], dict[str, Any] | None]] = [(root, None)]
     while stack:
         node, parent = stack.pop()
         ranked = sorted(
@@ -120,7 +120,8 @@ def lay_out(root: dict[str, Any]) -> list[Row]:
     its text has steps.
     """
     rows: list[Row] = []
-    parent, step = root, 0
+    step = 0
+    parent: dict[str, Any] | None = root
     while parent is not None:
         chosen = next((child for child in parent["children"] if child["is_committed"]), None)
         others = [child for child in parent["children"] if child is not chosen]
@@ -188,18 +189,22 @@ def _escape_for_script(json_text: str) -> str:
 
 def _committed(root: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """The committed nodes in order, each with its number."""
-    nodes, node = [], root
-    while node is not None:
-        node = next((child for child in node["children"] if child["is_committed"]), None)
-        if node is not None:
-            nodes.append(node)
+    nodes: list[dict[str, Any]] = []
+    children = root["children"]
+    while committed := [child for child in children if child["is_committed"]]:
+        nodes.append(committed[0])
+        children = committed[0]["children"]
     return list(enumerate(nodes))
 
 
 def save(record: TreeRecord, path: str | Path) -> Path:
     """Write a tree to a file. The suffix of `path` selects the format: `.json`, `.html` or `.mmd` (Mermaid)."""
     path = Path(path)
-    writers = {".json": TreeRecord.to_json, ".html": to_html, ".mmd": to_mermaid}
+    writers: dict[str, Callable[[TreeRecord], str]] = {
+        ".json": TreeRecord.to_json,
+        ".html": to_html,
+        ".mmd": to_mermaid,
+    }
     if path.suffix not in writers:
         raise ValueError(f"`{path}` ends with {path.suffix!r}, but a tree is saved as {', '.join(writers)}.")
     path.write_text(writers[path.suffix](record), encoding="utf-8")

@@ -80,4 +80,4 @@ class RewardModelScorer(Scorer):
         tokens = getattr(self.reward, "last_token_counts", None)
         if tokens is None:
             return Costs([0] * count)
-        return Costs(list(tokens), self.reward.last_forward_passes)
+        return Costs(list(tokens), getattr(self.reward, "last_forward_passes", 0))

@@ -49,13 +49,13 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors `(texts, dimensions)`, float64."""
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        vectors: list[np.ndarray | None] = [None] * len(texts)
+        vectors: dict[int, np.ndarray] = {}
         for indices in self._batches([len(ids) for ids in encoded["input_ids"]]):
             batch = {name: [values[index] for index in indices] for name, values in encoded.items()}
             inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
             for index, vector in zip(indices, self._embed(inputs), strict=True):
                 vectors[index] = vector
-        return np.stack(vectors)
+        return np.stack([vectors[index] for index in range(len(texts))])
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Indices of the texts of each batch. On a CPU, where padding costs time, texts of similar lengths."""

@@ -65,7 +65,7 @@ class JudgePrompt:
     @classmethod
     def load(cls, source: str | Path | JudgePrompt) -> JudgePrompt:
         """A judge prompt of this package by name, or a YAML file with the fields above."""
-        if isinstance(source, cls):
+        if isinstance(source, JudgePrompt):
             return source
         path = PROMPTS / f"{source}.yaml"
         if not path.is_file():

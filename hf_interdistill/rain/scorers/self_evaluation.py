@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...scoring.control_tokens import break_up, control_pattern
-from ...scoring.formatting import is_messages, message_texts
+from ...scoring.formatting import Text, is_messages, message_texts
 from ..config import JUDGE_VOTES
 from .base import Costs, Exchange, Scorer, ScorerError
 from .cached_forward import CachedForward, weights_version
@@ -110,6 +110,7 @@ class SelfEvaluationScorer(Scorer):
     def _render(self, exchange: Exchange) -> list[str]:
         """The judge's text for each order. Control tokens spelled in the exchange are broken up into plain text."""
         pattern = self._control
+        prompt: Text
         if is_messages(exchange.prompt):
             prompt = [
                 {**message, "content": break_up(" ".join(message_texts(message)), pattern)}

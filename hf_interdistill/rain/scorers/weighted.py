@@ -17,6 +17,8 @@ class WeightedScorer(Scorer):
 
     Args:
         parts: pairs of a scorer (anything that `as_scorer` accepts) and a positive weight. Weights need not sum to 1.
+
+    It supports speculation if all parts do.
     """
 
     parts: Sequence[tuple[Any, float]]
@@ -27,11 +29,7 @@ class WeightedScorer(Scorer):
             weights = [weight for _, weight in self.parts]
             raise ValueError(f"The weights are {weights}, but WeightedScorer needs at least one, all positive.")
         self.parts = [(as_scorer(scorer), float(weight)) for scorer, weight in self.parts]
-
-    @property
-    def supports_speculation(self) -> bool:
-        """Whether all parts support it."""
-        return all(scorer.supports_speculation for scorer, _ in self.parts)
+        self.supports_speculation = all(scorer.supports_speculation for scorer, _ in self.parts)
 
     def bind(self, model, tokenizer) -> Scorer:
         """See `Scorer.bind`."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import partial
+from typing import Any
 
 from ..config import RainConfig
 from .lookahead import predict_leaves
 from .requests import Commit, Decode, Embed, Expansion, Judge, KnownCandidates, Request
 from .tree import Candidate, Node, SearchTree, greedy_weight, update_embedding
 
-Steps = Generator[Request, object, None]
+Steps = Generator[Request, Any, None]
 
 
 class PromptSearch:
@@ -78,14 +79,14 @@ class PromptSearch:
         def candidates(node: Node) -> Sequence[Candidate] | None:
             return known(node, self._expansion(node))
 
-        for node, is_first in predict_leaves(self.tree, leaf, self.config.num_speculative, candidates):
+        for node, is_first in predict_leaves(self.tree, leaf, self.config.num_speculative or 0, candidates):
             if not is_first:
                 requests.append((node, self._expansion(node)))
             elif not self.rules.stops_rollout(node.tokens_from_origin()):
                 requests.append((node, None))
         return requests
 
-    def _descend(self) -> Generator[Request, object, Node]:
+    def _descend(self) -> Generator[Request, Any, Node]:
         """Select a path from the root to a leaf; widen nodes on it, and expand a leaf at its second visit."""
         node = self.tree.root
         while node.children:
@@ -123,15 +124,15 @@ class PromptSearch:
         """Embed the texts of this iteration in one request; a text stays pending until a sibling has been visited."""
         tail: list[int] = list(rollout)
         ready: list[Node] = []
-        pending = self._pending_texts
-        node = leaf
-        while node is not self.tree.root:
+        pending, path = self._pending_texts, leaf.path()
+        for node, parent in zip(path[:0:-1], path[-2::-1], strict=True):
+            if node is self.tree.root:
+                break
             tail = [*node.tokens, *tail]
-            pending.setdefault(node, []).append(self.rules.fragment(node.parent.tokens_from_origin(), tail))
-            visited = [sibling for sibling in node.parent.children if sibling.true_visits > 0 and sibling is not node]
-            if visited or len(node.parent.children) == 1:
+            pending.setdefault(node, []).append(self.rules.fragment(parent.tokens_from_origin(), tail))
+            visited = [sibling for sibling in parent.children if sibling.true_visits > 0 and sibling is not node]
+            if visited or len(parent.children) == 1:
                 ready.extend(each for each in (node, *visited) if pending.get(each))
-            node = node.parent
         texts = [(each, text) for each in ready for text in pending.pop(each)]
         if texts:
             vectors = yield Embed(tuple(text for _, text in texts))

@@ -117,7 +117,8 @@ class SearchTree:
         """`(q - q_min) / (q_max - q_min + 1e-5) + c p sqrt(n_parent) / (1 + n)`, the first term 0 if unvisited."""
         low, high = VALUE_RANGE
         exploitation = (node.value - low) / (high - low + _EPSILON) if node.visits > 0 else 0.0
-        exploration = self.config.exploration * node.prior * math.sqrt(node.parent.visits) / (1 + node.visits)
+        parent_visits = node.parent.visits if node.parent is not None else 0.0
+        exploration = self.config.exploration * node.prior * math.sqrt(parent_visits) / (1 + node.visits)
         return exploitation + exploration
 
     def expand(self, node: Node, candidates: Sequence[Candidate]) -> None:
@@ -152,13 +153,14 @@ class SearchTree:
         children, config = node.children, self.config
         if not children or len(children) >= config.max_children:
             return False
-        if any(child.embedding is None for child in children):
+        embeddings = [child.embedding for child in children if child.embedding is not None]
+        if len(embeddings) < len(children):
             return False
         if max(child.value for child in children) >= config.widening_value:
             return False
         spread = 0.0
         if len(children) > 1:
-            spread = float(np.linalg.norm(np.var([child.embedding for child in children], axis=0, ddof=1)))
+            spread = float(np.linalg.norm(np.var(embeddings, axis=0, ddof=1)))
         return spread < config.widening_variance * len(children[0].tokens)
 
     def widen(self, node: Node, candidate: Candidate) -> bool:
@@ -182,8 +184,7 @@ class SearchTree:
         low, high = VALUE_RANGE
         if not low <= value <= high:
             raise ValueError(f"The value {value} is outside [-1, 1]; map scores to that range first.")
-        node = leaf
-        while True:
+        for node in reversed(leaf.path()):
             node.visits += 1
             node.true_visits += 1
             if node is not self.root:
@@ -191,10 +192,9 @@ class SearchTree:
             node.value = _clip(node.value + (value - node.value) / node.visits)
             if node is self.root:
                 return
-            node = node.parent
 
     def _credit_siblings(self, node: Node, value: float) -> None:
-        if node.embedding is None:
+        if node.embedding is None or node.parent is None:
             return
         for sibling in node.parent.children:
             if sibling is node or sibling.embedding is None:
