@@ -12,8 +12,9 @@ from rich.table import Table
 from ..diagnostics.collect.candidates import check_candidates
 from ..diagnostics.collect.noise_models import check_noise_models
 from ..diagnostics.config import DiagnosisConfig
-from ..diagnostics.diagnosis import Diagnosis, diagnose
+from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.report.page import write_report
+from ..diagnostics.result import Diagnosis
 from ..scoring.scorer import RewardScorer
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
@@ -81,8 +82,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     if len(set(args.model)) != len(args.model):
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
     noise_models = _noise_models(args)
-    if args.candidates is not None or args.gold is not None:
-        check_candidates(args.candidates)
+    check_candidates(args.candidates, args.gold)
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..reward_benchmarks import find_benchmark
 from ..reward_benchmarks.reports import notes, short_names, table, write
-from ..reward_benchmarks.running import RewardCache, Scored, model_key, run_benchmark
+from ..reward_benchmarks.running import Scored, fingerprint_model, run_benchmark
 from ..scoring.scorer import RewardScorer
+from ..utils.jsonl_jobs import JsonlJob
 from .tables import print_metrics
 
 
@@ -19,7 +20,7 @@ class EvalArguments:
     Args:
         model: reward models or adapters, folders or Hub names.
         benchmark: names, such as `reward_bench` (a wrong one lists all).
-        output: folder for `results.json`, `results.md` and `scores.jsonl`, which a killed run goes on from.
+        output: folder for `results.json`, `results.md` and `scores.jsonl`, which a killed run resumes.
         data: for each benchmark a file or folder in its published format; by default the data set on the Hub.
         batch_size: completions a forward pass.
         max_length: longest text in tokens; a longer one is an error, unless `truncate`.
@@ -55,15 +56,17 @@ def run(args: EvalArguments) -> dict[str, dict[str, Scored]]:
     if args.truncate and args.max_length is None:
         raise ValueError("`truncate` needs a `max_length` to cut to.")
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    job = JsonlJob(folder / "scores.jsonl")
+    job.open()
     data = dict(zip(args.benchmark, args.data or [None] * len(benchmarks), strict=True))
     results: dict[str, dict[str, Scored]] = {name: {} for name in args.benchmark}
     for model in args.model:
         scorer = _load(args, model)
-        cache = RewardCache(folder / "scores.jsonl", model_key(model, scorer, **_settings(args)))
+        key = fingerprint_model(model, scorer, **_settings(args))
         for benchmark in benchmarks:
-            scored = run_benchmark(scorer, benchmark, data[benchmark.name], cache=cache, is_truncating=args.truncate)
-            results[benchmark.name][model] = scored
+            results[benchmark.name][model] = run_benchmark(
+                scorer, benchmark, data[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
+            )
     write(results, folder)
     _print(results, folder)
     return results

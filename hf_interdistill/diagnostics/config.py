@@ -33,8 +33,8 @@ class DiagnosisConfig:
     batch_size: int = 16
     seed: int = 0
 
-    def deciding(self) -> dict:
-        """The settings that decide what is recorded of a pair; the others only decide what is made of it."""
+    def result_settings(self) -> dict:
+        """The settings that the record of a pair depends on; the others only matter for what is made of records."""
         return {name: getattr(self, name) for name in ("fractions", "cue", "attention_layers", "max_length")}
 
     def __post_init__(self):

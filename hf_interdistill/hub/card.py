@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..interaction.teacher.teacher import InteractionTeacher
 from ..utils.privacy import hub_name
 from .citations import PAPER, citations
-from .loading import loading_section, with_loading_section
+from .loading_section import loading_section, with_loading_section
 
 METHOD_TAG = "interaction-distillation"
 _ADAPTER_TAGS = ("lora", "peft")

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from ..scoring.scorer import holds_head
 from ..utils.privacy import hub_name, public_name, refuse_private_text, refuse_private_values
 from .card import card_for_repository
-from .loading import trained_on_messages
+from .loading_section import trained_on_messages
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import write_atomically
 from .items import Result
 from .running import Scored
 
@@ -65,8 +65,8 @@ def write(results: Results, folder: Path) -> None:
         for benchmark, by_model in results.items()
         for model, scored in by_model.items()
     ]
-    write_whole(folder / "results.json", json.dumps(content, indent=2) + "\n")
-    write_whole(folder / "results.md", markdown(results))
+    write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / "results.md", markdown(results))
 
 
 def _cell(value: float | int | None) -> str:

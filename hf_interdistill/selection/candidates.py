@@ -13,8 +13,8 @@ from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
 from ..rain.engine.sampler import draw, stream_key
 from ..scoring.formatting import Text
+from ..scoring.prompts import tokenize_prompt
 from ..utils.fields import refuse_unknown
-from ..utils.jsonl_jobs import encode_prompt
 
 # One sample a row is drawn, so these have nothing to act on.
 _UNAVAILABLE = {"num_beams": (None, 1), "num_return_sequences": (None, 1), "do_sample": (None, True)}
@@ -59,7 +59,7 @@ class CandidateSampler:
 
     def check(self, prompt: Text) -> None:
         """Raise `ValueError` for a prompt that leaves no room for a completion in the model's context."""
-        length = encode_prompt(self.tokenizer, prompt).shape[1]
+        length = tokenize_prompt(self.tokenizer, prompt).shape[1]
         new = self._setting("max_new_tokens")
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if length == 0:
@@ -79,7 +79,7 @@ class CandidateSampler:
 
     @torch.no_grad()
     def _sample(self, requests: Sequence[tuple[str | int, Text, int]]) -> list[Candidate]:
-        rows = [encode_prompt(self.tokenizer, prompt)[0] for _, prompt, _ in requests]
+        rows = [tokenize_prompt(self.tokenizer, prompt)[0] for _, prompt, _ in requests]
         width = max(len(row) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)

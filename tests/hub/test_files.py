@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.hub.files import stage_model
-from hf_interdistill.hub.loading import trained_on_messages
+from hf_interdistill.hub.loading_section import trained_on_messages
 from hf_interdistill.utils.privacy import hub_name, public_name, redact
 
 from .conftest import TOKEN, card_of, save_adapter, save_full

@@ -37,7 +37,7 @@ def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):
     assert summary["best_reward"] == pytest.approx(sum(row["reward"] for row in kept) / 5)
     assert (summary["candidates"], summary["scored"], summary["selected"]) == (20, 5, 5)
     assert summary["kl"] == best_of_n_kl(4)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scored.jsonl", "scored.jsonl.job.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scored.jsonl", "scored.jsonl.settings.json"]
 
 
 def test_samples_hang_on_seed_and_prompt_alone(job, tmp_path):

@@ -54,10 +54,10 @@ def test_a_rain_job_killed_anywhere_ends_the_same(workshop):
 
 def test_a_full_disk_in_a_rain_job(workshop):
     """Half a line may be left; the answers before it count, and are not searched again."""
-    size, original = workshop.path("straight.jsonl").stat().st_size // 2, job_files.JobFiles.appending
+    size, original = workshop.path("straight.jsonl").stat().st_size // 2, job_files.JsonlJob.appending
 
     def action():
-        at_call(job_files.JobFiles, "appending", 1, lambda files: limit_files(size) or original(files))
+        at_call(job_files.JsonlJob, "appending", 1, lambda files: limit_files(size) or original(files))
         return main(workshop.rain())
 
     status, error = forked(action)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
+from .pair_results import PairResults
 
 _FEW = 10
 
@@ -59,10 +59,10 @@ def _gap(last: np.ndarray, is_wrong: np.ndarray, is_right: np.ndarray) -> np.nda
     return (last * is_wrong).sum(-1) / is_wrong.sum(-1) - (last * is_right).sum(-1) / is_right.sum(-1)
 
 
-def measure_attention(outcomes: Outcomes, config: DiagnosisConfig) -> AttentionStages:
+def measure_attention(results: PairResults, config: DiagnosisConfig) -> AttentionStages:
     options = {"resamples": config.resamples, "seed": config.seed}
-    known = ~np.isnan(outcomes.attention).any(1)
-    attention, margins = outcomes.attention[known], outcomes.margins[known]
+    known = ~np.isnan(results.attention).any(1)
+    attention, margins = results.attention[known], results.margins[known]
 
     def group(chosen: np.ndarray) -> StageMasses:
         sink, *stages = (bootstrap(mean, column, **options) for column in attention[chosen].T)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...scoring.metrics import calibration_error, in_random_order, sigmoid
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
+from .pair_results import PairResults
 
 _MATTERS = 0.05
 _COIN = float(np.log(2))
@@ -62,9 +62,9 @@ class Calibration:
         return Finding(GOOD if is_within_small_chance or self.ece.high < _MATTERS else UNCLEAR, sentence)
 
 
-def measure_calibration(outcomes: Outcomes, config: DiagnosisConfig) -> Calibration:
+def measure_calibration(results: PairResults, config: DiagnosisConfig) -> Calibration:
     options = {"resamples": config.resamples, "seed": config.seed}
-    margins, labels = in_random_order(outcomes.margins, config.seed)
+    margins, labels = in_random_order(results.margins, config.seed)
     probabilities = sigmoid(margins)
 
     def error(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def measure_calibration(outcomes: Outcomes, config: DiagnosisConfig) -> Calibrat
         ece=bootstrap(error, probabilities, labels, **options),
         ece_by_chance=Estimate(float(drawn.mean()), float(low), float(high), margins.size),
         brier=bootstrap(mean, (probabilities - labels) ** 2, **options),
-        nll=bootstrap(mean, np.logaddexp(0.0, -outcomes.margins), **options),
+        nll=bootstrap(mean, np.logaddexp(0.0, -results.margins), **options),
         bins=_reliability(probabilities, labels, config.bins),
     )
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
+from .pair_results import PairResults
 
 _MATTERS = 0.05
 
@@ -45,12 +45,12 @@ class PlantedCue:
         return Finding(GOOD if self.change.high < _MATTERS else UNCLEAR, sentence)
 
 
-def measure_cue(outcomes: Outcomes, config: DiagnosisConfig) -> PlantedCue:
+def measure_cue(results: PairResults, config: DiagnosisConfig) -> PlantedCue:
     options = {"resamples": config.resamples, "seed": config.seed}
-    (chosen, rejected), (cued_chosen, cued_rejected) = outcomes.rewards["full"].T, outcomes.rewards["cue"].T
+    (chosen, rejected), (cued_chosen, cued_rejected) = results.rewards["full"].T, results.rewards["cue"].T
     plain = right(chosen - rejected)
     on_chosen, on_rejected = right(cued_chosen - rejected), right(chosen - cued_rejected)
-    spread = outcomes.margins.std()
+    spread = results.margins.std()
     gains = ((cued_chosen - chosen) + (cued_rejected - rejected)) / 2 / (spread if spread else 1.0)
     is_liked = not gains.mean() < 0
     return PlantedCue(

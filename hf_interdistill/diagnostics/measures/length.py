@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, points
+from .pair_results import PairResults
 
 _MATTERS = 0.1
 
@@ -56,9 +56,9 @@ def _gap(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:
     return accuracy(margins * (differences > 0)) - accuracy(margins * (differences < 0))
 
 
-def measure_length(outcomes: Outcomes, config: DiagnosisConfig) -> LengthBias:
+def measure_length(results: PairResults, config: DiagnosisConfig) -> LengthBias:
     options = {"resamples": config.resamples, "seed": config.seed}
-    margins, differences = outcomes.margins, outcomes.lengths[:, 0] - outcomes.lengths[:, 1]
+    margins, differences = results.margins, results.lengths[:, 0] - results.lengths[:, 1]
     return LengthBias(
         correlation=bootstrap(_correlation, margins, differences, **options),
         longer_is_better=bootstrap(accuracy, margins[differences > 0], **options),

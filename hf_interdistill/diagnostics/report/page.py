@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...utils.atomic_io import write_whole
-from ..diagnosis import Diagnosis
+from ...utils.atomic_io import write_atomically
 from ..measures.estimates import Estimate
+from ..result import Diagnosis
 from .drawing import color
 from .plots import draw
 from .sections import SECTIONS
@@ -37,11 +37,11 @@ def write_report(diagnoses: Sequence[Diagnosis], folder: str) -> Path:
         raise ValueError(f"A report needs one or more models of different names, but these are {names}.")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    write_whole(path / "diagnosis.json", json.dumps([each.to_dict() for each in diagnoses], indent=2))
+    write_atomically(path / "diagnosis.json", json.dumps([each.to_dict() for each in diagnoses], indent=2))
     pictures = draw(diagnoses)
     for name, picture in pictures.items():
         (path / f"{name}.png").write_bytes(picture)
-    write_whole(path / "index.html", render(diagnoses, pictures))
+    write_atomically(path / "index.html", render(diagnoses, pictures))
     return path / "index.html"
 
 
@@ -60,13 +60,13 @@ def render(diagnoses: Sequence[Diagnosis], pictures: dict[str, bytes]) -> str:
         diagnoses=diagnoses,
         findings=[each.findings() for each in diagnoses],
         colors=[color(number) for number in range(len(diagnoses))],
-        sections=[each for each in SECTIONS if not each.is_optional or _is_asked(diagnoses, each.name)],
+        sections=[each for each in SECTIONS if not each.is_optional or _has_measure(diagnoses, each.name)],
         optional_rows=_optional_rows(diagnoses),
         pictures={name: b64encode(picture).decode() for name, picture in pictures.items()},
     )
 
 
-def _is_asked(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
+def _has_measure(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
     return any(getattr(each, measure) is not None for each in diagnoses)
 
 

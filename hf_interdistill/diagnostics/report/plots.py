@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..diagnosis import Diagnosis
+from ..result import Diagnosis
 from .drawing import STYLE, WIDTH, chance_line, color, error_bars, legend, new_figure, point, short
 from .optional_plots import draw_best_of_n, draw_noise
 

@@ -10,7 +10,7 @@ class Section:
     """A measure in the report.
 
     Args:
-        name: of the measure. title: a question. shown: what the picture shows. good: which way is good.
+        name: of the measure. title: a question. shown: what the picture shows. reading: what a good model looks like.
         rule: when the finding says what it says.
         is_optional: whether it needs more than a model and pairs, and is left out where nobody gave that.
     """
@@ -18,7 +18,7 @@ class Section:
     name: str
     title: str
     shown: str
-    good: str
+    reading: str
     rule: str
     is_optional: bool = False
 
