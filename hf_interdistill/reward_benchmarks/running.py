@@ -55,7 +55,9 @@ def run_benchmark(
     if is_truncating and scorer.max_length is None:
         raise ValueError("Texts are to be cut, but the scorer has no `max_length` to cut them to.")
     if job is not None and not model_key:
-        raise ValueError("`job` is given without `model_key`: the rewards of several models would be mixed. Give both.")
+        raise ValueError(
+            "`job` is given without `model_key`: the rewards of several models would be mixed. Give both."
+        )
     items = load_items(benchmark, data)
     job = job or JsonlJob(None)
     known = {row["row"]: row for row in job.rows() if row["model"] == model_key}

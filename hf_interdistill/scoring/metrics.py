@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .best_of_n import best_of_n_scores
-
 
 def pair_margins(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
     """Margins of pairs in float64, shape `(pairs,)`.
@@ -127,39 +125,6 @@ def length_bias(margins: ArrayLike, length_differences: ArrayLike) -> dict[str, 
         "accuracy_longer_is_worse": pairwise_accuracy(worse)["pairwise_accuracy"] if worse.size else float("nan"),
         "pairs_longer_is_worse": int(worse.size),
     }
-
-
-def best_of_n(rewards: ArrayLike, values: ArrayLike, sizes: list[int] | None = None) -> dict[int, float]:
-    """True value of the completion that the model picks among `n`, expected over all subsets of `n` candidates.
-
-    Exact, not sampled; see `scoring.best_of_n.best_of_n_scores`. A curve that falls with n is over-optimization.
-
-    Args:
-        rewards: the model's, shape `(prompts, candidates)`.
-        values: the true values (a gold reward, or 1 for a correct completion), same shape.
-        sizes: the n to report; by default 1, 2, 4, ... and all candidates.
-
-    Returns:
-        For each n the mean over prompts.
-    """
-    rewards, values = np.asarray(rewards, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if rewards.ndim != 2 or rewards.shape != values.shape or not rewards.size:
-        raise ValueError(
-            f"Rewards of shape {rewards.shape} and values of shape {values.shape}; both must be "
-            "`(prompts, candidates)`, with as many candidates for every prompt."
-        )
-    _checked(rewards.ravel(), "reward")
-    _checked(values.ravel(), "value")
-    candidates = rewards.shape[1]
-    sizes = _powers_of_two(candidates) if sizes is None else list(sizes)
-    for size in sizes:
-        if not 1 <= size <= candidates:
-            raise ValueError(f"Best of {size} of {candidates} candidates: n must be between 1 and {candidates}.")
-    return {size: float(np.mean(best_of_n_scores(rewards, values, size))) for size in sizes}
-
-
-def _powers_of_two(candidates: int) -> list[int]:
-    return sorted({*(2**power for power in range(candidates.bit_length())), candidates} - {0})
 
 
 def _checked(values: ArrayLike, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...scoring.best_of_n import best_of_n_kl, best_of_n_scores, doubling
+from ...scoring.best_of_n import best_of_n_by_prompt, best_of_n_kl, doubling
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
 
@@ -92,7 +92,7 @@ def measure_best_of_n(
     options = {"resamples": config.resamples, "seed": config.seed}
     ns = doubling(min(map(len, rewards)))
     proxy, picked, oracle = (
-        np.array([[best_of_n_scores(by, of, n) for n in ns] for by, of in zip(chosen_by, reported, strict=True)])
+        best_of_n_by_prompt(chosen_by, reported, ns)
         for chosen_by, reported in ((rewards, rewards), (rewards, gold), (gold, gold))
     )
     gains = {
