@@ -25,16 +25,16 @@ class ScoreArguments:
             `chat_template_kwargs`; text or messages.
         output: JSONL to write, the rows with `reward`, or `reward_chosen` and `reward_rejected`. Rows that it already
             holds are not scored again.
-        batch_size: completions a forward pass.
+        batch_size: completions per forward pass.
         max_length: longest text in tokens; a longer one is an error.
-        device: where to run (`cpu`, `cuda`, ...); by itself a GPU if there is one.
+        device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the model.
     """
 
     model: str = field(metadata={"help": "Reward model or adapter: folder or Hub name."})
     input: str = field(metadata={"help": "JSONL with `completion`, or `chosen` and `rejected`, and `prompt`."})
     output: str | None = field(default=None, metadata={"help": "JSONL to write; default: INPUT with .scored.jsonl."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a forward pass."})
+    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens."})
     device: str | None = field(default=None, metadata={"help": "Where to run; default: a GPU if there is one."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model."})

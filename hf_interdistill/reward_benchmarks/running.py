@@ -15,13 +15,13 @@ from ..scoring.scorer import RewardScorer
 from ..utils.jsonl_jobs import JsonlJob
 from . import find_benchmark
 from .items import Benchmark, Item, Result
-from .reading import load_items
+from .loading import load_items
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 @dataclass(frozen=True)
-class Scored:
+class BenchmarkRun:
     """The result of a run, and how many texts were cut to `max_length`."""
 
     result: Result
@@ -36,7 +36,7 @@ def run_benchmark(
     job: JsonlJob | None = None,
     model_key: str = "",
     is_truncating: bool = False,
-) -> Scored:
+) -> BenchmarkRun:
     """Score a model on a benchmark.
 
     Args:
@@ -71,7 +71,7 @@ def run_benchmark(
             progress.update(len(chunk))
     entries = [known[_row_key(item)] for item in items]
     result = benchmark.aggregate(items, [entry["rewards"] for entry in entries])
-    return Scored(result, sum(entry["cut"] for entry in entries))
+    return BenchmarkRun(result, sum(entry["cut"] for entry in entries))
 
 
 def _chunks(items: Sequence[Item], texts: int) -> Iterator[list[Item]]:
@@ -95,7 +95,7 @@ def _score(scorer: RewardScorer, items: Sequence[Item], is_truncating: bool) -> 
         is_long = [limit is not None and len(ids) > limit for ids in encoded]
         if any(is_long) and not is_truncating:
             raise ValueError(
-                f"{item.place}: a text has {max(map(len, encoded))} tokens, more than max_length={limit}. Raise "
+                f"{item.location}: a text has {max(map(len, encoded))} tokens, more than max_length={limit}. Raise "
                 "`max_length`, or set `truncate` to keep the last ones."
             )
         rows += [ids[-limit:] if long else ids for ids, long in zip(encoded, is_long, strict=True)]
@@ -106,7 +106,7 @@ def _score(scorer: RewardScorer, items: Sequence[Item], is_truncating: bool) -> 
         values = [next(rewards) for _ in item.candidates]
         if not all(map(isfinite, values)):
             raise ValueError(
-                f"{item.place}: the rewards are {values}: a broken model, or one that needs another dtype."
+                f"{item.location}: the rewards are {values}: a broken model, or one that needs another dtype."
             )
         entries.append({"row": _row_key(item), "rewards": values, "cut": cut})
     return entries
@@ -116,7 +116,7 @@ def _encode(scorer: RewardScorer, item: Item, candidate: str) -> list[int]:
     try:
         return scorer.formatter.encode(item.prompt, [{"role": "assistant", "content": candidate}])
     except ValueError as error:
-        raise ValueError(f"{item.place}: {error}") from None
+        raise ValueError(f"{item.location}: {error}") from None
 
 
 def _row_key(item: Item) -> str:

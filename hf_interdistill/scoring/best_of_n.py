@@ -73,7 +73,7 @@ def over_optimization_curve(
         ns: which n; powers of two up to the smallest number of samples, and that number, if not given.
 
     Returns:
-        One dict an n: `n`, `kl` (nats), `proxy`, `gold` (means over prompts), `proxy_se`, `gold_se` (standard errors
+        One dict per n: `n`, `kl` (nats), `proxy`, `gold` (means over prompts), `proxy_se`, `gold_se` (standard errors
         of these means; NaN for one prompt).
 
     Raises:

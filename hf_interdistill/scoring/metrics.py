@@ -44,7 +44,7 @@ def pairwise_accuracy(margins: ArrayLike) -> dict[str, float]:
 
 
 def in_random_order(margins: ArrayLike, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs shown in random order, as a judge would see them that does not know which one was chosen.
+    """Pairs shown in random order, so that nothing tells which completion was chosen.
 
     Without it every label is 1, and a model that always says "the first" looks calibrated.
 
@@ -70,7 +70,7 @@ def calibration(margins: ArrayLike, bins: int = 10, seed: int = 0) -> dict[str, 
     - `brier`: `mean((p - y)^2)`. Source: Brier, 1950, for one of the two outcomes.
     - `nll`: `mean(-log p(y))` in nats, which is the Bradley-Terry loss. A coin has log 2.
 
-    Only `ece` depends on the order. A tie is a probability of one half and is judged as such.
+    Only `ece` depends on the order. A tie is a probability of one half and is scored as such.
 
     Args:
         margins: shape `(pairs,)`. bins: number of bins for `ece`. seed: of the order.
@@ -89,10 +89,10 @@ def calibration(margins: ArrayLike, bins: int = 10, seed: int = 0) -> dict[str, 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> np.ndarray:
     """Expected calibration error as in `calibration`; pairs on the last axis, one error for each of the others."""
-    # The last bin includes its upper edge, so a probability of 1 has a place.
-    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    # The last bin includes its upper edge, so a probability of 1 falls into a bin.
+    bin_indices = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     surplus = labels - probabilities
-    gaps = [np.abs(np.where(places == place, surplus, 0.0).sum(-1)) for place in range(bins)]
+    gaps = [np.abs(np.where(bin_indices == index, surplus, 0.0).sum(-1)) for index in range(bins)]
     return sum(gaps) / probabilities.shape[-1]
 
 
@@ -132,8 +132,8 @@ def _checked(values: ArrayLike, name: str) -> np.ndarray:
     if values.ndim != 1 or not values.size:
         raise ValueError(f"The {name}s have the shape {values.shape}; expected `(n,)` with at least one {name}.")
     if not np.isfinite(values).all():
-        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(
-            f"The {name} at position {place} is {values[place]}: a broken model, neither right nor wrong."
+            f"The {name} at position {index} is {values[index]}: a broken model, neither right nor wrong."
         )
     return values

@@ -1,4 +1,4 @@
-"""Best-of-n over a file of prompts: each prompt's candidates written at once, resumed after a kill."""
+"""Best-of-n over a file of prompts: candidates are written when they are scored; a killed job resumes."""
 
 from __future__ import annotations
 
@@ -47,40 +47,40 @@ class BestOfNConfig:
             `finish_reasons` of sampled ones.
         reward_model: the reward model to choose by: name or folder, of a full model or an adapter.
         model: name or folder of a causal LM to sample from.
-        n: candidates a prompt to sample.
+        n: candidates per prompt to sample.
         generation: fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
         selected: JSONL file for what is kept.
         keep: `completions` or `pairs` (best against worst); see `rules.selected_rows`.
-        top_k: completions to keep a prompt. threshold: the least reward of kept completions.
+        top_k: completions to keep per prompt. threshold: the least reward of kept completions.
         margin: the reward difference that pairs must exceed.
         gold_model: a reward model that counts as the truth, for the curve.
-        curve: JSON file for the over-optimization curve; the picture lies beside it.
-        batch_size: completions a forward pass, in sampling and scoring.
+        curve: JSON file for the over-optimization curve; the picture is written beside it.
+        batch_size: completions per forward pass, in sampling and scoring.
         seed: of the samples.
         dtype, reward_dtype: of the causal LM and of the reward models, as in `from_pretrained`.
-        overwrite: start anew where `output` was made with other settings.
+        overwrite: start again where `output` was made with other settings.
     """
 
     prompts: str = field(metadata={"help": "JSONL of prompts, without `model` with `completions`."})
     output: str = field(metadata={"help": "JSONL to write: all candidates with rewards."})
     reward_model: str = field(metadata={"help": "Reward model to choose by."})
     model: str | None = field(default=None, metadata={"help": "Causal LM to sample from."})
-    n: int = field(default=16, metadata={"help": "Candidates a prompt to sample."})
+    n: int = field(default=16, metadata={"help": "Candidates per prompt to sample."})
     generation: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Fields of GenerationConfig; JSON."}
     )
     selected: str | None = field(default=None, metadata={"help": "JSONL for what is kept."})
     keep: str = field(default="completions", metadata={"help": "completions or pairs."})
-    top_k: int = field(default=1, metadata={"help": "Completions to keep a prompt."})
+    top_k: int = field(default=1, metadata={"help": "Completions to keep per prompt."})
     threshold: float | None = field(default=None, metadata={"help": "Least reward of kept completions."})
     margin: float = field(default=0.0, metadata={"help": "Reward difference that pairs must exceed."})
     gold_model: str | None = field(default=None, metadata={"help": "Reward model that counts as the truth."})
     curve: str | None = field(default=None, metadata={"help": "JSON for the over-optimization curve."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a forward pass."})
+    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
     dtype: str = field(default="auto", metadata={"help": "Data type of the causal LM."})
     reward_dtype: str = field(default="float32", metadata={"help": "Data type of the reward models."})
-    overwrite: bool = field(default=False, metadata={"help": "Start anew where settings differ."})
+    overwrite: bool = field(default=False, metadata={"help": "Start again where settings differ."})
 
     def __post_init__(self):
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))

@@ -55,11 +55,11 @@ class JsonlJob:
             return
         self.output.parent.mkdir(parents=True, exist_ok=True)
         if settings is not None:
-            self._settle_settings(json.loads(json.dumps(settings)), overwrite)
+            self._check_settings(json.loads(json.dumps(settings)), overwrite)
         for path in self._files():
             truncate_partial_line(path)
 
-    def _settle_settings(self, settings: dict[str, Any], overwrite: bool | None) -> None:
+    def _check_settings(self, settings: dict[str, Any], overwrite: bool | None) -> None:
         earlier = _load_json(self.settings_file)
         if earlier == settings:
             return

@@ -150,7 +150,7 @@ def test_rewards_are_the_scorers_and_long_pairs_are_left_out(tmp_path, monkeypat
         ({10: "a"}, "Write 10 % as 0.1"),
         ({"many": "a"}, "the share 'many'"),
         ({0.1: "a", "0.10": "b"}, "each must be named once"),
-        ({0.1: "a", 0.2: "./a"}, "at 0.2 a model that is the diagnosed one or stands at another share"),
+        ({0.1: "a", 0.2: "./a"}, "at 0.2 a model that is the diagnosed one or that another share has"),
         ({0.1: "rm"}, "at 0.1 a model that is the diagnosed one"),
     ],
 )
@@ -187,7 +187,7 @@ def test_command_line_from_yaml_and_for_several_models(tmp_path, capsys):
     assert "Not run: no models trained on flipped labels were given." in page
     capsys.readouterr()
     for bad, message in (
-        (json.dumps({"0.3": flipped}), "not said of which one"),
+        (json.dumps({"0.3": flipped}), "does not say of which one"),
         (json.dumps({"three": {"0.3": flipped}}), "models of 'three'"),
         (json.dumps({two: {"0.3": two}}), "the diagnosed one"),
         ("{}", "is empty"),

@@ -39,7 +39,7 @@ def check_noise_models(noise_models: Mapping[Any, Any] | None, model, data) -> d
     for share, each in shares.items():
         if _identity(each) in seen:
             raise ValueError(
-                f"`noise_models` has at {share:g} a model that is the diagnosed one or stands at another share too: "
+                f"`noise_models` has at {share:g} a model that is the diagnosed one or that another share has too: "
                 f"{each if isinstance(each, str) else type(each).__name__}. Each share needs a model trained with it."
             )
         seen.append(_identity(each))

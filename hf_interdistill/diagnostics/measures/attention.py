@@ -1,8 +1,8 @@
-"""Attention by stage: where does the scored token look, in pairs judged right and in pairs judged wrong?
+"""Attention by stage: where does the scored token look, in pairs ranked right and in pairs ranked wrong?
 
 Source: Figure 1 of arXiv 2508.02618 (in misclassified pairs more attention goes to the last part); five equal stages,
-the first token apart, and the rule of the finding are ours. Where attention goes says little of why a reward comes out
-as it does, and a model that was trained to attend like a teacher will: a hint, no evidence.
+the first token apart, and the rule of the finding are ours. Attention explains little of a
+reward, and a model that was trained to attend like a teacher will do so: a hint, no evidence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
 from .pair_results import PairResults
 
-_FEW = 10
+_FEW_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AttentionStages:
     def finding(self) -> Finding:
         """`suspect`: wrong pairs have more of their attention on the last stage; `good`: they have not more than one
         point more; `unclear`: too uncertain, or fewer than 10 pairs in a group."""
-        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW:
+        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW_PAIRS:
             return Finding(UNCLEAR, f"Too few pairs to compare: {self.wrong.sink.pairs} wrong ones.")
         sentence = f"Share of the last fifth in wrong pairs minus right pairs: {points(self.last_gap)}."
         if self.last_gap.low > 0:

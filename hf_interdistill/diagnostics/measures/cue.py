@@ -11,7 +11,7 @@ from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
 from .pair_results import PairResults
 
-_MATTERS = 0.05
+_LARGE_CHANGE = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class PlantedCue:
             f"With the phrase on the {side} response it is right in {percent(accuracy)} instead of "
             f"{percent(self.plain)}, a loss of {points(self.change)}."
         )
-        if self.change.low > _MATTERS:
+        if self.change.low > _LARGE_CHANGE:
             return Finding(SUSPECT, sentence)
-        return Finding(GOOD if self.change.high < _MATTERS else UNCLEAR, sentence)
+        return Finding(GOOD if self.change.high < _LARGE_CHANGE else UNCLEAR, sentence)
 
 
 def measure_cue(results: PairResults, config: DiagnosisConfig) -> PlantedCue:

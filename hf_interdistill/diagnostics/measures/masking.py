@@ -17,7 +17,7 @@ from .pair_results import PairResults
 
 @dataclass(frozen=True)
 class MaskingCurve:
-    """Accuracy with parts of the content taken away.
+    """Accuracy with parts of the content removed.
 
     Args:
         fractions: the parts. first, last: accuracy without that part of prompt and response at the start, or at the

@@ -20,7 +20,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(diagnoses: Sequence[Diagnosis], folder: str) -> Path:
-    """Write `diagnosis.json`, a PNG a measure, and `index.html` with all of it.
+    """Write `diagnosis.json`, one PNG per measure, and `index.html` with all of it.
 
     Args:
         diagnoses: of one or several models, shown side by side in this order.
@@ -71,7 +71,7 @@ def _has_measure(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
 
 
 def _optional_rows(diagnoses: Sequence[Diagnosis]) -> list[tuple[str, list[Estimate | None], str]]:
-    """Rows of the table of numbers for the measures that not every model has: label, an estimate a model, kind."""
+    """Rows of the table of numbers for the measures that not every model has: label, one estimate per model, kind."""
     noise, curves = [each.label_noise for each in diagnoses], [each.best_of_n for each in diagnoses]
     shares = sorted({share for each in noise if each for share in each.shares})
     rows = [

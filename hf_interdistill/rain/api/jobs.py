@@ -53,7 +53,7 @@ class RainJobConfig:
         tree_format: `json`, `html` or `mmd`.
         seed: of the search, if `rain` has none.
         dtype: of the model, as in `from_pretrained`.
-        overwrite: start anew where `output` was made with other settings.
+        overwrite: start again where `output` was made with other settings.
     """
 
     model: str = field(metadata={"help": "Name or folder of a causal LM."})
@@ -74,7 +74,7 @@ class RainJobConfig:
     tree_format: str = field(default="json", metadata={"help": "json, html or mmd."})
     seed: int = field(default=0, metadata={"help": "Seed of the search."})
     dtype: str = field(default="auto", metadata={"help": "The model's dtype."})
-    overwrite: bool = field(default=False, metadata={"help": "Start anew where settings differ."})
+    overwrite: bool = field(default=False, metadata={"help": "Start again where settings differ."})
 
     def __new__(cls, *args, **kwargs):
         refuse_unknown(cls.__name__, kwargs, (each.name for each in fields(cls)))
@@ -220,7 +220,7 @@ def _search(config: RainJobConfig, job: JsonlJob, loaded: tuple, work: Sequence[
             error.records = engine.records()
             raise ScorerError(
                 f"{error} {bar.n} of {len(work)} prompts of this process were finished and are written; run the job "
-                "again to go on."
+                "again to resume."
             ) from error
 
 
