@@ -125,7 +125,7 @@ def test_rain(folder, capsys):
     assert "must be JSON" in capsys.readouterr().err
 
 
-def test_score_goes_on_where_it_stopped_and_mixes_nothing(folder, capsys):
+def test_score_resumes_where_it_stopped_and_mixes_nothing(folder, capsys):
     source = folder / "in.jsonl"
     source.write_text("".join(json.dumps({"prompt": "q ", "completion": f"answer {i}"}) + "\n" for i in range(9)))
     command = ["score", "--model", str(folder / "student"), "--input", str(source)]

@@ -89,7 +89,7 @@ def count_scored(monkeypatch) -> list[int]:
     return counts
 
 
-def test_a_killed_run_goes_on(model, tmp_path, monkeypatch):
+def test_a_killed_run_resumes(model, tmp_path, monkeypatch):
     command = ["eval", "--model", model, "--benchmark", "reward_bench", "--batch_size", "1"]
     command += ["--data", str(SAMPLES / "reward_bench" / "filtered.jsonl"), "--output", str(tmp_path / "out")]
     code = (

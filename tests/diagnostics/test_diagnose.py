@@ -233,7 +233,7 @@ def test_broken_model_is_named():
         diagnose(scorer, preferences(2), FAST, is_progress_shown=False)
 
 
-def test_killed_run_goes_on(tmp_path, monkeypatch):
+def test_killed_run_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnosis_module, "_BATCHES_PER_WRITE", 1)
     rows, calls = preferences(10), []
     straight = diagnose(scorer_of(), rows, FAST, name="rm", is_progress_shown=False)

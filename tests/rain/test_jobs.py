@@ -106,7 +106,7 @@ def launch(config: RainJobConfig, *command, **environment) -> subprocess.Popen:
     )
 
 
-def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
+def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path):
     config = job(scorer="rain.job_scorers:slow", rain={"max_batch_size": 1})
     process = launch(config, RAIN_TEST_DELAY="0.15")
     shard = tmp_path / "out" / "answers.jsonl.shard-00000-of-00001"

@@ -77,7 +77,7 @@ def test_a_judge_that_fails_at_random(workshop, capsys, monkeypatch):
     while main(command) == 2:
         failures += 1
         error = capsys.readouterr().err
-        assert "the judge is out" in error and "run the job again to go on" in error
+        assert "the judge is out" in error and "run the job again to resume" in error
         now = kept(workshop)
         assert now[: len(before)] == before and len(now) == len(set(now))
         before = now
