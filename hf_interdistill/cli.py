@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .utils.errors import RunError, what_to_do
+from .utils.errors import RunError, recovery_hint
+from .utils.fields import nearest_name
 
 COMMANDS = {
     "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
         module.run(*settings)
     except (ValueError, TypeError, OSError, FloatingPointError, RunError) as error:
-        print(f"interdistill {command}: error: {error}{what_to_do(error)}", file=sys.stderr)
+        print(f"interdistill {command}: error: {error}{recovery_hint(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -80,8 +80,8 @@ def _read_yaml(path: str) -> dict:
 def _require_known(keys, known: set[str], where: str) -> None:
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            near = nearest_name(key, known)
+            hint = "" if near is None else f" Did you mean `{near}`?"
             raise ValueError(f"Unknown key `{key}` {where}.{hint} (`--help` lists all keys.)")
 
 

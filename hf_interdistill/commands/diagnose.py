@@ -12,8 +12,9 @@ from rich.table import Table
 from ..diagnostics.collect.candidates import check_candidates
 from ..diagnostics.collect.noise_models import check_noise_models
 from ..diagnostics.config import DiagnosisConfig
-from ..diagnostics.diagnosis import Diagnosis, diagnose
+from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.report.page import write_report
+from ..diagnostics.result import Diagnosis
 from ..scoring.scorer import RewardScorer
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
@@ -28,8 +29,8 @@ class DiagnoseArguments:
     Args:
         model: reward models or adapters, folders or Hub names.
         data: preferences: file, folder or Hub name.
-        output: folder for `index.html`, the pictures, `diagnosis.json`, and the records that a killed run goes on
-            from.
+        output: folder for `index.html`, the pictures, `diagnosis.json`, and the records that a killed run
+            resumes.
         split: of the data, where it has several.
         noise_models: models trained with flipped labels, by the share of them: `{0.1: FOLDER, 0.3: FOLDER}`; with
             several `model`s one such mapping each: `{MODEL: {0.1: FOLDER}, ...}`. On the command line JSON.
@@ -37,13 +38,13 @@ class DiagnoseArguments:
             writes it.
         gold: reward model that scores the candidates as the truth, where the file does not.
         cue: phrase that is put at the end of responses.
-        attention_layers: layers whose attention is looked at, negative from the end.
-        limit: pairs, and prompts with candidates, to look at; all if not given.
+        attention_layers: layers whose attention is measured, negative from the end.
+        limit: pairs, and prompts with candidates, to measure; all if not given.
         resamples: bootstrap resamples behind each interval.
-        batch_size: texts a forward pass.
+        batch_size: texts per forward pass.
         max_length: longest text in tokens; longer pairs are left out and counted.
         seed: of bootstrap and random order.
-        device: where to run (`cpu`, `cuda`, ...); by itself a GPU if there is one.
+        device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the models.
     """
 
@@ -58,11 +59,11 @@ class DiagnoseArguments:
     gold: str | None = field(default=None, metadata={"help": "Reward model that counts as the truth for candidates."})
     cue: str = field(default=DiagnosisConfig.cue, metadata={"help": "Phrase put at the end of responses."})
     attention_layers: list[int] = field(
-        default_factory=lambda: [-1], metadata={"help": "Layers whose attention is looked at, negative from the end."}
+        default_factory=lambda: [-1], metadata={"help": "Layers whose attention is measured, negative from the end."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Pairs and prompts to look at; default: all."})
+    limit: int | None = field(default=None, metadata={"help": "Pairs and prompts to measure; default: all."})
     resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples behind each interval."})
-    batch_size: int = field(default=16, metadata={"help": "Texts a forward pass."})
+    batch_size: int = field(default=16, metadata={"help": "Texts per forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens."})
     seed: int = field(default=0, metadata={"help": "Seed of bootstrap and random order."})
     device: str | None = field(default=None, metadata={"help": "Where to run; default: a GPU if there is one."})
@@ -81,8 +82,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     if len(set(args.model)) != len(args.model):
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
     noise_models = _noise_models(args)
-    if args.candidates is not None or args.gold is not None:
-        check_candidates(args.candidates)
+    check_candidates(args.candidates, args.gold)
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),
@@ -124,8 +124,8 @@ def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:
     if not any(isinstance(each, dict) for each in given.values()):
         if given and len(args.model) > 1:
             raise ValueError(
-                f"`noise_models` maps shares to models, but `model` names {len(args.model)} models, and it is "
-                "not said of which one they are. Write a mapping a model: {MODEL: {0.1: FOLDER}, ...}."
+                f"`noise_models` maps shares to models, but `model` names {len(args.model)} models, and it does "
+                "not say of which one. Write one mapping per model: {MODEL: {0.1: FOLDER}, ...}."
             )
         given = {args.model[0]: given} if given else {}
     unknown = [name for name in given if name not in args.model]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..reward_benchmarks import find_benchmark
 from ..reward_benchmarks.reports import notes, short_names, table, write
-from ..reward_benchmarks.running import RewardCache, Scored, model_key, run_benchmark
+from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.scorer import RewardScorer
+from ..utils.jsonl_jobs import JsonlJob
 from .tables import print_metrics
 
 
@@ -19,20 +20,22 @@ class EvalArguments:
     Args:
         model: reward models or adapters, folders or Hub names.
         benchmark: names, such as `reward_bench` (a wrong one lists all).
-        output: folder for `results.json`, `results.md` and `scores.jsonl`, which a killed run goes on from.
+        output: folder for `results.json`, `results.md` and `scores.jsonl`, which a killed run resumes.
         data: for each benchmark a file or folder in its published format; by default the data set on the Hub.
-        batch_size: completions a forward pass.
+        batch_size: completions per forward pass.
         max_length: longest text in tokens; a longer one is an error, unless `truncate`.
         truncate: keep the last `max_length` tokens of longer texts; their number is reported.
-        device: where to run (`cpu`, `cuda`, ...); by itself a GPU if there is one.
+        device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the models.
     """
 
     model: list[str] = field(metadata={"help": "Reward models or adapters: folders or Hub names."})
     benchmark: list[str] = field(metadata={"help": "Benchmarks, such as reward_bench."})
     output: str = field(metadata={"help": "Folder for results.json, results.md and scores.jsonl."})
-    data: list[str] | None = field(default=None, metadata={"help": "A file or folder a benchmark; default: the Hub."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a forward pass."})
+    data: list[str] | None = field(
+        default=None, metadata={"help": "A file or folder per benchmark; default: the Hub."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens."})
     truncate: bool = field(default=False, metadata={"help": "Keep the last max_length tokens of longer texts."})
     device: str | None = field(default=None, metadata={"help": "Where to run; default: a GPU if there is one."})
@@ -44,7 +47,7 @@ class EvalArguments:
 ARGUMENTS = (EvalArguments,)
 
 
-def run(args: EvalArguments) -> dict[str, dict[str, Scored]]:
+def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
     """Score every model on every benchmark, write and print; returns the results by benchmark and model."""
     benchmarks = [find_benchmark(name) for name in args.benchmark]
     for name, values in (("model", args.model), ("benchmark", args.benchmark)):
@@ -55,15 +58,17 @@ def run(args: EvalArguments) -> dict[str, dict[str, Scored]]:
     if args.truncate and args.max_length is None:
         raise ValueError("`truncate` needs a `max_length` to cut to.")
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    job = JsonlJob(folder / "scores.jsonl")
+    job.open()
     data = dict(zip(args.benchmark, args.data or [None] * len(benchmarks), strict=True))
-    results: dict[str, dict[str, Scored]] = {name: {} for name in args.benchmark}
+    results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
     for model in args.model:
         scorer = _load(args, model)
-        cache = RewardCache(folder / "scores.jsonl", model_key(model, scorer, **_settings(args)))
+        key = fingerprint_model(model, scorer, **_settings(args))
         for benchmark in benchmarks:
-            scored = run_benchmark(scorer, benchmark, data[benchmark.name], cache=cache, is_truncating=args.truncate)
-            results[benchmark.name][model] = scored
+            results[benchmark.name][model] = run_benchmark(
+                scorer, benchmark, data[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
+            )
     write(results, folder)
     _print(results, folder)
     return results
@@ -93,7 +98,7 @@ def _settings(args: EvalArguments) -> dict:
     }
 
 
-def _print(results: dict[str, dict[str, Scored]], folder: Path) -> None:
+def _print(results: dict[str, dict[str, BenchmarkRun]], folder: Path) -> None:
     for benchmark, by_model in results.items():
         names = short_names(list(by_model))
         print_metrics(benchmark, {names[model]: table(scored.result) for model, scored in by_model.items()})

@@ -12,17 +12,17 @@ from ..metrics.training import pair_rewards, reward_metrics
 from ..training.checkpoints import checkpoint_to_resume
 from ..utils.data import get_split
 from .data_arguments import DataArguments
-from .older_runs import OlderRunArguments, settle_older_run
+from .output_dir import OutputDirArguments, prepare_output_dir
 from .tables import print_metrics
 
-ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig, OlderRunArguments)
+ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig, OutputDirArguments)
 
 
 def run(
-    data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, older: OlderRunArguments
+    data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, output_dir: OutputDirArguments
 ) -> dict:
     """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
-    settle_older_run(older, args)
+    prepare_output_dir(output_dir, args)
     splits = data.load()
     train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
     trainer = InteractionDistillationTrainer(

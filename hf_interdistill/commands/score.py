@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from ..scoring.scorer import RewardScorer
-from ..utils.atomic_io import mend_lines, write_whole
+from ..utils.jsonl_jobs import JsonlJob
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -28,16 +25,16 @@ class ScoreArguments:
             `chat_template_kwargs`; text or messages.
         output: JSONL to write, the rows with `reward`, or `reward_chosen` and `reward_rejected`. Rows that it already
             holds are not scored again.
-        batch_size: completions a forward pass.
+        batch_size: completions per forward pass.
         max_length: longest text in tokens; a longer one is an error.
-        device: where to run (`cpu`, `cuda`, ...); by itself a GPU if there is one.
+        device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the model.
     """
 
     model: str = field(metadata={"help": "Reward model or adapter: folder or Hub name."})
     input: str = field(metadata={"help": "JSONL with `completion`, or `chosen` and `rejected`, and `prompt`."})
     output: str | None = field(default=None, metadata={"help": "JSONL to write; default: INPUT with .scored.jsonl."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a forward pass."})
+    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens."})
     device: str | None = field(default=None, metadata={"help": "Where to run; default: a GPU if there is one."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model."})
@@ -53,11 +50,12 @@ def run(args: ScoreArguments) -> dict:
     import torch
 
     source, target = Path(args.input), Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
-    done = _completed_lines(target)
-    total = sum(1 for line in source.open(encoding="utf-8") if line.strip())
-    if done > total:
-        raise ValueError(f"{target} holds {done} rows, {source} only {total}: it is the output of another input.")
-    _require_same_settings(target, args, done)
+    total = sum(1 for _ in _read(source))
+    job = JsonlJob(target)
+    job.open({"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input})
+    scored = sum(1 for _ in job.rows())
+    if scored > total:
+        raise ValueError(f"{target} holds {scored} rows, {source} only {total}: it is the output of another input.")
     scorer = RewardScorer.from_pretrained(
         args.model,
         batch_size=args.batch_size,
@@ -66,15 +64,8 @@ def run(args: ScoreArguments) -> dict:
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
     ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rows = islice(_read(source), done, None)
-    with target.open("a", encoding="utf-8") as output, tqdm(total=total, initial=done, desc="Scoring") as progress:
-        while chunk := list(islice(rows, 8 * args.batch_size)):
-            for row in _score(scorer, chunk):
-                output.write(json.dumps(row, ensure_ascii=False) + "\n")
-            output.flush()
-            os.fsync(output.fileno())
-            progress.update(len(chunk))
-    summary = _summary(target)
+    job.complete(_read(source), partial(_score, scorer), chunk_size=8 * args.batch_size, total=total, desc="Scoring")
+    summary = _summarize(job)
     print_metrics(f"Scores in {target}", {"all rows": summary})
     return summary
 
@@ -96,29 +87,6 @@ def _read(path: Path) -> Iterator[dict]:
             yield row
 
 
-def _completed_lines(path: Path) -> int:
-    """Rows that an earlier run finished; a line that was cut off in the middle is removed."""
-    if not path.exists():
-        return 0
-    mend_lines(path)
-    return path.read_bytes().count(b"\n")
-
-
-def _require_same_settings(target: Path, args: ScoreArguments, done: int) -> None:
-    """Never mix the rewards of two models, or of two inputs, in one file."""
-    settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
-    path = target.with_name(target.name + ".settings.json")
-    if done:
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if earlier != settings:
-            raise ValueError(
-                f"{target} holds {done} rows scored with {earlier or 'unknown settings'}, this run has {settings}. "
-                "Delete it, or write to another `output`."
-            )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(settings))
-
-
 def _score(scorer: RewardScorer, rows: list[dict]) -> list[dict]:
     items = [(row, side) for row in rows for side in _SIDES if side in row]
     rewards = scorer(
@@ -133,9 +101,9 @@ def _score(scorer: RewardScorer, rows: list[dict]) -> list[dict]:
     return list(scored.values())
 
 
-def _summary(path: Path) -> dict:
+def _summarize(job: JsonlJob) -> dict:
     rewards, margins = [], []
-    for row in _read(path):
+    for row in job.rows():
         rewards += [row[name] for name in _SIDES.values() if name in row]
         if "reward_chosen" in row:
             margins.append(row["reward_chosen"] - row["reward_rejected"])

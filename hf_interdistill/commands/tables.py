@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def print_metrics(title: str, columns: dict[str, dict]) -> None:
-    """A table of metrics, one column a dataset."""
+    """A table of metrics, one column per dataset."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     for name in columns:

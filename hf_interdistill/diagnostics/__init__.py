@@ -1,7 +1,7 @@
-"""Diagnosis of reward models: what they read, what fools them, how sure they may be.
+"""Diagnosis of reward models: what they read, what misleads them, whether they are calibrated.
 
-One way through: rows -> tokens and where their contents stand (`contents`) -> rewards of the text and of changed
-texts, one record a pair (`measuring`) -> one small module a measure, pure functions of the records (`accuracy`,
+Data flow: rows -> tokens and the positions of their contents (`contents`) -> rewards of the text and of changed
+texts, one record per pair (`measuring`) -> one small module per measure, pure functions of the records (`accuracy`,
 `masking`, `attention`, `cue`, `length`, `calibration`) -> report (`plots`, `report`).
 
 Two measures need more than a model and pairs, and are left out without it: models trained with flipped labels

@@ -12,14 +12,14 @@ class DiagnosisConfig:
     """What is measured, and how exactly.
 
     Args:
-        fractions: parts of the content that are taken away, from the start and, as a control, from the end.
+        fractions: shares of the content that are removed, from the start and, as a control, from the end.
         cue: phrase that is put at the end of a response.
-        attention_layers: layers whose attention is looked at (their mean), negative from the end.
+        attention_layers: layers whose attention is measured (their mean), negative from the end.
         bins: bins of the reliability diagram.
         resamples: bootstrap resamples behind each 95 % interval.
-        limit: pairs, and prompts with candidates, to look at; all if `None`.
+        limit: pairs, and prompts with candidates, to measure; all if `None`.
         max_length: longest text in tokens; longer pairs are left out and counted. `None`: what the model can read.
-        batch_size: texts a forward pass.
+        batch_size: texts per forward pass.
         seed: of the bootstrap and of the random order behind calibration.
     """
 
@@ -33,8 +33,8 @@ class DiagnosisConfig:
     batch_size: int = 16
     seed: int = 0
 
-    def deciding(self) -> dict:
-        """The settings that decide what is recorded of a pair; the others only decide what is made of it."""
+    def result_settings(self) -> dict:
+        """The settings that the record of a pair depends on; the others only matter for what is made of records."""
         return {name: getattr(self, name) for name in ("fractions", "cue", "attention_layers", "max_length")}
 
     def __post_init__(self):

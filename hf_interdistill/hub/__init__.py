@@ -1,1 +1,1 @@
-"""From a trained reward model to a repository of the Hub: what travels, its card, its way there."""
+"""From a trained reward model to a repository on the Hub: its files, its card, the upload."""

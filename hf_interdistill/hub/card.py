@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..utils.privacy import hub_name
 from .citations import PAPER, citations
-from .loading import loading_section, with_loading_section
+from .loading_section import loading_section, with_loading_section
 
 METHOD_TAG = "interaction-distillation"
 _ADAPTER_TAGS = ("lora", "peft")

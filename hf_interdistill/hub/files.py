@@ -1,4 +1,4 @@
-"""Which files of a trained reward model travel, and whether the folder is fit to travel at all."""
+"""Which files of a trained reward model are uploaded, and whether others could use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from ..scoring.scorer import holds_head
 from ..utils.privacy import hub_name, public_name, refuse_private_text, refuse_private_values
 from .card import card_for_repository
-from .loading import trained_on_messages
+from .loading_section import trained_on_messages
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class HubFile:
 def stage_model(folder: str | Path, repo_id: str, *, base_model: str | None = None) -> list[HubFile]:
     """The files of a reward model (full, or a LoRA adapter) as they go to a repository.
 
-    Weights (safetensors), tokenizer with its chat template, config, model card and its picture; nothing else that lies
-    in the folder: no checkpoints, no optimizer state, no pickles, no teacher.
+    Weights (safetensors), tokenizer with its chat template, config, model card and its picture; nothing else in
+    the folder: no checkpoints, no optimizer state, no pickles, no teacher.
 
     Args:
         folder: where the model was saved.
@@ -144,7 +144,7 @@ def _weights(folder: Path, is_adapter: bool) -> list[str]:
     if not holds_head(key for file in files for key in _keys(folder / file)):
         fix = "Train with `modules_to_save=['score']`, or push it merged (`--merge true`) if its base has a head."
         raise ValueError(
-            f"{name} has no score head in {', '.join(files)}: whoever loads it would get random rewards. "
+            f"{name} has no score head in {', '.join(files)}: its rewards would be random. "
             + (fix if is_adapter else "Push the model that the trainer saved.")
         )
     return files if is_adapter or files == [_FULL] else [*files, _INDEX]
@@ -191,7 +191,7 @@ def _read_card(path: Path) -> ModelCard | None:
         return ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{CARD} has no valid metadata (the YAML between the first two `---`): {error} Mend it, or delete the "
+            f"{CARD} has no valid metadata (the YAML between the first two `---`): {error} Correct it, or delete the "
             "file to push a card that only says how to load the model."
         ) from None
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 ATTEMPTS, WAIT_SECONDS = 3, 2.0
-_PASSING = (408, 409, 429, 500, 502, 503, 504)
+_TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 # Left by an earlier push, these would be loaded instead of (or into) what comes now; pickles should not be there.
 _SUPERSEDED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "chat_template.jinja"),
@@ -35,7 +35,7 @@ _ADVICE = {
 
 
 class HubPushError(OSError):
-    """The Hub did not take the model; the message says why and what to do."""
+    """The Hub did not accept the model; the message says why and what to do."""
 
 
 def push_files(
@@ -47,10 +47,10 @@ def push_files(
     revision: str | None = None,
     commit_message: str = "Upload reward model",
 ) -> CommitInfo:
-    """Upload files in one commit, so that nobody ever finds half a model; make the repository if it is not there.
+    """Upload files in one commit, so that a repository never holds half a model; create it if it does not exist.
 
-    What the Hub already has is not sent again, so an upload that broke off, or whose process was killed, goes on when
-    it is run again. Weights and tokenizer files of an earlier push that this one does not have are deleted.
+    What the Hub already has is not sent again, so an upload that failed, or whose process was killed, resumes when it
+    is run again. Weights and tokenizer files of an earlier push that this one does not have are deleted.
 
     Args:
         files: see `stage_model`.
@@ -70,7 +70,7 @@ def push_files(
     def commit() -> CommitInfo:
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        # Anew in each attempt: the operations remember what the Hub had when they were made.
+        # Made again in each attempt: the operations remember what the Hub had when they were made.
         operations: list = [CommitOperationAdd(file.path_in_repo, file.source) for file in files]
         operations += [CommitOperationDelete(path) for path in _superseded(api, repo_id, revision, files)]
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
@@ -120,15 +120,15 @@ def _superseded(api: HfApi, repo_id: str, revision: str | None, files: Sequence[
 
 
 def _with_retries(action: Callable[[], Result], repo_id: str, token: str | None) -> Result:
-    """Do something with the Hub; what may pass is tried again (uploads of weights are, by the client itself)."""
+    """Call the Hub; transient errors are retried (the client itself retries uploads of weights)."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except (HTTPError, OfflineModeIsEnabled, RuntimeError) as error:
             status = _status(error)
-            is_passing = not isinstance(error, OfflineModeIsEnabled | RuntimeError) and status in (None, *_PASSING)
-            if not is_passing or attempt == ATTEMPTS:
-                raise HubPushError(redact(_explained(error, status, repo_id), token or get_token())) from None
+            is_transient = not isinstance(error, OfflineModeIsEnabled | RuntimeError) and status in (None, *_TRANSIENT)
+            if not is_transient or attempt == ATTEMPTS:
+                raise HubPushError(redact(_error_message(error, status, repo_id), token or get_token())) from None
             logger.warning(f"The Hub did not answer as it should ({_reason(status)}); attempt {attempt + 1} follows.")
             time.sleep(WAIT_SECONDS * attempt)
     raise AssertionError("unreachable")
@@ -147,15 +147,15 @@ def _reason(status: int | None) -> str:
     return "the connection broke" if status is None else f"status {status}"
 
 
-def _explained(error: BaseException, status: int | None, repo_id: str) -> str:
+def _error_message(error: BaseException, status: int | None, repo_id: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return f"Pushing to {repo_id} takes the Hub, but HF_HUB_OFFLINE is set. Unset it."
     said = getattr(error, "server_message", None) or (f"{error}: {error.__cause__}" if error.__cause__ else str(error))
     if status in _ADVICE:
         return f"Pushing to {repo_id} failed (status {status}). {_ADVICE[status]} The Hub said: {said}"
-    if status is None or status in _PASSING:
+    if status is None or status in _TRANSIENT:
         return (
-            f"The upload to {repo_id} broke off ({_reason(status)}). Run the same again: what "
+            f"The upload to {repo_id} failed ({_reason(status)}). Run the same command again: what "
             f"has arrived is not sent again. The last error was: {said}"
         )
     return f"Pushing to {repo_id} failed (status {status}). The Hub said: {said}"

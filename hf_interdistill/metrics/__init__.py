@@ -2,7 +2,7 @@
 
 Each is a folder that `evaluate.load` takes (`evaluate.load(metric_path("calibration"))`) and that can be pushed as it
 is. Their inputs are `predictions` (rewards of chosen completions) and `references` (rewards of the rejected ones), so
-that `evaluate.combine` works. The formulas are in `scoring/metrics.py`.
+that `evaluate.combine` works. The formulas are in `scoring/metrics.py` and `scoring/best_of_n.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 TRL (seen in 1.16) puts the chosen and the rejected rewards of a batch into one column of twice as many rows as pairs.
 Over several batches the halves are interleaved, and accelerate's `gather_for_metrics` cuts the last, shorter batch to
-its number of *pairs*, so its rejected rewards are lost. `pair_rewards` makes one row a pair before the rows are
+its number of *pairs*, so its rejected rewards are lost. `pair_rewards` makes one row per pair before the rows are
 gathered: nothing is lost, over any number of batches and processes.
 """
 
@@ -16,10 +16,10 @@ from ..scoring.metrics import calibration, pair_margins, pairwise_accuracy
 
 
 def pair_rewards(logits, labels=None):
-    """One row a pair, for `preprocess_logits_for_metrics`.
+    """One row per pair, for `preprocess_logits_for_metrics`.
 
     Args:
-        logits: rewards of a batch, chosen before rejected, shape `(2 * pairs, 1)`. labels: not looked at.
+        logits: rewards of a batch, chosen before rejected, shape `(2 * pairs, 1)`. labels: ignored.
 
     Returns:
         Rewards of chosen and rejected, shape `(pairs, 2)`.
@@ -44,7 +44,7 @@ def reward_metrics(prediction) -> dict[str, float]:
     if rewards.ndim != 2 or rewards.shape[1] != 2:
         raise ValueError(
             f"The predictions have the shape {rewards.shape}, not `(pairs, 2)`. Give the trainer "
-            "`preprocess_logits_for_metrics=pair_rewards` too: without it the pairs cannot be told apart."
+            "`preprocess_logits_for_metrics=pair_rewards` too: without it the pairs cannot be matched."
         )
     margins = pair_margins(rewards[:, 0], rewards[:, 1])
     return {**pairwise_accuracy(margins), **calibration(margins)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from ..utils.fields import nearest_name
 from .items import Benchmark
 from .judge_bench import JUDGE_BENCH, JUDGE_BENCH_CLAUDE
 from .llmbar import LLMBAR
@@ -36,6 +35,6 @@ def find_benchmark(name: str) -> Benchmark:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), BENCHMARKS, n=1, cutoff=0.4)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
+    near = nearest_name(name.lower().replace("-", "_"), BENCHMARKS)
+    hint = "" if near is None else f" Did you mean `{near}`?"
     raise ValueError(f"There is no benchmark `{name}`.{hint} There are {', '.join(BENCHMARKS)}.")

@@ -13,11 +13,11 @@ Rewards = Sequence[float]
 class Row:
     """A published row.
 
-    `place` names it for errors (file and line); `part` is the split or the path of the file that it came from, for
-    benchmarks that tell their subsets by it.
+    `location` names it for errors (file and line); `part` is the split or the path of the file that it came from, for
+    benchmarks whose subset depends on it.
     """
 
-    place: str
+    location: str
     part: str
     values: Mapping[str, Any]
 
@@ -28,18 +28,18 @@ class Row:
             ValueError: it is not; the message names file, line and column.
         """
         if name not in self.values:
-            raise ValueError(f"{self.place} has no `{name}`; its columns are {sorted(self.values)}.")
+            raise ValueError(f"{self.location} has no `{name}`; its columns are {sorted(self.values)}.")
         value = self.values[name]
         if not isinstance(value, kind):
             kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ValueError(f"{self.place}: `{name}` is {value!r:.80}, but must be a {kinds}.")
+            raise ValueError(f"{self.location}: `{name}` is {value!r:.80}, but must be a {kinds}.")
         return value
 
     def texts(self, name: str) -> list[str]:
         """A list of texts that is not empty."""
         values = self.get(name, list)
         if not values or not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{self.place}: `{name}` is {values!r:.80}, but must be a list of texts, not empty.")
+            raise ValueError(f"{self.location}: `{name}` is {values!r:.80}, but must be a list of texts, not empty.")
         return values
 
 
@@ -47,7 +47,7 @@ class Row:
 class Item:
     """A prompt and its candidates, to be scored: `facts` holds what the benchmark needs to judge the rewards."""
 
-    place: str
+    location: str
     subset: str
     prompt: list[dict[str, str]]
     candidates: tuple[str, ...]
@@ -106,7 +106,7 @@ class Benchmark:
 
     name: str
     hub: tuple[HubSource, ...]
-    read: Callable[[Row], Item | None]
+    parse: Callable[[Row], Item | None]
     aggregate: Callable[[Sequence[Item], Sequence[Rewards]], Result]
 
 
@@ -123,10 +123,10 @@ def by_subset(items: Sequence[Item], rewards: Sequence[Rewards]) -> dict[str, li
     return groups
 
 
-def mean_subset(group: Sequence[tuple[Item, Rewards]], judge: Callable[[Item, Rewards], float]) -> SubsetScore:
-    """Mean of a judgement of each pair; a tie is a pair of equal rewards."""
+def mean_subset(group: Sequence[tuple[Item, Rewards]], score: Callable[[Item, Rewards], float]) -> SubsetScore:
+    """Mean score of the pairs; a tie is a pair of equal rewards."""
     ties = sum(values[0] == values[1] for _, values in group)
-    return SubsetScore(mean([judge(item, values) for item, values in group]), len(group), ties)
+    return SubsetScore(mean([score(item, values) for item, values in group]), len(group), ties)
 
 
 def chosen_is_above(item: Item, rewards: Rewards) -> float:

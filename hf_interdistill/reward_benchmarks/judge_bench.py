@@ -21,19 +21,20 @@ SUBSETS = {
 }
 
 
-def read(row: Row) -> Item:
+def parse_row(row: Row) -> Item:
     """The item of a row, in the published order."""
     source, label = row.get("source", str), row.get("label", str)
     subset = next((name for name, start in SUBSETS.items() if source.startswith(start)), None)
     if subset is None:
         raise ValueError(
-            f"{row.place}: the source `{source}` belongs to no category of JudgeBench ({', '.join(SUBSETS.values())})."
+            f"{row.location}: the source `{source}` belongs to no category of JudgeBench "
+            f"({', '.join(SUBSETS.values())})."
         )
     if label not in ("A>B", "B>A"):
-        raise ValueError(f"{row.place}: `label` is {label!r}, but must be `A>B` or `B>A`.")
+        raise ValueError(f"{row.location}: `label` is {label!r}, but must be `A>B` or `B>A`.")
     answers = (row.get("response_A", str), row.get("response_B", str))
     facts = {"is_a_better": label == "A>B", "response_model": row.get("response_model", str)}
-    return Item(row.place, subset, user_message(row.get("question", str)), answers, facts)
+    return Item(row.location, subset, user_message(row.get("question", str)), answers, facts)
 
 
 def aggregate(items, rewards) -> Result:
@@ -46,14 +47,16 @@ def aggregate(items, rewards) -> Result:
     if len(models) > 1:
         raise ValueError(f"JudgeBench scores each response model apart, but the data hold {', '.join(models)}.")
     groups = by_subset(items, rewards)
-    subsets = {name: mean_subset(groups[name], _judge) for name in SUBSETS if name in groups}
+    subsets = {name: mean_subset(groups[name], _score_pair) for name in SUBSETS if name in groups}
     total = sum(subset.score * subset.rows for subset in subsets.values()) / len(items)
     return Result(subsets, {}, total, tuple(name for name in SUBSETS if name not in subsets))
 
 
-def _judge(item: Item, rewards) -> float:
+def _score_pair(item: Item, rewards) -> float:
     return float((rewards[0] > rewards[1]) == item.facts["is_a_better"])
 
 
-JUDGE_BENCH = Benchmark("judge_bench", (HubSource("ScalerLab/JudgeBench", "gpt"),), read, aggregate)
-JUDGE_BENCH_CLAUDE = Benchmark("judge_bench_claude", (HubSource("ScalerLab/JudgeBench", "claude"),), read, aggregate)
+JUDGE_BENCH = Benchmark("judge_bench", (HubSource("ScalerLab/JudgeBench", "gpt"),), parse_row, aggregate)
+JUDGE_BENCH_CLAUDE = Benchmark(
+    "judge_bench_claude", (HubSource("ScalerLab/JudgeBench", "claude"),), parse_row, aggregate
+)

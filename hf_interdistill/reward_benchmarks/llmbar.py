@@ -6,7 +6,7 @@ the mean of both orders (`correct_average`). So a tie is half right. The authors
 Adversarial score is the mean of its four subsets and the total the mean of all five is our reading of the paper's
 tables.
 
-Rows: `input`, `output_1`, `output_2`, `label` (1 or 2). The subset is told by the folder
+Rows: `input`, `output_1`, `output_2`, `label` (1 or 2). The subset is named by the folder
 (`Adversarial/Neighbor/dataset.json`) or the file's name. The repository on the Hub is a loading script, which
 `datasets` no longer runs, so the files are read from GitHub.
 """
@@ -22,33 +22,33 @@ SUBSETS = ("Natural", *ADVERSARIAL)
 _FILES = "https://raw.githubusercontent.com/princeton-nlp/LLMBar/main/Dataset/LLMBar/{}/dataset.json"
 
 
-def read(row: Row) -> Item:
+def parse_row(row: Row) -> Item:
     """The item of a row, in the published order."""
     words = [word.lower() for word in re.split(r"[^A-Za-z]+", row.part)]
     subset = next((subset for subset in SUBSETS if subset.lower() in words), None)
     if subset is None:
         raise ValueError(
-            f"{row.place}: `{row.part}` names no subset of LLMBar. Give a folder or a file that does "
+            f"{row.location}: `{row.part}` names no subset of LLMBar. Give a folder or a file that does "
             f"({', '.join(SUBSETS)}), as in the authors' repository."
         )
     label = row.get("label", int)
     if label not in (1, 2):
-        raise ValueError(f"{row.place}: `label` is {label}, but must be 1 or 2.")
+        raise ValueError(f"{row.location}: `label` is {label}, but must be 1 or 2.")
     outputs = (row.get("output_1", str), row.get("output_2", str))
-    return Item(row.place, subset, user_message(row.get("input", str)), outputs, {"better": label - 1})
+    return Item(row.location, subset, user_message(row.get("input", str)), outputs, {"better": label - 1})
 
 
 def aggregate(items, rewards) -> Result:
     """Subsets, the adversarial mean, the total."""
     groups = by_subset(items, rewards)
-    subsets = {name: mean_subset(groups[name], _judge) for name in SUBSETS if name in groups}
+    subsets = {name: mean_subset(groups[name], _score_pair) for name in SUBSETS if name in groups}
     adversarial = [subsets[name].score for name in ADVERSARIAL if name in subsets]
     sections = {"Adversarial": mean(adversarial)} if adversarial else {}
     total = mean([subset.score for subset in subsets.values()])
     return Result(subsets, sections, total, tuple(name for name in SUBSETS if name not in subsets))
 
 
-def _judge(item: Item, rewards) -> float:
+def _score_pair(item: Item, rewards) -> float:
     if rewards[0] == rewards[1]:
         return 0.5
     return float((rewards[1] > rewards[0]) == item.facts["better"])
@@ -60,4 +60,4 @@ _HUB = tuple(
     )
     for name in SUBSETS
 )
-LLMBAR = Benchmark("llmbar", _HUB, read, aggregate)
+LLMBAR = Benchmark("llmbar", _HUB, parse_row, aggregate)

@@ -15,7 +15,7 @@ confidence agreement).
 
 Rows, preference: `prompt`, `response_1`, `response_2`, `winner` (`model_a`, `model_b`, or a tie), `hard_prompt`,
 `easy_prompt`, `if_prompt`, `math_prompt`, `is_code`. Correctness: `prompt`, `response_1` ... `response_32`, `scores`
-(right or wrong), `sampled_conflict_pairs`; the domain is told by the file's name (`mmlu_pro`, `math`, `gpqa`,
+(right or wrong), `sampled_conflict_pairs`; the domain is named by the file (`mmlu_pro`, `math`, `gpqa`,
 `mbpp_plus`, `ifeval`).
 """
 
@@ -55,18 +55,18 @@ DOMAINS = {
 _WINNERS = {"model_a": 0, "model_b": 1}
 
 
-def read_preference(row: Row) -> Item | None:
+def parse_preference(row: Row) -> Item | None:
     """The item of a row, the preferred answer first; none where the voter saw a tie."""
     winner = row.get("winner", str)
     if winner not in _WINNERS:
         if not winner.startswith("tie"):
-            raise ValueError(f"{row.place}: `winner` is {winner!r}, but must be `model_a`, `model_b` or a tie.")
+            raise ValueError(f"{row.location}: `winner` is {winner!r}, but must be `model_a`, `model_b` or a tie.")
         return None
     answers = [row.get("response_1", str), row.get("response_2", str)]
     better = _WINNERS[winner]
     categories = [name for name, column in CATEGORIES.items() if row.values.get(column)]
     prompt = user_message(row.get("prompt", str))
-    return Item(row.place, "all", prompt, (answers[better], answers[1 - better]), {"categories": categories})
+    return Item(row.location, "all", prompt, (answers[better], answers[1 - better]), {"categories": categories})
 
 
 def aggregate_preference(items, rewards) -> Result:
@@ -81,21 +81,23 @@ def aggregate_preference(items, rewards) -> Result:
     return Result({"all": subset}, sections, subset.score)
 
 
-def read_correctness(row: Row) -> Item:
+def parse_correctness(row: Row) -> Item:
     """The item of a row: all its answers."""
     name = re.sub(r"[^a-z]+", "_", PurePath(row.part).name.lower())
     domain = next((domain for domain in DOMAINS if domain in name), None)
     if domain is None:
-        raise ValueError(f"{row.place}: the file's name ({row.part!r}) names no domain of PPE ({', '.join(DOMAINS)}).")
+        raise ValueError(
+            f"{row.location}: the file's name ({row.part!r}) names no domain of PPE ({', '.join(DOMAINS)})."
+        )
     scores, pairs = row.get("scores", list), row.get("sampled_conflict_pairs", list)
     answers = tuple(row.get(f"response_{number}", str) for number in range(1, len(scores) + 1))
     for pair in pairs:
-        if len(pair) != 2 or not all(0 <= place < len(scores) for place in pair):
-            raise ValueError(f"{row.place}: the conflict pair {pair} must be two places among {len(scores)} answers.")
+        if len(pair) != 2 or not all(0 <= index < len(scores) for index in pair):
+            raise ValueError(f"{row.location}: the conflict pair {pair} must be two indices of {len(scores)} answers.")
         if bool(scores[pair[0]]) == bool(scores[pair[1]]):
-            raise ValueError(f"{row.place}: the answers of the conflict pair {pair} are both right or both wrong.")
+            raise ValueError(f"{row.location}: the answers of the conflict pair {pair} are both right or both wrong.")
     facts = {"is_right": [bool(score) for score in scores], "pairs": [tuple(pair) for pair in pairs]}
-    return Item(row.place, domain, user_message(row.get("prompt", str)), answers, facts)
+    return Item(row.location, domain, user_message(row.get("prompt", str)), answers, facts)
 
 
 def aggregate_correctness(items, rewards) -> Result:
@@ -131,12 +133,12 @@ def _pick(item: Item, rewards) -> float:
 PPE_HUMAN_PREFERENCE = Benchmark(
     "ppe_human_preference",
     (HubSource("lmarena-ai/PPE-Human-Preference-V1", "test"),),
-    read_preference,
+    parse_preference,
     aggregate_preference,
 )
 PPE_CORRECTNESS = Benchmark(
     "ppe_correctness",
     tuple(HubSource(path, "train", part=domain) for domain, path in DOMAINS.items()),
-    read_correctness,
+    parse_correctness,
     aggregate_correctness,
 )

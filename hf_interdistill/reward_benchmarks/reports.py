@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import write_atomically
 from .items import Result
-from .running import Scored
+from .running import BenchmarkRun
 
-Results = Mapping[str, Mapping[str, Scored]]  # benchmark -> model -> scores
+Results = Mapping[str, Mapping[str, BenchmarkRun]]  # benchmark -> model -> scores
 
 
 def table(result: Result) -> dict[str, float | int]:
@@ -28,7 +28,7 @@ def short_names(models: list[str]) -> dict[str, str]:
 
 
 def markdown(results: Results) -> str:
-    """A table a benchmark, one column a model."""
+    """One table per benchmark, one column per model."""
     parts = []
     for benchmark, by_model in results.items():
         names = short_names(list(by_model))
@@ -47,7 +47,7 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def notes(by_model: Mapping[str, Scored]) -> list[str]:
+def notes(by_model: Mapping[str, BenchmarkRun]) -> list[str]:
     """What makes these figures differ from published ones."""
     result = next(iter(by_model.values())).result
     lines = []
@@ -65,8 +65,8 @@ def write(results: Results, folder: Path) -> None:
         for benchmark, by_model in results.items()
         for model, scored in by_model.items()
     ]
-    write_whole(folder / "results.json", json.dumps(content, indent=2) + "\n")
-    write_whole(folder / "results.md", markdown(results))
+    write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / "results.md", markdown(results))
 
 
 def _cell(value: float | int | None) -> str:

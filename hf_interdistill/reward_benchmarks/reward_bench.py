@@ -59,19 +59,19 @@ PRIOR_WEIGHT = 0.5
 _KNOWN = {*PRIOR_SETS, *(subset for subsets in SECTIONS.values() for subset in subsets)}
 
 
-def read(row: Row) -> Item:
+def parse_row(row: Row) -> Item:
     """The item of a row, with the chosen answer first."""
     part = PurePath(row.part).name
     subset = part if part in PRIOR_SETS else row.get("subset", str)
     if subset not in _KNOWN:
-        raise ValueError(f"{row.place}: RewardBench has no subset `{subset}`; it has {', '.join(sorted(_KNOWN))}.")
+        raise ValueError(f"{row.location}: RewardBench has no subset `{subset}`; it has {', '.join(sorted(_KNOWN))}.")
     prompt = row.get("prompt", (str, list))
     if isinstance(prompt, list):
         roles = ("user", "assistant")
         messages = [{"role": roles[turn % 2], "content": message["content"]} for turn, message in enumerate(prompt)]
     else:
         messages = user_message(prompt)
-    return Item(row.place, subset, messages, (row.get("chosen", str), row.get("rejected", str)))
+    return Item(row.location, subset, messages, (row.get("chosen", str), row.get("rejected", str)))
 
 
 def aggregate(items, rewards) -> Result:
@@ -95,5 +95,5 @@ def aggregate(items, rewards) -> Result:
 _CORE = (HubSource("allenai/reward-bench", "filtered"),)
 _PRIOR = tuple(HubSource("allenai/preference-test-sets", name) for name in PRIOR_SETS)
 
-REWARD_BENCH = Benchmark("reward_bench", _CORE, read, aggregate)
-REWARD_BENCH_WITH_PRIOR_SETS = Benchmark("reward_bench_with_prior_sets", (*_CORE, *_PRIOR), read, aggregate)
+REWARD_BENCH = Benchmark("reward_bench", _CORE, parse_row, aggregate)
+REWARD_BENCH_WITH_PRIOR_SETS = Benchmark("reward_bench_with_prior_sets", (*_CORE, *_PRIOR), parse_row, aggregate)

@@ -25,26 +25,28 @@ SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 _TIES = "Ties"
 
 
-def read(row: Row) -> Item:
+def parse_row(row: Row) -> Item:
     """The item of a row, right answers first."""
     subset = row.get("subset", str)
     name = next((known for known in SUBSETS if known.lower() == subset.lower()), None)
     if name is None:
-        raise ValueError(f"{row.place}: RewardBench 2 has no subset `{subset}`; it has {', '.join(SUBSETS)}.")
+        raise ValueError(f"{row.location}: RewardBench 2 has no subset `{subset}`; it has {', '.join(SUBSETS)}.")
     chosen, rejected = row.texts("chosen"), row.texts("rejected")
     correct = row.get("num_correct", int)
     if correct != len(chosen):
-        raise ValueError(f"{row.place}: `num_correct` is {correct}, but `chosen` holds {len(chosen)} answers.")
+        raise ValueError(f"{row.location}: `num_correct` is {correct}, but `chosen` holds {len(chosen)} answers.")
     facts = {"correct": correct, **(_ties_id(row, correct) if name == _TIES else {})}
-    return Item(row.place, name, user_message(row.get("prompt", str)), (*chosen, *rejected), facts)
+    return Item(row.location, name, user_message(row.get("prompt", str)), (*chosen, *rejected), facts)
 
 
 def _ties_id(row: Row, correct: int) -> dict:
     kind, _, number = row.get("id", str).partition(":")
     if kind not in ("ref", "tied") or not number:
-        raise ValueError(f"{row.place}: a row of Ties has the id `ref:N` or `tied:N`, not {row.values['id']!r}.")
+        raise ValueError(f"{row.location}: a row of Ties has the id `ref:N` or `tied:N`, not {row.values['id']!r}.")
     if (kind == "ref") != (correct == 1):
-        raise ValueError(f"{row.place}: `{kind}:{number}` has {correct} right answers; `ref` has one, `tied` several.")
+        raise ValueError(
+            f"{row.location}: `{kind}:{number}` has {correct} right answers; `ref` has one, `tied` several."
+        )
     return {"kind": kind, "prompt": number}
 
 
@@ -80,7 +82,7 @@ def _ties(group) -> SubsetScore:
     both = [prompt for prompt in spreads if prompt in gaps["ref"]]
     if not both:
         raise ValueError(
-            f"{group[0][0].place}: the Ties subset compares `tied:N` with `ref:N`, but no prompt has both rows."
+            f"{group[0][0].location}: the Ties subset compares `tied:N` with `ref:N`, but no prompt has both rows."
         )
     hard = {prompt: min(gaps["ref"][prompt], gaps["tied"][prompt]) for prompt in both}
     score = (
@@ -99,4 +101,4 @@ def _margin_score(gap: float, spread: float) -> float:
     return tanh(gap / spread - 1)
 
 
-REWARD_BENCH_2 = Benchmark("reward_bench_2", (HubSource("allenai/reward-bench-2", "test"),), read, aggregate)
+REWARD_BENCH_2 = Benchmark("reward_bench_2", (HubSource("allenai/reward-bench-2", "test"),), parse_row, aggregate)

@@ -8,7 +8,7 @@ domain is the mean of its three; easy, normal and hard are means over the domain
 domains. Both kinds of safety rows are one domain, pooled by row.
 
 Rows: `prompt`, `chosen` and `rejected` (lists of three), `domain` (`chat`, `code`, `math`, `safety-refuse`,
-`safety-response`; where a row has none, the file's name tells it, as in `chat_filtered.json`).
+`safety-response`; where a row has none, the file's name gives it, as in `chat_filtered.json`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ LEVELS = ("easy", "normal", "hard")
 _STYLES = 3
 
 
-def read(row: Row) -> Item:
+def parse_row(row: Row) -> Item:
     """The item of a row: three chosen, then three rejected answers."""
     name = row.values.get("domain") or PurePath(row.part).name
     domain = next((domain for domain in DOMAINS if str(name).startswith(domain)), None)
     if domain is None:
         raise ValueError(
-            f"{row.place}: neither `domain` ({row.values.get('domain')!r}) nor the file's name ({row.part!r}) begins "
-            f"with a domain of RM-Bench ({', '.join(DOMAINS)})."
+            f"{row.location}: neither `domain` ({row.values.get('domain')!r}) nor the file's name ({row.part!r}) "
+            f"begins with a domain of RM-Bench ({', '.join(DOMAINS)})."
         )
     chosen, rejected = row.texts("chosen"), row.texts("rejected")
     if len(chosen) != _STYLES or len(rejected) != _STYLES:
         raise ValueError(
-            f"{row.place} has {len(chosen)} chosen and {len(rejected)} rejected answers, but RM-Bench has three each."
+            f"{row.location} has {len(chosen)} chosen and {len(rejected)} rejected answers, but RM-Bench has three "
+            "each."
         )
-    return Item(row.place, domain, user_message(row.get("prompt", str)), (*chosen, *rejected))
+    return Item(row.location, domain, user_message(row.get("prompt", str)), (*chosen, *rejected))
 
 
 def aggregate(items, rewards) -> Result:
@@ -59,4 +60,4 @@ def _level(group, level: str) -> SubsetScore:
     return SubsetScore(score, len(group), sum(chosen == rejected for chosen, rejected in pairs))
 
 
-RM_BENCH = Benchmark("rm_bench", (HubSource("THU-KEG/RM-Bench", "train"),), read, aggregate)
+RM_BENCH = Benchmark("rm_bench", (HubSource("THU-KEG/RM-Bench", "train"),), parse_row, aggregate)

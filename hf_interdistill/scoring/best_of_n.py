@@ -1,6 +1,7 @@
-"""Best-of-n from N samples: the expected score of the one that a reward model would pick, and how far it strays.
+"""Best-of-n from N samples: the expected score of the sample that a reward model picks, and its KL divergence.
 
-Pure functions of numbers; `selection/` makes the samples.
+Pure functions of numbers, and the only place where they are computed. `selection/` samples and chooses, `diagnostics/`
+adds confidence intervals, `metrics/best_of_n/` is the module for `evaluate`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def best_of_n_scores(proxy, gold, n: int) -> np.ndarray:
     return shared @ _weights(proxy.shape[-1], n)
 
 
+def best_of_n_by_prompt(proxy: Sequence[Sequence[float]], gold: Sequence[Sequence[float]], ns: Sequence[int]):
+    """`best_of_n_scores` for several n: `(prompts, len(ns))`; prompts may have different numbers of samples."""
+    return np.array([[best_of_n_scores(*scores, n) for n in ns] for scores in zip(proxy, gold, strict=True)])
+
+
 def over_optimization_curve(
     proxy: Sequence[Sequence[float]], gold: Sequence[Sequence[float]], ns: Sequence[int] | None = None
 ) -> list[dict[str, float]]:
@@ -67,7 +73,7 @@ def over_optimization_curve(
         ns: which n; powers of two up to the smallest number of samples, and that number, if not given.
 
     Returns:
-        One dict an n: `n`, `kl` (nats), `proxy`, `gold` (means over prompts), `proxy_se`, `gold_se` (standard errors
+        One dict per n: `n`, `kl` (nats), `proxy`, `gold` (means over prompts), `proxy_se`, `gold_se` (standard errors
         of these means; NaN for one prompt).
 
     Raises:
@@ -75,20 +81,13 @@ def over_optimization_curve(
     """
     if not len(proxy) or len(proxy) != len(gold):
         raise ValueError(f"There are {len(proxy)} prompts with proxy and {len(gold)} with gold scores; give as many.")
-    smallest = min(len(scores) for scores in proxy)
-    points = []
-    for n in ns if ns is not None else doubling(smallest):
-        picked = {
-            "proxy": [best_of_n_scores(scores, scores, n) for scores in proxy],
-            "gold": [best_of_n_scores(scores, true, n) for scores, true in zip(proxy, gold, strict=True)],
-        }
-        point = {"n": int(n), "kl": best_of_n_kl(n)}
-        for name, values in picked.items():
-            point[name] = float(np.mean(values))
-            point[f"{name}_se"] = (
-                float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-            )
-        points.append(point)
+    ns = doubling(min(len(scores) for scores in proxy)) if ns is None else ns
+    points = [{"n": int(n), "kl": best_of_n_kl(n)} for n in ns]
+    for name, scores in (("proxy", proxy), ("gold", gold)):
+        picked = best_of_n_by_prompt(proxy, scores, ns)
+        for point, values in zip(points, picked.T, strict=True):
+            error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            point |= {name: float(values.mean()), f"{name}_se": float(error)}
     return points
 
 

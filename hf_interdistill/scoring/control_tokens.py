@@ -1,4 +1,4 @@
-"""Text that spells a control token: who finds it, who reads it as text, who breaks it up.
+"""Text that spells a control token: it is found, read as text, or broken up.
 
 A tokenizer reads `</s>` or `<|im_end|>` in a user's text as the token of that name, as transformers, TRL and servers
 do. Where ids must be those of others (`RewardFormatter`), such text is found and counted, and read as text where the
@@ -78,8 +78,8 @@ def require_sanitizing(tokenizer) -> None:
 def encode_pieces(tokenizer, pieces: list[str]) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and character offsets of the pieces of `marked_pieces`, whose control tokens are read as text.
 
-    Every token of such a control token has the place of the whole of it. Pieces after the first are read after a
-    newline that is then taken away, since some tokenizers put a space before a text.
+    Every token of such a control token has the span of the whole of it. Pieces after the first are tokenized after a
+    newline that is then removed, since some tokenizers put a space before a text.
     """
     newline = tokenizer.encode("\n", add_special_tokens=False)
     ids, offsets, position = [], [], 0
@@ -88,11 +88,11 @@ def encode_pieces(tokenizer, pieces: list[str]) -> tuple[list[int], list[tuple[i
             encode = tokenizer._encode_without_added_tokens
             own = encode("\n" + piece)
             own = own[len(newline) :] if own[: len(newline)] == newline else encode(piece)
-            places = [(position, position + len(piece))] * len(own)
+            spans = [(position, position + len(piece))] * len(own)
         else:
-            own, places = _encode_plain(tokenizer, piece, position, newline if number else [])
+            own, spans = _encode_plain(tokenizer, piece, position, newline if number else [])
         ids += own
-        offsets += places
+        offsets += spans
         position += len(piece)
     return ids, offsets
 
@@ -100,12 +100,12 @@ def encode_pieces(tokenizer, pieces: list[str]) -> tuple[list[int], list[tuple[i
 def _encode_plain(tokenizer, piece: str, position: int, newline: list[int]) -> tuple[list[int], list]:
     def encode(text: str, shift: int):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        places = [
+        spans = [
             (max(start - shift, 0) + position, end - shift + position) for start, end in encoded["offset_mapping"]
         ]
-        return encoded["input_ids"], places
+        return encoded["input_ids"], spans
 
     if not piece or not newline:
         return encode(piece, 0)
-    ids, places = encode("\n" + piece, 1)
-    return (ids[len(newline) :], places[len(newline) :]) if ids[: len(newline)] == newline else encode(piece, 0)
+    ids, spans = encode("\n" + piece, 1)
+    return (ids[len(newline) :], spans[len(newline) :]) if ids[: len(newline)] == newline else encode(piece, 0)

@@ -28,7 +28,7 @@ Text = str | Messages
 
 @dataclass(frozen=True)
 class RenderedText:
-    """A text as the model reads it, and where each piece of content stands in it.
+    """A text as the model reads it, and where each piece of content is in it.
 
     `spans[i]` is the character offset in `text` of content `i` (of the flat list of message contents), or `None` where
     the chat template dropped or rewrote that content. `contents[i]` is the content as it stands there (a template may
@@ -99,7 +99,7 @@ class RewardFormatter:
         self.tokenizer = tokenizer
 
     def render(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> RenderedText:
-        """The full text with the place of every content; `prompt=None` if `completion` holds the whole exchange."""
+        """The full text with the span of every content; `prompt=None` if `completion` holds the whole exchange."""
         if isinstance(completion, str):
             return self._render_text(prompt or "", completion)
         return self._render_messages(list(prompt or []) + list(completion), chat_template_kwargs)
@@ -208,13 +208,13 @@ def _refuse_half_characters(*values: Text | None) -> None:
             if half:
                 raise ValueError(
                     f"A text holds half a character ({half[0]!r} at {half.start()} of {text[:40]!r}), one of a "
-                    "surrogate pair, and is no Unicode text. Mend the source, or "
+                    "surrogate pair, and is no Unicode text. Correct the source, or "
                     "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
                 )
 
 
 def _locate(text: str, skeleton: str, flat: Sequence[str]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
-    """Places of the contents in the rendered text, by the template's own text between them.
+    """Spans of the contents in the rendered text, by the template's own text between them.
 
     The skeleton is the same conversation rendered with a sentinel for each content. Where the template's text before
     a content differs between the two (a template that reacts to contents), the content is searched for instead.

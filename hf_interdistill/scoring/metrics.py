@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .best_of_n import best_of_n_scores
-
 
 def pair_margins(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
     """Margins of pairs in float64, shape `(pairs,)`.
@@ -46,7 +44,7 @@ def pairwise_accuracy(margins: ArrayLike) -> dict[str, float]:
 
 
 def in_random_order(margins: ArrayLike, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs shown in random order, as a judge would see them that does not know which one was chosen.
+    """Pairs shown in random order, so that nothing tells which completion was chosen.
 
     Without it every label is 1, and a model that always says "the first" looks calibrated.
 
@@ -72,7 +70,7 @@ def calibration(margins: ArrayLike, bins: int = 10, seed: int = 0) -> dict[str, 
     - `brier`: `mean((p - y)^2)`. Source: Brier, 1950, for one of the two outcomes.
     - `nll`: `mean(-log p(y))` in nats, which is the Bradley-Terry loss. A coin has log 2.
 
-    Only `ece` depends on the order. A tie is a probability of one half and is judged as such.
+    Only `ece` depends on the order. A tie is a probability of one half and is scored as such.
 
     Args:
         margins: shape `(pairs,)`. bins: number of bins for `ece`. seed: of the order.
@@ -91,10 +89,10 @@ def calibration(margins: ArrayLike, bins: int = 10, seed: int = 0) -> dict[str, 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> np.ndarray:
     """Expected calibration error as in `calibration`; pairs on the last axis, one error for each of the others."""
-    # The last bin includes its upper edge, so a probability of 1 has a place.
-    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    # The last bin includes its upper edge, so a probability of 1 falls into a bin.
+    bin_indices = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     surplus = labels - probabilities
-    gaps = [np.abs(np.where(places == place, surplus, 0.0).sum(-1)) for place in range(bins)]
+    gaps = [np.abs(np.where(bin_indices == index, surplus, 0.0).sum(-1)) for index in range(bins)]
     return sum(gaps) / probabilities.shape[-1]
 
 
@@ -129,46 +127,13 @@ def length_bias(margins: ArrayLike, length_differences: ArrayLike) -> dict[str, 
     }
 
 
-def best_of_n(rewards: ArrayLike, values: ArrayLike, sizes: list[int] | None = None) -> dict[int, float]:
-    """True value of the completion that the model picks among `n`, expected over all subsets of `n` candidates.
-
-    Exact, not sampled; see `scoring.best_of_n.best_of_n_scores`. A curve that falls with n is over-optimization.
-
-    Args:
-        rewards: the model's, shape `(prompts, candidates)`.
-        values: the true values (a gold reward, or 1 for a correct completion), same shape.
-        sizes: the n to report; by default 1, 2, 4, ... and all candidates.
-
-    Returns:
-        For each n the mean over prompts.
-    """
-    rewards, values = np.asarray(rewards, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if rewards.ndim != 2 or rewards.shape != values.shape or not rewards.size:
-        raise ValueError(
-            f"Rewards of shape {rewards.shape} and values of shape {values.shape}; both must be "
-            "`(prompts, candidates)`, with as many candidates for every prompt."
-        )
-    _checked(rewards.ravel(), "reward")
-    _checked(values.ravel(), "value")
-    candidates = rewards.shape[1]
-    sizes = _powers_of_two(candidates) if sizes is None else list(sizes)
-    for size in sizes:
-        if not 1 <= size <= candidates:
-            raise ValueError(f"Best of {size} of {candidates} candidates: n must be between 1 and {candidates}.")
-    return {size: float(np.mean(best_of_n_scores(rewards, values, size))) for size in sizes}
-
-
-def _powers_of_two(candidates: int) -> list[int]:
-    return sorted({*(2**power for power in range(candidates.bit_length())), candidates} - {0})
-
-
 def _checked(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"The {name}s have the shape {values.shape}; expected `(n,)` with at least one {name}.")
     if not np.isfinite(values).all():
-        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(
-            f"The {name} at position {place} is {values[place]}: a broken model, neither right nor wrong."
+            f"The {name} at position {index} is {values[index]}: a broken model, neither right nor wrong."
         )
     return values

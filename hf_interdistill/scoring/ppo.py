@@ -1,7 +1,7 @@
 """A reward model as TRL's `PPOTrainer` wants it: the rewards that PPO sees are `RewardScorer`'s.
 
 PPO reads token ids of the policy's tokenizer, takes the reward at the last token before the padding, and looks for
-`base_model_prefix` and `.score` (trl#3595). Left to itself it so scores an answer that was cut off without EOS, a
+`base_model_prefix` and `.score` (trl#3595). As it is, it scores an answer that was cut off without EOS, a
 conversation without what its chat template writes after the answer, and a policy that pads with EOS at the token
 before it. Here the ids are turned into text again and scored like any other text.
 
@@ -167,7 +167,7 @@ def _check_padding(tokenizer) -> None:
 
 
 def _generation_prompt(policy, reward) -> str | None:
-    """What the chat template writes before an answer, by which conversations are told; `None` without a template.
+    """What the chat template writes before an answer, which marks a conversation; `None` without a template.
 
     Raises:
         ValueError: the reward model was trained with another template, or answers cannot be told from prompts.

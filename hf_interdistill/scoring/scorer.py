@@ -29,7 +29,7 @@ class RewardScorer:
     Args:
         model: a trained sequence classifier with one output (a plain model, or a PEFT model).
         tokenizer: its tokenizer, with the chat template it was trained with if prompts are messages.
-        batch_size: completions a forward pass; they are sorted by length, which saves padding.
+        batch_size: completions per forward pass; they are sorted by length, which saves padding.
         max_length: completions whose text is longer are an error, since a cut text has another reward; `None` for no
             limit.
 
@@ -59,7 +59,7 @@ class RewardScorer:
         self.last_token_counts: list[int] = []
         self.last_forward_passes = 0
         self.formatter = RewardFormatter(tokenizer)
-        self._is_control_told = False
+        self._has_warned_of_control_tokens = False
         text_config = model.config.get_text_config()
         if text_config.pad_token_id is None:
             text_config.pad_token_id = tokenizer.pad_token_id
@@ -115,10 +115,10 @@ class RewardScorer:
             completions: text or messages, of the same kind as the prompts. A plain text after a prompt of messages is
                 taken as the assistant's message.
             **kwargs: `tools` and `chat_template_kwargs`, one entry a completion, go to the chat template; the other
-                columns that TRL hands to reward functions are not looked at.
+                columns that TRL passes to reward functions are ignored.
 
         Returns:
-            float32 rewards, one a completion.
+            float32 rewards, one per completion.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: one prompt a completion.")
@@ -136,7 +136,7 @@ class RewardScorer:
                 f"The prompt is {type(prompt).__name__}, the completion {type(completion).__name__}; use text for "
                 "both or messages for both."
             )
-        self._tell_control_tokens(prompt, completion, template_kwargs)
+        self._warn_of_control_tokens(prompt, completion, template_kwargs)
         ids = self.formatter.encode(prompt, completion, **template_kwargs)
         if self.max_length is not None and len(ids) > self.max_length:
             raise ValueError(
@@ -145,15 +145,15 @@ class RewardScorer:
             )
         return ids
 
-    def _tell_control_tokens(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> None:
-        """Warn, once a scorer, of a message that spells a control token."""
-        if self._is_control_told or isinstance(completion, str) or template_kwargs.get(SANITIZE):
+    def _warn_of_control_tokens(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> None:
+        """Warn, once per scorer, of a message that spells a control token."""
+        if self._has_warned_of_control_tokens or isinstance(completion, str) or template_kwargs.get(SANITIZE):
             return
         if self.formatter.spells_control_token([*(prompt or []), *completion]):
-            self._is_control_told = True
+            self._has_warned_of_control_tokens = True
             logger.warning(
                 "A message spells a control token of the tokenizer, and is read as that token, as in training and on "
-                f"servers (said once). `chat_template_kwargs` with `{SANITIZE}` has it read as text; see "
+                f"servers (warned once). `chat_template_kwargs` with `{SANITIZE}` has it read as text; see "
                 "docs/security.md."
             )
 
@@ -192,8 +192,8 @@ class RewardScorer:
         if self.is_causal:
             counted = (mask.cumsum(1) - 1).clamp(min=0)
             if positions is not None:  # read off in the order of the real tokens, on whichever side the padding is
-                places = [torch.tensor(row, device=self.device) for row in positions]
-                given = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
+                given = [torch.tensor(row, device=self.device) for row in positions]
+                given = torch.nn.utils.rnn.pad_sequence(given, batch_first=True)
                 counted = given.gather(1, counted)
             inputs |= {"position_ids": counted, "use_cache": False}
         return inputs

@@ -1,4 +1,4 @@
-"""Samples completions of a causal language model, each from a stream of random numbers of its own."""
+"""Samples completions of a causal language model, each from its own stream of random numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
 from ..rain.engine.sampler import sample, stream_key
 from ..scoring.formatting import Text
+from ..scoring.prompts import tokenize_prompt
 from ..utils.fields import refuse_unknown
-from ..utils.jsonl_jobs import encode_prompt
 
-# One sample a row is drawn, so these have nothing to act on.
+# One sample is drawn per row, so these would have no effect.
 _UNAVAILABLE = {"num_beams": (None, 1), "num_return_sequences": (None, 1), "do_sample": (None, True)}
 
 
@@ -31,13 +31,13 @@ class Candidate:
 class CandidateSampler:
     """Samples completions with `generate`.
 
-    Candidate `i` of a prompt is drawn with random numbers that hang on (`seed`, the prompt's id, i) alone, so it is
-    the same in any batch, after a restart, and for any n (up to the rounding of the logits, see `rain/sampling.py`).
+    Candidate `i` of a prompt is drawn with random numbers that depend on (`seed`, the prompt's id, i) only, so it is
+    the same in any batch, after a restart, and for any n (up to rounding, see `rain/engine/sampler.py`).
 
     Args:
         model: a causal LM. tokenizer: its own.
         generation: fields of `GenerationConfig`; the model's own fill the gaps. Samples are always drawn.
-        batch_size: completions a forward pass.
+        batch_size: completions per forward pass.
 
     Raises:
         ValueError: an unknown field, or one that leaves nothing to sample (beams, `do_sample=False`).
@@ -59,7 +59,7 @@ class CandidateSampler:
 
     def check(self, prompt: Text) -> None:
         """Raise `ValueError` for a prompt that leaves no room for a completion in the model's context."""
-        length = encode_prompt(self.tokenizer, prompt).shape[1]
+        length = tokenize_prompt(self.tokenizer, prompt).shape[1]
         new = self._setting("max_new_tokens")
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if length == 0:
@@ -79,7 +79,7 @@ class CandidateSampler:
 
     @torch.no_grad()
     def _sample(self, requests: Sequence[tuple[str | int, Text, int]]) -> list[Candidate]:
-        rows = [encode_prompt(self.tokenizer, prompt)[0] for _, prompt, _ in requests]
+        rows = [tokenize_prompt(self.tokenizer, prompt)[0] for _, prompt, _ in requests]
         width = max(len(row) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -100,11 +100,11 @@ class CandidateSampler:
     def _finish(self, ids: list[int]) -> Candidate:
         eos = self._setting("eos_token_id")
         ends = {eos} if isinstance(eos, int) else set(eos or ())
-        end = next((place for place, token in enumerate(ids) if token in ends), None)
+        end = next((position for position, token in enumerate(ids) if token in ends), None)
         text = self.tokenizer.decode(ids if end is None else ids[: end + 1], skip_special_tokens=True)
-        places = [text.index(stop) + len(stop) for stop in self.stop_strings if stop in text]
-        if places:  # the stop string is kept, as `generate` does; what follows is padding
-            return Candidate(text[: min(places)], "stop")
+        ends_at = [text.index(stop) + len(stop) for stop in self.stop_strings if stop in text]
+        if ends_at:  # the stop string is kept, as `generate` does; what follows is padding
+            return Candidate(text[: min(ends_at)], "stop")
         return Candidate(text, "length" if end is None else "eos")
 
     def _setting(self, name: str):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import write_atomically
 
 
 def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, Any]) -> None:
@@ -18,7 +18,7 @@ def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, An
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = [{key: value if math.isfinite(value) else None for key, value in point.items()} for point in points]
-    write_whole(path, json.dumps({**labels, "points": finite}, indent=2) + "\n")
+    write_atomically(path, json.dumps({**labels, "points": finite}, indent=2) + "\n")
     _draw(points, path.with_suffix(".png"))
 
 

@@ -1,4 +1,4 @@
-"""Best-of-n over a file of prompts: each prompt's candidates written at once, resumed after a kill."""
+"""Best-of-n over a file of prompts: candidates are written when they are scored; a killed job resumes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
-from ..scoring.formatting import is_messages
+from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import write_atomically
 from ..utils.fields import as_mapping
-from ..utils.jsonl_jobs import JobFiles, process_state, read_prompt_rows
+from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
 from .candidates import CandidateSampler, check_generation
 from .curve import write_curve
 from .rules import selected_rows
 
-# What decides which candidates there are and how they are scored; the rest can be changed for a finished job.
-_DECIDING = ("prompts", "reward_model", "gold_model", "model", "n", "generation", "seed", "dtype", "reward_dtype")
+# Candidates and their scores depend on these; the other settings can be changed for a finished job.
+_RESULT_SETTINGS = (
+    "prompts",
+    "reward_model",
+    "gold_model",
+    "model",
+    "n",
+    "generation",
+    "seed",
+    "dtype",
+    "reward_dtype",
+)
 
 
 @dataclass(frozen=True)
@@ -37,40 +47,40 @@ class BestOfNConfig:
             `finish_reasons` of sampled ones.
         reward_model: the reward model to choose by: name or folder, of a full model or an adapter.
         model: name or folder of a causal LM to sample from.
-        n: candidates a prompt to sample.
+        n: candidates per prompt to sample.
         generation: fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
         selected: JSONL file for what is kept.
         keep: `completions` or `pairs` (best against worst); see `rules.selected_rows`.
-        top_k: completions to keep a prompt. threshold: the least reward of kept completions.
+        top_k: completions to keep per prompt. threshold: the least reward of kept completions.
         margin: the reward difference that pairs must exceed.
         gold_model: a reward model that counts as the truth, for the curve.
-        curve: JSON file for the over-optimization curve; the picture lies beside it.
-        batch_size: completions a forward pass, in sampling and scoring.
+        curve: JSON file for the over-optimization curve; the picture is written beside it.
+        batch_size: completions per forward pass, in sampling and scoring.
         seed: of the samples.
         dtype, reward_dtype: of the causal LM and of the reward models, as in `from_pretrained`.
-        overwrite: start anew where `output` was made with other settings.
+        overwrite: start again where `output` was made with other settings.
     """
 
     prompts: str = field(metadata={"help": "JSONL of prompts, without `model` with `completions`."})
     output: str = field(metadata={"help": "JSONL to write: all candidates with rewards."})
     reward_model: str = field(metadata={"help": "Reward model to choose by."})
     model: str | None = field(default=None, metadata={"help": "Causal LM to sample from."})
-    n: int = field(default=16, metadata={"help": "Candidates a prompt to sample."})
+    n: int = field(default=16, metadata={"help": "Candidates per prompt to sample."})
     generation: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Fields of GenerationConfig; JSON."}
     )
     selected: str | None = field(default=None, metadata={"help": "JSONL for what is kept."})
     keep: str = field(default="completions", metadata={"help": "completions or pairs."})
-    top_k: int = field(default=1, metadata={"help": "Completions to keep a prompt."})
+    top_k: int = field(default=1, metadata={"help": "Completions to keep per prompt."})
     threshold: float | None = field(default=None, metadata={"help": "Least reward of kept completions."})
     margin: float = field(default=0.0, metadata={"help": "Reward difference that pairs must exceed."})
     gold_model: str | None = field(default=None, metadata={"help": "Reward model that counts as the truth."})
     curve: str | None = field(default=None, metadata={"help": "JSON for the over-optimization curve."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a forward pass."})
+    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
     dtype: str = field(default="auto", metadata={"help": "Data type of the causal LM."})
     reward_dtype: str = field(default="float32", metadata={"help": "Data type of the reward models."})
-    overwrite: bool = field(default=False, metadata={"help": "Start anew where settings differ."})
+    overwrite: bool = field(default=False, metadata={"help": "Start again where settings differ."})
 
     def __post_init__(self):
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))
@@ -92,6 +102,11 @@ class BestOfNConfig:
         if self.selected is None and (any(chosen.values()) or self.keep != "completions"):
             raise ValueError("There is a choice of what to keep, but no file for it. Set `selected`.")
 
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that the candidates and their scores depend on."""
+        values = asdict(self)
+        return {name: values[name] for name in _RESULT_SETTINGS}
+
 
 def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
     """Sample and score what is missing, then choose.
@@ -104,37 +119,28 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
     Raises:
         ValueError: a bad row (named by its line or id), or an output made with other settings.
     """
-    state = process_state()
-    rows = read_rows(config)
-    files = JobFiles(Path(config.output), state.process_index, state.num_processes)
-    if state.is_main_process:
-        values = asdict(config)
-        files.open_job({name: values[name] for name in _DECIDING}, config.overwrite)
+    rows = load_rows(config)
+    job, scored = run_sharded_job(
+        config.output,
+        rows,
+        lambda job, share: _sample_and_score(config, job, share),
+        settings=config.result_settings(),
+        overwrite=config.overwrite,
+    )
+    state = PartialState()
+    summary = _summarize(config, job) if state.is_main_process else {}
     state.wait_for_everyone()
-    done = files.finished_ids()
-    pending = [row for row in rows if row["id"] not in done]
-    state.wait_for_everyone()  # nobody writes before all have read
-    if pending:
-        _work(config, files, pending[state.process_index :: state.num_processes], state)
-    state.wait_for_everyone()
-    summary = {}
-    if state.is_main_process:
-        files.merge([row["id"] for row in rows])
-        summary = _finish(config, files)
-    state.wait_for_everyone()
-    return {"prompts": len(rows), "scored": len(pending), **summary}
+    return {"prompts": len(rows), "scored": scored, **summary}
 
 
-def read_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
+def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
     """The prompts, with their completions where there is no model to sample them."""
-    rows = read_prompt_rows(config.prompts, keep=() if config.model else ("completions", "gold_rewards"))
+    rows = load_prompts(config.prompts, keep=() if config.model else ("completions", "gold_rewards"))
     for row in rows if config.model is None else ():
-        completions, gold = row.get("completions"), row.get("gold_rewards")
         where = f"Prompt {row['id']!r} of {config.prompts}"
-        if not isinstance(completions, list) or not completions:
+        if not row.get("completions"):
             raise ValueError(f"{where} has no list of `completions`. Give it some, or set `model` to sample them.")
-        if not all(isinstance(each, str) or is_messages(each) for each in completions):
-            raise ValueError(f"{where} has `completions` that are neither texts nor messages.")
+        completions, gold = check_completions(row, where, at_least=1), row.get("gold_rewards")
         if gold is not None and len(gold) != len(completions):
             raise ValueError(f"{where} has {len(completions)} completions, but {len(gold)} `gold_rewards`.")
         if gold is not None and config.gold_model is not None:
@@ -146,9 +152,9 @@ def read_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _work(config: BestOfNConfig, files: JobFiles, rows: Sequence[dict], state: PartialState) -> None:
-    """Sample and score this process's prompts, a group at a time, each written when it is scored."""
-    sampler = None
+def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]) -> None:
+    """Sample and score this process's prompts, a group at a time; each prompt is written when it is scored."""
+    state, sampler = PartialState(), None
     if config.model is not None:
         model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
@@ -166,7 +172,7 @@ def _work(config: BestOfNConfig, files: JobFiles, rows: Sequence[dict], state: P
         if name is not None
     }
     bar = tqdm(total=len(rows), desc="Best of n", unit="prompt", disable=not state.is_local_main_process)
-    with files.appending() as append, bar:
+    with job.appending() as append, bar:
         for group in _groups(rows, config):
             if sampler is not None:
                 group = _with_samples(group, sampler, config.n)
@@ -205,10 +211,10 @@ def _with_scores(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dic
     return [{**row, **{key: [next(each) for _ in row["completions"]] for key, each in scores.items()}} for row in rows]
 
 
-def _finish(config: BestOfNConfig, files: JobFiles) -> dict[str, Any]:
-    """What the scored candidates give: the summary, the selected rows, the curve."""
+def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:
+    """The summary of the scored candidates; the selected rows and the curve are written."""
     rewards, gold, kept = [], [], []
-    for row in files.rows():
+    for row in job.rows():
         rewards.append(row["rewards"])
         gold.append(row.get("gold_rewards"))
         if config.selected is not None:
@@ -222,7 +228,7 @@ def _finish(config: BestOfNConfig, files: JobFiles) -> dict[str, Any]:
         summary["kl"] = best_of_n_kl(sizes.pop())
     if config.selected is not None:
         Path(config.selected).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(config.selected), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        write_atomically(Path(config.selected), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         summary["selected"] = len(kept)
     if config.curve is not None:
         labels = {"proxy": config.reward_model, "gold": config.gold_model or config.prompts, "prompts": len(rewards)}

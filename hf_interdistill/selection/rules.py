@@ -14,7 +14,7 @@ def best_candidates(
     """Numbers of the `top_k` different completions with the highest rewards, best first.
 
     Args:
-        completions, rewards: one a candidate.
+        completions, rewards: one per candidate.
         threshold: the least reward; none below it is kept, so there may be none.
     """
     kept: list[int] = []

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import write_atomically
 from .checkpoints import (
     CheckpointError,
     as_checkpoint_error,
@@ -78,7 +78,7 @@ class TrainingSafeguards:
         step, folder = self.state.global_step, Path(self.args.output_dir)
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / NONFINITE_FILE, json.dumps({"global_step": step, "pair_index": rows or []}))
+            write_atomically(folder / NONFINITE_FILE, json.dumps({"global_step": step, "pair_index": rows or []}))
         if self._is_true_on_all_processes(all_finite(self.model.parameters())):
             self._save_checkpoint(self.model, trial=None)
             kept = f"weights and optimizer state from before this batch are saved in checkpoint-{step}"

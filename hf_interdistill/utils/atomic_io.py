@@ -1,4 +1,4 @@
-"""Files that a kill or a power cut leaves whole."""
+"""Writes that survive a kill or a power cut: a file holds its old content or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def mend_lines(path: Path) -> None:
-    """Cut a file of lines after its last whole line: a kill may have left half a line."""
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-            os.fsync(file.fileno())
+def truncate_partial_line(path: Path) -> None:
+    """Truncate a file of lines after its last complete line: a kill may have left a part of a line."""
+    with path.open("r+b") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        os.fsync(file.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step."""
-    with replacing(path) as scratch:
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content in one step."""
+    with atomic_replacement(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A scratch file to write, which takes the place of `path` in one step when the block ends without an error."""
+def atomic_replacement(path: Path) -> Iterator[Path]:
+    """A scratch file to write; it replaces `path` in one step when the block ends without an error."""
     scratch = path.with_name(path.name + ".tmp")
     try:
         yield scratch

@@ -13,7 +13,7 @@ def load_preferences(name: str, config: str | None = None, is_streaming: bool = 
     """All splits of a preference dataset.
 
     Args:
-        name: Hub name; a folder with one file a split (`train.jsonl`, `test.jsonl`); or one file, which becomes the
+        name: Hub name; a folder with one file per split (`train.jsonl`, `test.jsonl`); or one file, which becomes the
             split `train`.
         config: configuration of a Hub dataset.
         is_streaming: read as it is used, for what does not fit on disk.

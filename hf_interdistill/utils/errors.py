@@ -1,19 +1,19 @@
-"""Errors that end a run and say themselves what to do; the command line shows them without a traceback."""
+"""Errors that end a run and say what to do; the command line shows them without a traceback."""
 
 from __future__ import annotations
 
 import errno
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunError(RuntimeError):
-    """Something outside this package failed in the middle of a run."""
+    """Something outside this package failed during a run."""
 
 
-def what_to_do(error: BaseException) -> str:
-    """What to add to an error's message, for those that come from the system."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+def recovery_hint(error: BaseException) -> str:
+    """What to add to the message of an error of the operating system, so that it says what to do."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return (
             ". There is no room to write. What was finished is kept: make room, then run the same command again "
             "(training with `--resume_from_checkpoint true`)."

@@ -1,158 +1,209 @@
-"""What jobs over files of prompts share: prompts in, one durable shard a process, one merged output."""
+"""The one resumable JSONL job: rows appended durably, settings kept beside them, shards of processes merged."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from tqdm.auto import tqdm
 
-from ..scoring.formatting import Text, is_messages
-from .atomic_io import mend_lines, write_whole
+from .atomic_io import truncate_partial_line, write_atomically
+from .processes import process_state
 
-
-def process_state() -> PartialState:
-    """This process among those of its launch.
-
-    Without an accelerator accelerate joins processes only if it is told that they run on the CPU; else each would take
-    itself for the only one, and all would do the whole job into the same files.
-    """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+Row = dict[str, Any]
 
 
-def read_prompt_rows(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows with `prompt` (text or messages), `id` (the line's number if not given), and the keys of `keep` they have.
+class JsonlJob:
+    """A JSONL file that is written row by row. A killed run resumes it: no finished row is lost, none is repeated.
 
-    Raises:
-        ValueError: a row that is no JSON object, has no or an empty prompt, or an id that another row has; or no row.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"`prompts` is {str(path)!r}, but there is no such file.")
-    rows, seen = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = _parse(line)
-        where = f"Line {number} of {path}"
-        if not isinstance(row, dict):
-            raise ValueError(f'{where} is no JSON object. Write rows like {{"prompt": "..."}}.')
-        prompt = row.get("prompt")
-        if not (isinstance(prompt, str) or is_messages(prompt)) or not prompt:
-            raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages, not {prompt!r}.")
-        name = row.get("id", number)
-        if not isinstance(name, str | int) or name in seen:
-            raise ValueError(f"{where} has the id {name!r}, but ids must be texts or numbers, each used once.")
-        seen.add(name)
-        rows.append({"id": name, "prompt": prompt, **{key: row[key] for key in keep if key in row}})
-    if not rows:
-        raise ValueError(f"{path} holds no prompts.")
-    return rows
-
-
-def _parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
-def encode_prompt(tokenizer, prompt: Text) -> torch.Tensor:
-    """Token ids `(1, length)` of a text, or of messages with the generation prompt."""
-    if not is_messages(prompt):
-        return torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.long)
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "The prompts are messages, but the tokenizer has no chat template. Use prompts of plain text, or a model "
-            "with a chat template."
-        )
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.long)
-
-
-class JobFiles:
-    """The output of a job and what belongs to it.
+    An appended row is on the disk when the call returns. A partial line, which a kill may leave, is removed when the
+    job is opened again. The settings that decide the rows are in `OUTPUT.settings.json`.
 
     Args:
-        output: the merged file. rank: this process. processes: how many there are.
+        output: the file; with `None` the rows are kept in memory only.
+        rank: this process, where several share the job. Its rows go to a shard, `OUTPUT.shard-RANK-of-WORLD_SIZE`,
+            until `merge` moves the rows of all shards to the output. With `None` rows go to the output itself.
+        world_size: number of processes.
     """
 
-    def __init__(self, output: Path, rank: int = 0, processes: int = 1):
-        self.output = output
-        self.state = output.with_name(output.name + ".job.json")
-        self.shard = output.with_name(f"{output.name}.shard-{rank:05d}-of-{processes:05d}")
+    def __init__(self, output: str | Path | None, rank: int | None = None, world_size: int = 1):
+        self.output = None if output is None else Path(output)
+        self._memory: list[Row] = []
+        if self.output is not None:
+            name = self.output.name
+            self.settings_file = self.output.with_name(f"{name}.settings.json")
+            shard = name if rank is None else f"{name}.shard-{rank:05d}-of-{world_size:05d}"
+            self._own_file = self.output.with_name(shard)
 
-    def open_job(self, settings: dict[str, Any], is_overwriting: bool) -> None:
-        """Note the settings, or compare them with those of the job to go on with; mend shards cut short by a kill.
+    def open(self, settings: dict[str, Any] | None = None, overwrite: bool | None = None) -> None:
+        """Compare the settings with those of an earlier run, and remove partial lines. One process does this.
+
+        Args:
+            settings: what decides the rows; `None` where each row says itself what it depends on.
+            overwrite: start again where an earlier run had other settings; `None` where the user has no such option.
 
         Raises:
-            ValueError: the output was made with other settings.
+            ValueError: there are rows that were made with other or with unknown settings.
         """
+        if self.output is None:
+            return
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        settings = json.loads(json.dumps(settings))
-        before = _parse(self.state.read_text(encoding="utf-8")) if self.state.is_file() else None
-        if before is None and (self.output.exists() or self._shards()) and not is_overwriting:
-            raise ValueError(
-                f"{self.output} exists, but its settings ({self.state.name}) are not there, so it cannot be gone on "
-                "with. Choose another `output`, or set `overwrite: true`."
+        if settings is not None:
+            self._check_settings(json.loads(json.dumps(settings)), overwrite)
+        for path in self._files():
+            truncate_partial_line(path)
+
+    def _check_settings(self, settings: dict[str, Any], overwrite: bool | None) -> None:
+        earlier = _load_json(self.settings_file)
+        if earlier == settings:
+            return
+        if not overwrite and any(path.stat().st_size for path in self._files()):
+            raise ValueError(self._mismatch(earlier, settings, overwrite))
+        for path in self._files():  # before the new settings are there: a kill in between must not mix two runs
+            path.unlink()
+        write_atomically(self.settings_file, json.dumps(settings, indent=2))
+
+    def _mismatch(self, earlier: Any, settings: dict[str, Any], overwrite: bool | None) -> str:
+        if overwrite is None:
+            fix = "Delete it, or write to another output."
+        else:
+            fix = "Choose another `output`, or set `overwrite: true` to start again."
+        if not isinstance(earlier, dict):
+            return (
+                f"{self.output} exists, but its settings ({self.settings_file.name}) are missing or damaged, so the "
+                f"job cannot resume it. {fix}"
             )
-        if before is not None and before != settings:
-            if not is_overwriting:
-                changed = sorted(name for name in settings if before.get(name) != settings[name])
-                raise ValueError(
-                    f"{self.output} was made with other settings ({', '.join(changed)} differ). Choose another "
-                    "`output`, or set `overwrite: true` to start anew."
-                )
-            before = None
-        if before is None:
-            for path in (self.output, *self._shards()):
-                path.unlink(missing_ok=True)
-            write_whole(self.state, json.dumps(settings, indent=2))
-        for shard in self._shards():
-            mend_lines(shard)
+        names = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
+        return f"{self.output} was made with other settings ({', '.join(names)} differ). {fix}"
 
-    def _shards(self) -> list[Path]:
-        return sorted(self.output.parent.glob(f"{_escape(self.output.name)}.shard-*-of-*"))
+    def _files(self) -> list[Path]:
+        """The output, if it is there, and all shards."""
+        shards = self.output.parent.glob(f"{_escape(self.output.name)}.shard-*-of-*")
+        return [path for path in (self.output, *sorted(shards)) if path.is_file()]
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Everything that is written, of the output and of all shards."""
-        for path in (self.output, *self._shards()):
-            if path.is_file():
-                for line in path.read_text(encoding="utf-8").split("\n"):
-                    row = _parse(line)
-                    if row is not None:
-                        yield row
+    def rows(self) -> Iterator[Row]:
+        """All rows that are written, of the output and of all shards.
+
+        Raises:
+            ValueError: a damaged line, named by file and number.
+        """
+        if self.output is None:
+            yield from self._memory
+            return
+        for path in self._files():
+            with path.open(encoding="utf-8", newline="\n") as lines:
+                for number, line in enumerate(lines, start=1):
+                    yield _parse(line, f"{path}, line {number}")
 
     def finished_ids(self) -> set:
-        """Ids that have an answer, in the output or in any shard."""
+        """The `id` of each row that is written."""
         return {row["id"] for row in self.rows()}
 
     @contextmanager
-    def appending(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """A function that appends a row to this process's shard and returns when it is on the disk."""
-        with self.shard.open("a", encoding="utf-8") as file:
+    def appending(self) -> Iterator[Callable[..., None]]:
+        """A function that appends rows and returns when all of them are on the disk."""
+        if self.output is None:
+            yield lambda *rows: self._memory.extend(rows)
+            return
+        with self._own_file.open("a", encoding="utf-8", newline="\n") as file:
 
-            def append(row: dict[str, Any]) -> None:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            def append(*rows: Row) -> None:
+                file.write(_lines(rows))
                 file.flush()
                 os.fsync(file.fileno())
 
             yield append
 
+    def complete(
+        self,
+        inputs: Iterable[Any],
+        process: Callable[[list[Any]], Sequence[Row]],
+        *,
+        chunk_size: int,
+        total: int | None = None,
+        **bar: Any,
+    ) -> None:
+        """Append the rows that are missing at the end of the output, in the order of the inputs.
+
+        Args:
+            inputs: all inputs, in order; the first ones have their rows already. process: makes a row of each input of
+                a list. chunk_size: inputs between two writes. total: number of inputs, if known.
+            bar: options of the progress bar.
+        """
+        finished = sum(1 for _ in self.rows())
+        inputs = islice(inputs, finished, None)
+        initial = finished if total is None else min(finished, total)
+        with self.appending() as append, tqdm(total=total, initial=initial, **bar) as progress:
+            while chunk := list(islice(inputs, chunk_size)):
+                append(*process(chunk))
+                progress.update(len(chunk))
+
     def merge(self, order: Sequence) -> None:
-        """Write all rows to the output, in order, and remove the shards; a kill in between loses nothing."""
+        """Write the rows with these ids to the output, in this order, then remove the shards."""
         rows = {row["id"]: row for row in self.rows()}
-        text = "".join(json.dumps(rows[name], ensure_ascii=False) + "\n" for name in order if name in rows)
-        write_whole(self.output, text)
-        for shard in self._shards():
-            shard.unlink()
+        write_atomically(self.output, _lines(rows[name] for name in order if name in rows))
+        for path in self._files():
+            if path != self.output:
+                path.unlink()
+
+
+def run_sharded_job(
+    output: str | Path,
+    rows: Sequence[Row],
+    work: Callable[[JsonlJob, Sequence[Row]], None],
+    *,
+    settings: dict[str, Any],
+    overwrite: bool,
+) -> tuple[JsonlJob, int]:
+    """Run a job over the rows that have no result yet, shared by the processes of this launch, and merge the results.
+
+    Args:
+        output: the file. rows: all rows, each with an `id`. settings, overwrite: as in `JsonlJob.open`.
+        work: appends a result with the same `id` for each row of this process. It is not called if nothing is missing.
+
+    Returns:
+        The job, and for how many rows results were missing.
+    """
+    state = process_state()
+    job = JsonlJob(output, state.process_index, state.num_processes)
+    if state.is_main_process:
+        job.open(settings, overwrite)
+    state.wait_for_everyone()
+    finished = job.finished_ids()
+    missing = [row for row in rows if row["id"] not in finished]
+    state.wait_for_everyone()  # no process writes before all have read
+    if missing:
+        work(job, missing[state.process_index :: state.num_processes])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        job.merge([row["id"] for row in rows])
+    state.wait_for_everyone()
+    return job, len(missing)
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _parse(line: str, place: str) -> Row:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise ValueError(f"{place} is damaged: it is not JSON. Delete the line or the file, then run again.") from None
+
+
+def _load_json(path: Path) -> Any:
+    """Content of a JSON file, `None` if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _escape(name: str) -> str:

@@ -19,7 +19,7 @@ _HOME = re.compile(r"(?<![\w.:/-])(/(home|Users|root)/|[A-Za-z]:\\Users\\)\w")
 
 def public_name(name: str | os.PathLike[str]) -> str:
     """A name for logs, reports and model cards: the last two parts of what is on this machine, so that no path and no
-    user's name gets out; any other name as it is."""
+    user's name is published; any other name as it is."""
     if not name or not Path(name).exists():
         return str(name)
     path = Path(name).resolve()
@@ -70,7 +70,7 @@ def _refusal(where: str) -> str:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in nested values, with the dotted name of its place."""
+    """Every text in nested values, with its dotted key."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):

@@ -18,7 +18,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
 from hf_interdistill.cli import parse
 from hf_interdistill.commands.data_arguments import DataArguments
-from hf_interdistill.commands.older_runs import OlderRunArguments, settle_older_run
+from hf_interdistill.commands.output_dir import OutputDirArguments, prepare_output_dir
 from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resume_requested
 from hf_interdistill.utils.data import get_split
 
@@ -45,12 +45,12 @@ def main(arguments: list[str]):
     if method not in METHODS:
         raise SystemExit(f"The method is {method!r}, but must be one of {', '.join(METHODS)}.")
     config_class, trainer_class = load_method(method)
-    classes = (RewardArguments, DataArguments, config_class, ModelConfig, OlderRunArguments)
-    reward, data, args, model, older = parse(classes, arguments[1:])
+    classes = (RewardArguments, DataArguments, config_class, ModelConfig, OutputDirArguments)
+    reward, data, args, model, output_dir = parse(classes, arguments[1:])
     resume = args.resume_from_checkpoint
     if method == "ppo" and is_resume_requested(resume):
         raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but PPOTrainer cannot resume. Leave it out.")
-    settle_older_run(older, args)
+    prepare_output_dir(output_dir, args)
     scorer = RewardScorer.from_pretrained(
         reward.reward_model, batch_size=reward.reward_batch_size, dtype=reward.reward_dtype
     )

@@ -15,7 +15,8 @@ from conftest import ROOT, build_student, tokenizer_of
 
 from hf_interdistill import RewardScorer, run_benchmark
 from hf_interdistill.cli import main
-from hf_interdistill.reward_benchmarks.running import RewardCache, model_key
+from hf_interdistill.reward_benchmarks.running import fingerprint_model
+from hf_interdistill.utils.jsonl_jobs import JsonlJob
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -88,7 +89,7 @@ def count_scored(monkeypatch) -> list[int]:
     return counts
 
 
-def test_a_killed_run_goes_on(model, tmp_path, monkeypatch):
+def test_a_killed_run_resumes(model, tmp_path, monkeypatch):
     command = ["eval", "--model", model, "--benchmark", "reward_bench", "--batch_size", "1"]
     command += ["--data", str(SAMPLES / "reward_bench" / "filtered.jsonl"), "--output", str(tmp_path / "out")]
     code = (
@@ -125,8 +126,8 @@ def test_long_texts_are_refused_or_cut_and_counted(scorer, tmp_path):
     short = RewardScorer(scorer.model, scorer.tokenizer, max_length=20)
     with pytest.raises(ValueError, match=r"judge_bench.jsonl, line 1: a text has \d+ tokens, more than max_length=20"):
         run_benchmark(short, "judge_bench", data)
-    cache = RewardCache(tmp_path / "scores.jsonl", "m")
-    cut = run_benchmark(short, "judge_bench", data, cache=cache, is_truncating=True)
+    job = JsonlJob(tmp_path / "scores.jsonl")
+    cut = run_benchmark(short, "judge_bench", data, job=job, model_key="m", is_truncating=True)
     lengths = []
     for line in Path(data).read_text().splitlines():
         row = json.loads(line)
@@ -155,16 +156,18 @@ def test_models_without_a_template_are_refused_with_the_row(scorer):
         run_benchmark(scorer, "judge_bench", str(SAMPLES / "judge_bench.jsonl"))
 
 
-def test_keys_of_models(model, tmp_path):
+def test_keys_of_models(model, tmp_path, capsys):
     scorer = RewardScorer.from_pretrained(model)
-    key = model_key(model, scorer, dtype="float32")
-    assert key == model_key(model, scorer, dtype="float32") and key.startswith(model)
-    assert key != model_key(model, scorer, dtype="bfloat16")
+    key = fingerprint_model(model, scorer, dtype="float32")
+    assert key == fingerprint_model(model, scorer, dtype="float32") and key.startswith(model)
+    assert key != fingerprint_model(model, scorer, dtype="bfloat16")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    assert key != model_key(model, scorer, dtype="float32")
-    (tmp_path / "broken.jsonl").write_text("{]\n")
-    with pytest.raises(ValueError, match="line 1 is damaged"):
-        RewardCache(tmp_path / "broken.jsonl", key)
+    assert key != fingerprint_model(model, scorer, dtype="float32")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scores.jsonl").write_text("{]\n")
+    command = ["eval", "--model", model, "--benchmark", "judge_bench", "--data", str(SAMPLES / "judge_bench.jsonl")]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
+    assert "line 1 is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

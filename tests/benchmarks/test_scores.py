@@ -12,7 +12,7 @@ import pytest
 
 from hf_interdistill.reward_benchmarks import BENCHMARKS, find_benchmark
 from hf_interdistill.reward_benchmarks.items import Row
-from hf_interdistill.reward_benchmarks.reading import load_items
+from hf_interdistill.reward_benchmarks.loading import load_items
 
 SAMPLES = Path(__file__).parent / "samples"
 FILES = {
@@ -35,7 +35,7 @@ def items_of(name):
 def score(name, rows_and_rewards):
     """The result for rows (with the place they would come from) and rewards."""
     benchmark = BENCHMARKS[name]
-    items = [benchmark.read(Row("file, line 1", part, values)) for part, values, _ in rows_and_rewards]
+    items = [benchmark.parse(Row("file, line 1", part, values)) for part, values, _ in rows_and_rewards]
     return benchmark.aggregate(items, [rewards for *_, rewards in rows_and_rewards])
 
 
@@ -232,7 +232,7 @@ def test_parquet_json_and_jsonl_hold_the_same(tmp_path):
     for name in ("filtered.parquet", "filtered.json", "lines.json"):
         items = load_items(BENCHMARKS["reward_bench"], str(tmp_path / name))
         assert [(item.subset, item.candidates) for item in items] == expected
-        assert items[2].place == f"{tmp_path / name}, {'line' if name.startswith('lines') else 'row'} 3"
+        assert items[2].location == f"{tmp_path / name}, {'line' if name.startswith('lines') else 'row'} 3"
 
 
 def test_from_the_hub_every_published_part_is_read(monkeypatch):
@@ -251,7 +251,7 @@ def test_from_the_hub_every_published_part_is_read(monkeypatch):
     assert [item.subset for item in items] == [
         d for d in ("mmlu_pro", "math", "gpqa", "mbpp_plus", "ifeval") for _ in "ab"
     ]
-    assert items[1].place == "lmarena-ai/PPE-MMLU-Pro-Best-of-K, split train, row 2"
+    assert items[1].location == "lmarena-ai/PPE-MMLU-Pro-Best-of-K, split train, row 2"
     assert calls[0] == ("lmarena-ai/PPE-MMLU-Pro-Best-of-K", None, "train")
     subsets = [item.subset for item in load_items(BENCHMARKS["llmbar"])]
     assert subsets == ["Natural", "Neighbor", "GPTInst", "GPTOut", "Manual"]
@@ -286,7 +286,7 @@ def test_bad_rows_are_named_by_file_and_line(name, row, message, tmp_path):
 
 def test_bad_conflict_pairs_and_files_are_explained(tmp_path):
     row = json.loads((SAMPLES / "ppe_correctness" / "math.jsonl").read_text().splitlines()[0])
-    for pairs, message in (([[0, 9]], r"\[0, 9\] must be two places among 4"), ([[0, 2]], "both right or both wrong")):
+    for pairs, message in (([[0, 9]], r"\[0, 9\] must be two indices of 4"), ([[0, 2]], "both right or both wrong")):
         (tmp_path / "math.jsonl").write_text(json.dumps({**row, "sampled_conflict_pairs": pairs}))
         with pytest.raises(ValueError, match=message):
             load_items(BENCHMARKS["ppe_correctness"], str(tmp_path))

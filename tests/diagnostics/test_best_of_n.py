@@ -12,7 +12,7 @@ from conftest import build_student, read_rows, tokenizer_of
 
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
-from hf_interdistill.diagnostics.collect.candidate_scores import _Judge
+from hf_interdistill.diagnostics.collect.candidate_scores import _CandidateScorer
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.best_of_n import largest_of, measure_best_of_n
 
@@ -173,13 +173,13 @@ def test_file_of_best_of_n_resumed_after_a_kill(tmp_path, faulty_pairs, candidat
     lines = kept.read_text().splitlines()
     assert len(lines) == 30
     kept.write_text("\n".join(lines[:25]) + "\n" + lines[25][:8])
-    calls, original = [], _Judge.__call__
+    calls, original = [], _CandidateScorer.__call__
 
     def counting(self, some):
-        calls.extend(number for number, _ in some if isinstance(self.judge, RewardScorer))
+        calls.extend(number for number, _ in some if isinstance(self.source, RewardScorer))
         return original(self, some)
 
-    monkeypatch.setattr(_Judge, "__call__", counting)
+    monkeypatch.setattr(_CandidateScorer, "__call__", counting)
     again = diagnose(rule("length"), pairs, FAST, candidates=tmp_path / "scores.jsonl", **options)
     assert calls == [25, 26, 27, 28, 29] and again.to_dict() == straight.to_dict()
     with pytest.raises(ValueError, match=r"other settings \(data differ\)"):
@@ -216,7 +216,7 @@ ROW = {"prompt": "a", "completions": ["b", "c"]}
     ("row", "gold", "message"),
     [
         ({**ROW, "prompt": 3}, counts_good, "Row 1 .* needs a `prompt`"),
-        ({**ROW, "completions": ["b"]}, counts_good, "must have a list of two or more"),
+        ({**ROW, "completions": ["b"]}, counts_good, "must have a list of at least 2"),
         ({**ROW, "completions": ["b", 3]}, counts_good, "neither texts nor messages"),
         ({**ROW, "completions": ["b", [{"role": "assistant", "content": "c"}]]}, None, "neither `gold_rewards` nor"),
         ({**ROW, "scores": [1, 2], "gold_rewards": [1, 2]}, None, "both `gold_rewards` and `scores`"),

@@ -233,8 +233,8 @@ def test_broken_model_is_named():
         diagnose(scorer, preferences(2), FAST, is_progress_shown=False)
 
 
-def test_killed_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(diagnosis_module, "_CHUNK", 1)
+def test_killed_run_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnosis_module, "_BATCHES_PER_WRITE", 1)
     rows, calls = preferences(10), []
     straight = diagnose(scorer_of(), rows, FAST, name="rm", is_progress_shown=False)
     original = PairMeasurer.__call__
@@ -291,7 +291,7 @@ def test_report_shows_models_side_by_side_and_needs_nothing_else(tmp_path, diagn
     assert all(link.startswith("#") for link in read.links) and "http" not in html.replace("http-equiv", "")
     for name in ("accuracy", "masking", "cue", "length", "calibration"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "It likes length" in read.text and "Which way is good" in read.text
+    assert "It likes length" in read.text and "How to read it" in read.text
     written = json.loads((tmp_path / "diagnosis.json").read_text())
     assert [each["model"] for each in written] == ["perfect", "<script>alert(1)</script>"]
     assert written[1]["findings"]["length"]["verdict"] == "suspect"

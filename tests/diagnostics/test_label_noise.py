@@ -10,7 +10,7 @@ from conftest import build_student, read_rows, tokenizer_of
 
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
-from hf_interdistill.diagnostics.collect.noise_models import _WholePairs
+from hf_interdistill.diagnostics.collect.noise_models import _PairScorer
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.noise import measure_noise
 
@@ -130,8 +130,8 @@ def test_rewards_are_the_scorers_and_long_pairs_are_left_out(tmp_path, monkeypat
             assert record["rewards"] == pytest.approx(expected, abs=1e-4)
     assert found.label_noise.clean.pairs == 3 and found.label_noise.left_out == 0  # `rm` cannot read it either
     (tmp_path / "rm.flipped-0.2.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:9])  # killed
-    calls, original = [], _WholePairs.__call__
-    monkeypatch.setattr(_WholePairs, "__call__", lambda self, some: calls.append(len(some)) or original(self, some))
+    calls, original = [], _PairScorer.__call__
+    monkeypatch.setattr(_PairScorer, "__call__", lambda self, some: calls.append(len(some)) or original(self, some))
     again = diagnose(scorer_of(0), mixed, fast, noise_models={0.2: noisy}, **options)
     assert calls == [1] and again.to_dict() == found.to_dict()
     with pytest.raises(ValueError, match="weights differ"):
@@ -150,7 +150,7 @@ def test_rewards_are_the_scorers_and_long_pairs_are_left_out(tmp_path, monkeypat
         ({10: "a"}, "Write 10 % as 0.1"),
         ({"many": "a"}, "the share 'many'"),
         ({0.1: "a", "0.10": "b"}, "each must be named once"),
-        ({0.1: "a", 0.2: "./a"}, "at 0.2 a model that is the diagnosed one or stands at another share"),
+        ({0.1: "a", 0.2: "./a"}, "at 0.2 a model that is the diagnosed one or that another share has"),
         ({0.1: "rm"}, "at 0.1 a model that is the diagnosed one"),
     ],
 )
@@ -184,10 +184,10 @@ def test_command_line_from_yaml_and_for_several_models(tmp_path, capsys):
     written = json.loads((tmp_path / "b" / "diagnosis.json").read_text())
     assert ["label_noise" in each for each in written] == [False, True] and written[1]["pairs"] == 2
     page = (tmp_path / "b" / "index.html").read_text()
-    assert "Not asked: no models trained on flipped labels were given." in page
+    assert "Not run: no models trained on flipped labels were given." in page
     capsys.readouterr()
     for bad, message in (
-        (json.dumps({"0.3": flipped}), "not said of which one"),
+        (json.dumps({"0.3": flipped}), "does not say of which one"),
         (json.dumps({"three": {"0.3": flipped}}), "models of 'three'"),
         (json.dumps({two: {"0.3": two}}), "the diagnosed one"),
         ("{}", "is empty"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_interdistill.diagnostics.collect.outcomes import Outcomes
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.attention import measure_attention
 from hf_interdistill.diagnostics.measures.calibration import measure_calibration
 from hf_interdistill.diagnostics.measures.estimates import Estimate, accuracy, bootstrap, mean, percent
+from hf_interdistill.diagnostics.measures.pair_results import PairResults
 from hf_interdistill.scoring.metrics import calibration_error, in_random_order
 
 CONFIG = DiagnosisConfig(resamples=300)
@@ -78,10 +78,10 @@ def test_attention_that_cannot_be_seen_is_said(diagnoses):
     assert "attention" not in found.findings()
 
 
-def outcomes(margins, attention=None, lengths=None) -> Outcomes:
+def results(margins, attention=None, lengths=None) -> PairResults:
     pairs = len(margins)
     rewards = np.stack([margins, np.zeros(pairs)], axis=1)
-    return Outcomes(
+    return PairResults(
         rewards={"full": rewards, "cue": rewards},
         lengths=np.ones((pairs, 2)) if lengths is None else lengths,
         attention=np.full((pairs, 6), np.nan) if attention is None else attention,
@@ -96,7 +96,7 @@ def test_attention_of_wrong_pairs(shift, verdict):
     margins = generator.choice([-1.0, 1.0], size=400)
     last = 0.3 + 0.01 * generator.standard_normal(400) + shift * (margins < 0)
     attention = np.column_stack([np.full(400, 0.5), *[(1 - last) / 4] * 4, last])
-    found = measure_attention(outcomes(margins, attention), CONFIG)
+    found = measure_attention(results(margins, attention), CONFIG)
     assert found.finding().verdict == verdict
     assert found.last_gap.value == pytest.approx(last[margins < 0].mean() - last[margins > 0].mean())
     assert found.wrong.sink.pairs + found.right.sink.pairs == 400 and found.right.sink.value == 0.5
@@ -104,14 +104,14 @@ def test_attention_of_wrong_pairs(shift, verdict):
 
 def test_few_wrong_pairs_say_nothing_of_attention():
     margins = np.array([1.0] * 50 + [-1.0] * 9)
-    found = measure_attention(outcomes(margins, np.full((59, 6), 0.2)), CONFIG)
+    found = measure_attention(results(margins, np.full((59, 6), 0.2)), CONFIG)
     assert found.finding().verdict == "unclear" and "9 wrong ones" in found.finding().sentence
 
 
 def test_calibration_against_plain_python():
     generator = np.random.default_rng(2)
     margins = generator.normal(0.5, 2.0, size=57)
-    found = measure_calibration(outcomes(margins), CONFIG)
+    found = measure_calibration(results(margins), CONFIG)
     signed, labels = in_random_order(margins, CONFIG.seed)
     probabilities = [1 / (1 + np.exp(-margin)) for margin in signed]
     error = 0.0
@@ -129,7 +129,7 @@ def test_calibration_against_plain_python():
 
 def test_calibration_of_few_pairs_says_nothing():
     assert (
-        measure_calibration(outcomes(np.random.default_rng(5).normal(0.5, 1.0, 20)), CONFIG).finding().verdict
+        measure_calibration(results(np.random.default_rng(5).normal(0.5, 1.0, 20)), CONFIG).finding().verdict
         == "unclear"
     )
 
@@ -140,7 +140,7 @@ def test_calibration_of_models_too_sure_and_not_sure_enough(factor, verdict):
     true = generator.normal(0, 2.0, size=2000)
     is_right = generator.random(2000) < 1 / (1 + np.exp(-np.abs(true)))
     margins = factor * np.where(is_right, np.abs(true), -np.abs(true))
-    assert measure_calibration(outcomes(margins), CONFIG).finding().verdict == verdict
+    assert measure_calibration(results(margins), CONFIG).finding().verdict == verdict
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval():

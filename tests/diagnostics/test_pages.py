@@ -47,17 +47,17 @@ def pages(folder, diagnoses):
     return report, tree
 
 
-def test_optional_sections_stand_where_they_were_asked_and_nowhere_else(tmp_path, diagnoses):
+def test_optional_sections_are_shown_only_where_they_were_run(tmp_path, diagnoses):
     plain, options = diagnoses["perfect"], DiagnosisConfig(resamples=20)
     noise = measure_noise(np.ones(9), {0.25: (EVIL, np.zeros(9))}, left_out=1, config=options)
     curve = measure_best_of_n([[1.0, 2.0]] * 3, [[0.0, 1.0]] * 3, options, gold_name=EVIL, left_out={EVIL: 1})
     without = write_report([plain], str(tmp_path / "a")).read_text(encoding="utf-8")
-    assert "label_noise" not in without and "best_of_n" not in without and "not asked" not in without
+    assert "label_noise" not in without and "best_of_n" not in without and "not run" not in without
     page = write_report([plain, replace(plain, model="b", label_noise=noise, best_of_n=curve)], str(tmp_path / "b"))
     html = page.read_text(encoding="utf-8")
     for name in ("label_noise", "best_of_n"):
         assert f'id="{name}"' in html and (page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert html.count("Not asked: ") == 2 and "accuracy lost with 25 % of training labels flipped" in html
+    assert html.count("Not run: ") == 2 and "accuracy lost with 25 % of training labels flipped" in html
     assert "<script" not in html and "<iframe" not in html
     assert "nan" not in re.sub(r'src="data:[^"]*"', "", html)
 

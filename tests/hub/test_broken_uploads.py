@@ -45,11 +45,11 @@ def test_what_breaks_in_passing_is_tried_again(fault, hub, command):
     assert "model.safetensors" in hub.files("user/rm") and hub.commits("user/rm") == 2  # its creation, the model
 
 
-def test_what_stays_broken_is_explained_and_goes_on_later(hub, command, capsys):
+def test_what_stays_broken_is_explained_and_resumes_later(hub, command, capsys):
     hub.faults = [Fault("POST", "/commit/", "status", 503, times=push.ATTEMPTS)]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "The upload to user/rm broke off (status 503). Run the same again" in error and TOKEN not in error
+    assert "The upload to user/rm failed (status 503). Run the same command again" in error and TOKEN not in error
     assert hub.commits("user/rm") == 1 and len(hub.uploads()) == 1
     assert main(command) == 0
     assert hub.commits("user/rm") == 2 and len(hub.uploads()) == 1, "the weights were sent twice"
@@ -57,7 +57,7 @@ def test_what_stays_broken_is_explained_and_goes_on_later(hub, command, capsys):
     assert hub.commits("user/rm") == 2, "nothing had changed"
 
 
-def test_a_killed_upload_goes_on_where_it_stopped(hub, tmp_path):
+def test_a_killed_upload_resumes_where_it_stopped(hub, tmp_path):
     folder = save_full(tmp_path / "rm", max_shard_size="80KB")
     shards = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("model-*.safetensors"))]
     assert len(shards) >= 3
@@ -122,7 +122,7 @@ def test_a_public_repository_is_not_mistaken_for_a_private_one(hub, command, cap
 def test_no_connection(hub, command, monkeypatch, capsys):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert main(command) == 2
-    assert "broke off (the connection broke)" in capsys.readouterr().err
+    assert "failed (the connection broke)" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert main(command) == 2
     assert "HF_HUB_OFFLINE is set. Unset it." in capsys.readouterr().err

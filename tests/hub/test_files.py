@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.hub.files import stage_model
-from hf_interdistill.hub.loading import trained_on_messages
+from hf_interdistill.hub.loading_section import trained_on_messages
 from hf_interdistill.utils.privacy import hub_name, public_name, redact
 
 from .conftest import TOKEN, card_of, save_adapter, save_full
@@ -65,7 +65,7 @@ def replace_in_card(folder, old, new):
     ("damage", "message"),
     [
         (as_teacher, "holds an interaction teacher, no reward model"),
-        (without_head, "has no score head in model.safetensors: whoever loads it would get random rewards"),
+        (without_head, "has no score head in model.safetensors: its rewards would be random"),
         (only_pickles, r"has no model.safetensors. It has pytorch_model.bin; pickles are not pushed"),
         (cut_short, "model.safetensors is no whole safetensors file"),
         (two_outputs, "has 2 outputs, but a reward model has one"),

@@ -61,7 +61,7 @@ def test_a_job_writes_what_generate_gives(job, tmp_path, model):
     assert [row["prompt"] for row in rows] == PROMPTS
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "answers.jsonl",
-        "answers.jsonl.job.json",
+        "answers.jsonl.settings.json",
     ]
     assert len(list((tmp_path / "trees").glob("row_*.html"))) == 6
     tokenizer = tokenizer_of("bytes")
@@ -106,7 +106,7 @@ def launch(config: RainJobConfig, *command, **environment) -> subprocess.Popen:
     )
 
 
-def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
+def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path):
     config = job(scorer="rain.job_scorers:slow", rain={"max_batch_size": 1})
     process = launch(config, RAIN_TEST_DELAY="0.15")
     shard = tmp_path / "out" / "answers.jsonl.shard-00000-of-00001"
@@ -163,7 +163,7 @@ def test_other_settings_are_refused_or_start_anew(job):
 def test_a_file_of_unknown_origin_is_not_touched(job, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "answers.jsonl").write_text("precious\n")
-    with pytest.raises(ValueError, match="cannot be gone on with"):
+    with pytest.raises(ValueError, match=r"settings .* are missing or damaged, so the job cannot resume it"):
         run_rain_job(job())
     assert (tmp_path / "out" / "answers.jsonl").read_text() == "precious\n"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 
 import evaluate
 import numpy as np
@@ -24,7 +22,7 @@ from hf_interdistill import (
 )
 from hf_interdistill.metrics.calibration import Calibration
 from hf_interdistill.scoring import metrics
-from hf_interdistill.scoring.best_of_n import best_of_n_kl
+from hf_interdistill.scoring.best_of_n import best_of_n_scores
 
 MARGINS = st.lists(st.floats(-30, 30).map(lambda value: round(value, 2)), min_size=1, max_size=40)
 
@@ -117,38 +115,6 @@ def test_length_bias_by_hand():
     assert swapped["length_correlation"] == pytest.approx(values["length_correlation"])
 
 
-def plain_best_of_n(rewards, values, size):
-    """Every subset, every best candidate of it."""
-    picks = []
-    for subset in itertools.combinations(range(len(rewards)), size):
-        best = max(rewards[i] for i in subset)
-        tied = [values[i] for i in subset if rewards[i] == best]
-        picks.append(sum(tied) / len(tied))
-    return sum(picks) / len(picks)
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=7), st.data())
-@settings(deadline=None)
-def test_best_of_n_is_the_mean_over_all_subsets(candidates, data):
-    rewards, values = zip(*candidates, strict=True)
-    size = data.draw(st.integers(1, len(candidates)))
-    assert metrics.best_of_n([rewards], [values], [size])[size] == pytest.approx(
-        plain_best_of_n(rewards, values, size)
-    )
-
-
-def test_best_of_n_curve_and_divergence():
-    generator = random.Random(0)
-    values = [[generator.random() for _ in range(6)] for _ in range(5)]
-    perfect = metrics.best_of_n(values, values)
-    assert list(perfect) == [1, 2, 4, 6] and list(perfect.values()) == sorted(perfect.values())
-    assert perfect[6] == pytest.approx(sum(map(max, values)) / 5)
-    hacked = metrics.best_of_n([[-value for value in row] for row in values], values)
-    assert hacked[6] == pytest.approx(sum(map(min, values)) / 5) and hacked[1] == pytest.approx(perfect[1])
-    assert best_of_n_kl(1) == 0
-    assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
-
-
 def test_bad_input_is_explained():
     with pytest.raises(ValueError, match="position 1 is nan"):
         metrics.pairwise_accuracy([1.0, float("nan")])
@@ -160,8 +126,6 @@ def test_bad_input_is_explained():
         metrics.calibration([1.0], bins=0)
     with pytest.raises(ValueError, match="2 margins and 1 length"):
         metrics.length_bias([1.0, 2.0], [1])
-    with pytest.raises(ValueError, match="between 1 and 2"):
-        metrics.best_of_n([[1.0, 2.0]], [[0, 1]], [3])
     with pytest.raises(ValueError, match="there are pairwise_accuracy"):
         metric_path("accuracy")
 
@@ -202,8 +166,11 @@ def test_modules_of_evaluate(evaluate_cache):
 def test_best_of_n_of_evaluate(evaluate_cache):
     module = evaluate.load(metric_path("best_of_n"), cache_dir=evaluate_cache)
     rewards, values = [[3.0, 1.0, 2.0], [0.0, 1.0, 1.0]], [[1, 0, 0], [1, 0, 1]]
-    expected = {f"best_of_{n}": value for n, value in metrics.best_of_n(rewards, values, [1, 3]).items()}
-    assert module.compute(predictions=rewards, references=values, sizes=[1, 3]) == pytest.approx(expected)
+    expected = {f"best_of_{n}": np.mean(best_of_n_scores(rewards, values, n)) for n in (1, 2, 3)}
+    assert module.compute(predictions=rewards, references=values) == pytest.approx(expected)
+    assert module.compute(predictions=rewards, references=values, sizes=[3]) == {"best_of_3": 1.0 / 2 + 0.5 / 2}
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        module.compute(predictions=rewards, references=values, sizes=[4])
     with pytest.raises(ValueError, match="as many candidates"):
         module.compute(predictions=[[1.0]], references=[[1.0, 2.0]])
 

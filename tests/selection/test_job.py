@@ -37,7 +37,7 @@ def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):
     assert summary["best_reward"] == pytest.approx(sum(row["reward"] for row in kept) / 5)
     assert (summary["candidates"], summary["scored"], summary["selected"]) == (20, 5, 5)
     assert summary["kl"] == best_of_n_kl(4)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scored.jsonl", "scored.jsonl.job.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scored.jsonl", "scored.jsonl.settings.json"]
 
 
 def test_samples_hang_on_seed_and_prompt_alone(job, tmp_path):
@@ -60,7 +60,7 @@ def test_samples_hang_on_seed_and_prompt_alone(job, tmp_path):
     assert samples(seeded.output) != expected
 
 
-def test_a_killed_job_goes_on_and_ends_the_same(job, tmp_path):
+def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path):
     rows = [{"prompt": f"Tell me about {i}", "id": i} for i in range(24)]
     prompts = write_rows(tmp_path / "many.jsonl", rows)
     config = job(prompts=prompts, batch_size=4, generation={"max_new_tokens": 8})

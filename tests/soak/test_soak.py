@@ -25,7 +25,7 @@ from trust.workshop import PAIRS, STEADY, Workshop
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
-from hf_interdistill.utils.jsonl_jobs import JobFiles
+from hf_interdistill.utils.jsonl_jobs import JsonlJob
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow]
 STEPS, PROMPTS = int(os.environ.get("SOAK_STEPS", "2000")), int(os.environ.get("SOAK_PROMPTS", "500"))
@@ -124,7 +124,7 @@ def test_a_long_rain_job(tmp_path, monkeypatch):
     workshop.add_language_model(prompts=1)
     rows = [{"id": number, "prompt": PAIRS[number % 96]["prompt"] + f" ({number})"} for number in range(PROMPTS)]
     workshop.write_rows("prompts.jsonl", rows)
-    watch, appending = Watch(), JobFiles.appending
+    watch, appending = Watch(), JsonlJob.appending
 
     @contextmanager
     def watched(files):
@@ -136,7 +136,7 @@ def test_a_long_rain_job(tmp_path, monkeypatch):
 
             yield append_and_look
 
-    monkeypatch.setattr(JobFiles, "appending", watched)
+    monkeypatch.setattr(JsonlJob, "appending", watched)
     rain = {"iterations": 6, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6, "max_batch_size": 4}
     config = RainJobConfig(
         model=str(workshop.path("lm")),

@@ -38,7 +38,7 @@ def test_a_teacher_killed_anywhere_ends_the_same(workshop, monkeypatch):
         "while the stage's weights are written": lambda: at_call(teacher_stages, "save_file", 1, is_after=True),
         "between the stages": lambda: at_step(1, "pair"),
         "fifth step of the pairs": lambda: at_step(5, "pair"),
-        "while the teacher is written": lambda: at_call(teacher_module, "write_whole", 1),
+        "while the teacher is written": lambda: at_call(teacher_module, "write_atomically", 1),
     }
     for spot, arrange in spots.items():
         killed(command, arrange)

@@ -54,10 +54,10 @@ def test_a_rain_job_killed_anywhere_ends_the_same(workshop):
 
 def test_a_full_disk_in_a_rain_job(workshop):
     """Half a line may be left; the answers before it count, and are not searched again."""
-    size, original = workshop.path("straight.jsonl").stat().st_size // 2, job_files.JobFiles.appending
+    size, original = workshop.path("straight.jsonl").stat().st_size // 2, job_files.JsonlJob.appending
 
     def action():
-        at_call(job_files.JobFiles, "appending", 1, lambda files: limit_files(size) or original(files))
+        at_call(job_files.JsonlJob, "appending", 1, lambda files: limit_files(size) or original(files))
         return main(workshop.rain())
 
     status, error = forked(action)
@@ -77,7 +77,7 @@ def test_a_judge_that_fails_at_random(workshop, capsys, monkeypatch):
     while main(command) == 2:
         failures += 1
         error = capsys.readouterr().err
-        assert "the judge is out" in error and "run the job again to go on" in error
+        assert "the judge is out" in error and "run the job again to resume" in error
         now = kept(workshop)
         assert now[: len(before)] == before and len(now) == len(set(now))
         before = now

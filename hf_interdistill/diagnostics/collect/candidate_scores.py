@@ -7,6 +7,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..config import DiagnosisConfig
 from ..measures.best_of_n import BestOfN, measure_best_of_n
 from .candidates import candidate_rows, count_candidates
 from .loading import fingerprint, name_of, scorer_beside
-from .records import NumberedRow, Records, capped
+from .records import IndexedRow, RecordStore, smaller
 
 
 def score_candidates(
@@ -26,40 +27,32 @@ def score_candidates(
     gold,
     scorer: RewardScorer,
     config: DiagnosisConfig,
-    folder: str | None,
-    *,
-    name: str,
-    chunk: int,
-    is_progress_shown: bool,
+    store: RecordStore,
 ) -> BestOfN:
     """Score every candidate, and measure what the model picks.
 
     Args:
         candidates: as `diagnose` takes them. gold: a reward model, a function `(prompts, completions) -> scores`, or
             `None` where the rows bring their scores.
-        scorer, name: of the diagnosed model. config: the settings. folder: where records are kept.
-        chunk: prompts between two writes.
+        scorer: of the diagnosed model. config: the settings. store: where records are kept.
 
     Raises:
         ValueError: a row that cannot be used; scores that are not finite; no prompt that can be read.
     """
     source = public_name(candidates) if isinstance(candidates, str | os.PathLike) else "rows"
-    total = capped(count_candidates(candidates), config.limit)
-    gold, gold_name, gold_print = _resolve_gold(gold, scorer, source)
-    settings = {"data": source, "max_length": config.max_length}
-    bar = {"unit": "prompt", "disable": not is_progress_shown}
+    total = smaller(count_candidates(candidates), config.limit)
+    gold, gold_name, gold_fingerprint = _resolve_gold(gold, scorer, source)
 
-    def rewards_by(judge, records: Records, description: str) -> dict[int, dict[str, Any]]:
+    def scores_by(each, file: tuple[str, str], weights: int, store: RecordStore) -> dict[int, dict[str, Any]]:
+        settings = {"model": file[0], "weights": weights, "data": source, "max_length": config.max_length}
         rows = islice(candidate_rows(candidates, is_scored=gold is None), config.limit)
-        done = records.complete(rows, total, _Judge(judge, config), chunk=chunk, desc=description, **bar)
-        return {record["id"]: record for record in done}
+        measure, description = _CandidateScorer(each, config), f"Candidates by {file[0]}"
+        records = store.collect(file, settings, (rows, total), measure, desc=description, unit="prompt")
+        return {record["id"]: record for record in records}
 
-    own = {"model": name, "weights": fingerprint(scorer)}
-    kept = Records(folder, name, "candidates", {**own, **settings})
-    proxies = rewards_by(scorer, kept, f"Candidates by {name}")
-    folder = None if gold is None else folder  # scores in the rows need no copy
-    kept = Records(folder, gold_name, "gold", {"model": gold_name, "weights": gold_print, **settings})
-    golds = rewards_by(gold, kept, f"Candidates by {gold_name}")
+    proxies = scores_by(scorer, (store.name, "candidates"), fingerprint(scorer), store)
+    gold_store = replace(store, folder=None) if gold is None else store  # scores in the rows need no copy
+    golds = scores_by(gold, (gold_name, "gold"), gold_fingerprint, gold_store)
     return _measure(proxies, golds, gold_name, config)
 
 
@@ -79,26 +72,26 @@ def _measure(proxies: dict[int, dict], golds: dict[int, dict], gold_name: str, c
     return measure_best_of_n(rewards, truth, config, gold_name=gold_name, left_out=left_out)
 
 
-class _Judge:
+class _CandidateScorer:
     """Scores of candidates, as records: `id`, and `scores` or `left_out` (why).
 
     Args:
-        judge: a scorer, a function, or `None` for the scores in the rows.
+        source: a reward model, a function, or `None` for the scores in the rows.
     """
 
-    def __init__(self, judge: RewardScorer | Callable | None, config: DiagnosisConfig):
-        self.judge = judge
-        if isinstance(judge, RewardScorer):
-            self.max_length = config.max_length or longest_input(judge.model, judge.tokenizer)
+    def __init__(self, source: RewardScorer | Callable | None, config: DiagnosisConfig):
+        self.source = source
+        if isinstance(source, RewardScorer):
+            self.max_length = config.max_length or longest_input(source.model, source.tokenizer)
 
-    def __call__(self, examples: Sequence[NumberedRow]) -> list[dict[str, Any]]:
-        if self.judge is None:
+    def __call__(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
+        if self.source is None:
             return [{"id": number, "scores": [float(each) for each in row["gold"]]} for number, row in examples]
-        if isinstance(self.judge, RewardScorer):
+        if isinstance(self.source, RewardScorer):
             return self._score_tokens(examples)
         prompts = [row["prompt"] for _, row in examples for _ in row["completions"]]
         completions = [completion for _, row in examples for completion in row["completions"]]
-        found = list(self.judge(prompts, completions))
+        found = list(self.source(prompts, completions))
         if len(found) != len(completions):
             raise ValueError(
                 f"`gold` gave {len(found)} scores of {len(completions)} completions; it must give as many."
@@ -108,11 +101,11 @@ class _Judge:
             {"id": number, "scores": [float(next(scores)) for _ in row["completions"]]} for number, row in examples
         ]
 
-    def _score_tokens(self, examples: Sequence[NumberedRow]) -> list[dict[str, Any]]:
+    def _score_tokens(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         texts = [self._encode(number, row) for number, row in examples]
         is_read = [max(map(len, rows)) <= self.max_length for rows in texts]
         rewards = iter(
-            self.judge.score_ids(
+            self.source.score_ids(
                 [ids for rows, is_short in zip(texts, is_read, strict=True) if is_short for ids in rows]
             )
         )
@@ -132,7 +125,7 @@ class _Judge:
                 completion = [{"role": "assistant", "content": completion}]
             if isinstance(prompt, str) != isinstance(completion, str):
                 raise ValueError(f"Row {number} of the candidates has a prompt of text and a completion of messages.")
-            texts.append(self.judge.formatter.encode(prompt, completion, **kwargs))
+            texts.append(self.source.formatter.encode(prompt, completion, **kwargs))
         return texts
 
 
@@ -142,8 +135,8 @@ def _resolve_gold(gold, scorer: RewardScorer, source: str) -> tuple[RewardScorer
     if gold is None:
         return None, source, 0
     if isinstance(gold, RewardScorer) or hasattr(gold, "config") or not callable(gold):
-        judge = scorer_beside(gold, scorer)
-        return judge, name_of(gold, judge), fingerprint(judge)
+        other = scorer_beside(gold, scorer)
+        return other, name_of(gold, other), fingerprint(other)
     shown, code = getattr(gold, "__name__", type(gold).__name__), getattr(gold, "__code__", None)
     return gold, shown, 0 if code is None else zlib.crc32(repr(_code_parts(code)).encode())
 

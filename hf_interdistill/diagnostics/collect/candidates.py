@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...scoring.formatting import is_messages
+from ...scoring.prompts import check_completions, check_prompt
 from ...utils.privacy import public_name
-from .records import NumberedRow, count_lines
+from .records import IndexedRow, count_lines
 
 _GOLD = ("gold_rewards", "scores")
 
 
-def check_candidates(candidates) -> None:
-    """Raise `ValueError` for candidates that are no file or rows that can be read twice, or not there for `gold`."""
+def check_candidates(candidates, gold) -> None:
+    """Raise `ValueError` for candidates that are no JSONL file and no list of rows, or `gold` without candidates."""
     if candidates is None:
-        raise ValueError("`gold` is given, but no `candidates` to score. Give both, or neither.")
+        if gold is not None:
+            raise ValueError("`gold` is given, but no `candidates` to score. Give both, or neither.")
+        return
     if isinstance(candidates, str | os.PathLike):
         path = Path(candidates)
         if not path.is_file() or path.suffix != ".jsonl":
@@ -37,8 +39,8 @@ def count_candidates(candidates) -> int | None:
     return len(candidates) if hasattr(candidates, "__len__") else None
 
 
-def candidate_rows(candidates, is_scored: bool) -> Iterator[NumberedRow]:
-    """Checked rows with their numbers from 0; files are read line by line."""
+def candidate_rows(candidates, is_scored: bool) -> Iterator[IndexedRow]:
+    """Checked rows with their index; files are read line by line."""
     if not isinstance(candidates, str | os.PathLike):
         yield from ((number, _checked(row, number, is_scored)) for number, row in enumerate(candidates))
         return
@@ -53,13 +55,10 @@ def candidate_rows(candidates, is_scored: bool) -> Iterator[NumberedRow]:
 
 def _checked(row: Any, number: int, is_scored: bool) -> dict[str, Any]:
     where = f"Row {number} of the candidates"
-    if not isinstance(row, dict) or not (isinstance(row.get("prompt"), str) or is_messages(row.get("prompt"))):
-        raise ValueError(f"{where} needs a `prompt` that is a text or messages: {row!r:.120}")
-    completions = row.get("completions")
-    if not isinstance(completions, list) or len(completions) < 2:
-        raise ValueError(f"{where} has `completions` {completions!r:.120}, but must have a list of two or more.")
-    if not all(isinstance(each, str) or is_messages(each) for each in completions):
-        raise ValueError(f"{where} has `completions` that are neither texts nor messages.")
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no JSON object: {row!r:.120}")
+    check_prompt(row, where)
+    completions = check_completions(row, where, at_least=2)
     given = [key for key in _GOLD if row.get(key) is not None]
     if not is_scored:
         if given:

@@ -1,6 +1,6 @@
-"""A pair as token rows in which the places of the contents are known, and rows with parts taken away.
+"""A pair as token rows in which the positions of the contents are known, and rows with parts removed.
 
-*How parts are taken away.* The tokens are left out of the row and the others keep their positions. For a decoder that
+*How parts are removed.* The tokens are left out of the row and the others keep their positions. For a decoder that
 is the same as hiding them from attention (a test holds it), but needs no mask that some attention kernels lack, and
 costs less. Template tokens (roles, BOS, EOS, separators) always stay, so the text keeps its form, and the scored token
 and the first token, on which attention rests, are never touched: what is lost is content. An encoder counts positions
@@ -26,7 +26,7 @@ class TokenRow:
     """Tokens of one text.
 
     Args:
-        ids: all tokens. prompt, response: places of the tokens that hold content of each.
+        ids: all tokens. prompt, response: positions of the tokens that hold content of each.
     """
 
     ids: list[int]
@@ -37,11 +37,11 @@ class TokenRow:
     def content(self) -> list[int]:
         return self.prompt + self.response
 
-    def without(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Ids and positions of the row with some places left out."""
-        gone = set(places)
-        kept = [place for place in range(len(self.ids)) if place not in gone]
-        return [self.ids[place] for place in kept], kept
+    def without(self, positions: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids and positions of the row with some positions left out."""
+        gone = set(positions)
+        kept = [position for position in range(len(self.ids)) if position not in gone]
+        return [self.ids[position] for position in kept], kept
 
     def without_first(self, fraction: float) -> tuple[list[int], list[int]]:
         return self.without(self.content[: round(fraction * len(self.content))])
@@ -89,8 +89,10 @@ def _token_row(formatter: RewardFormatter, prompt: Text, response: Text, kwargs:
         if start is not None:
             owner[start : start + len(content)] = PROMPT if number < prompts else RESPONSE
     owners = [int(owner[start:end].max()) if end > start else 0 for start, end in offsets]
-    places = {part: [place for place, each in enumerate(owners) if each == part] for part in (PROMPT, RESPONSE)}
-    return TokenRow(ids, places[PROMPT], places[RESPONSE])
+    positions = {
+        part: [position for position, each in enumerate(owners) if each == part] for part in (PROMPT, RESPONSE)
+    }
+    return TokenRow(ids, positions[PROMPT], positions[RESPONSE])
 
 
 def with_cue(response: Text, cue: str) -> Text:

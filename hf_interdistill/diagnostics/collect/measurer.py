@@ -1,4 +1,4 @@
-"""Runs a reward model over pairs and their changed texts: one record a pair, from which every measure is computed."""
+"""Runs a reward model over pairs and their changed texts: one record per pair, the input of every measure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PairMeasurer:
         scorer: the reward model. config: what to measure.
 
     Attributes:
-        attention_problem: why the attention of this model cannot be looked at; `None` if it can.
+        attention_problem: why the attention of this model cannot be recorded; `None` if it can.
     """
 
     def __init__(self, scorer: RewardScorer, config: DiagnosisConfig):
@@ -33,10 +33,10 @@ class PairMeasurer:
         self.attention_problem = self._probe_attention()
 
     def __call__(self, examples: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Records of numbered rows, in order.
+        """Records of indexed rows, in order.
 
         A record has `id`; `left_out` (why), or: `rewards`, `[chosen, rejected]` for `full`, `first F`, `last F`,
-        `response start`, `prompt` (content that was taken away) and `cue`; `lengths`, tokens of the responses;
+        `response start`, `prompt` (content that was removed) and `cue`; `lengths`, tokens of the responses;
         `attention`, for each of the two the mass on the first token and the shares of the stages, or `None`; `texts`,
         shortened.
         """
@@ -99,8 +99,8 @@ class PairMeasurer:
         with AttentionRecorder(self.scorer.model, self._layers) as recorder:
             rewards = self.scorer.score_ids(rows)
         mask = self._mask(rows)
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, places, -1).argmax(1) if self.scorer.is_causal else mask.int().argmax(1)
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, positions, -1).argmax(1) if self.scorer.is_causal else mask.int().argmax(1)
         weights = torch.stack([scored_attention(record, mask, last) for record in recorder.records]).mean(0)
         recorder.release()
         return rewards, stage_masses(weights, mask, STAGES)

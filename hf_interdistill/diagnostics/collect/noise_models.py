@@ -15,16 +15,18 @@ from ...scoring.scorer import RewardScorer
 from ..config import DiagnosisConfig
 from ..measures.noise import LabelNoise, measure_noise
 from .loading import fingerprint, name_of, scorer_beside
-from .records import NumberedRow, Records, numbered_rows
+from .records import IndexedRow, PairData, RecordStore
 
 
-def check_noise_models(noise_models: Mapping[Any, Any], model, data) -> dict[float, Any]:
-    """The models by share, rising.
+def check_noise_models(noise_models: Mapping[Any, Any] | None, model, data) -> dict[float, Any] | None:
+    """The models by share, rising; `None` if there are none.
 
     Raises:
         ValueError: shares that are no numbers between 0 and 0.5, or there is none; one model for two shares, or the
             diagnosed one; data that can be read only once.
     """
+    if noise_models is None:
+        return None
     if not isinstance(noise_models, Mapping) or not noise_models:
         raise ValueError(
             f"`noise_models` is {noise_models!r}, but must map shares of flipped labels to models, at least one, such "
@@ -37,7 +39,7 @@ def check_noise_models(noise_models: Mapping[Any, Any], model, data) -> dict[flo
     for share, each in shares.items():
         if _identity(each) in seen:
             raise ValueError(
-                f"`noise_models` has at {share:g} a model that is the diagnosed one or stands at another share too: "
+                f"`noise_models` has at {share:g} a model that is the diagnosed one or that another share has too: "
                 f"{each if isinstance(each, str) else type(each).__name__}. Each share needs a model trained with it."
             )
         seen.append(_identity(each))
@@ -69,53 +71,46 @@ def _identity(model) -> Any:
 def score_noise_models(
     noise_models: Mapping[float, Any],
     scorer: RewardScorer,
-    measured: Sequence[dict[str, Any]],
-    source: tuple[Any, str, str],
+    measured: tuple[PairData, Sequence[dict[str, Any]]],
     config: DiagnosisConfig,
-    folder: str | None,
-    *,
-    name: str,
-    chunk: int,
-    is_progress_shown: bool,
+    store: RecordStore,
 ) -> LabelNoise:
     """Accuracy of models trained on flipped labels, on the pairs that all of them can read.
 
     Args:
         noise_models: as `check_noise_models` gives them; one at a time is loaded.
-        scorer: of the diagnosed model. measured: its records. name: its name.
-        source: data, its name, split. config: the settings. folder: where records are kept.
-        chunk: pairs between two writes.
+        scorer: of the diagnosed model. measured: the pairs, and its records of them.
+        config: the settings. store: where records are kept.
     """
-    data, data_name, split = source
-    margins = {record["id"]: _margin(record["rewards"]["full"]) for record in measured if "rewards" in record}
+    pairs, own_records = measured
+    margins = {record["id"]: _margin(record["rewards"]["full"]) for record in own_records if "rewards" in record}
     names, noisy = {}, {}
     for share, model in noise_models.items():
         other = scorer_beside(model, scorer)
         names[share] = name_of(model, other)
-        settings = {"model": names[share], "weights": fingerprint(other), "data": data_name, "split": split}
-        settings |= {"of": name, "share": share, "max_length": config.max_length}
-        records = Records(folder, name, f"flipped-{share:g}", settings)
-        rows, _ = numbered_rows(data, split, len(measured))
-        records.complete(
-            rows, len(measured), _WholePairs(other, config), chunk=chunk,
-            desc=f"With {100 * share:g} % flipped labels", unit="pair", disable=not is_progress_shown,
-        )  # fmt: skip
-        noisy[share] = _finite_margins(records.rows, share)
+        settings = {"model": names[share], "weights": fingerprint(other), "data": pairs.name, "split": pairs.split}
+        settings |= {"of": store.name, "share": share, "max_length": config.max_length}
+        file, rows = (store.name, f"flipped-{share:g}"), pairs.rows(len(own_records))
+        description = f"With {100 * share:g} % flipped labels"
+        records = store.collect(file, settings, rows, _PairScorer(other, config), desc=description, unit="pair")
+        noisy[share] = _finite_margins(records, share)
     shared = [number for number in margins if all(number in each for each in noisy.values())]
     if not shared:
-        raise ValueError(f"No pair can be read by {name} and all of its `noise_models` ({', '.join(names.values())}).")
+        raise ValueError(
+            f"No pair can be read by {store.name} and all of its `noise_models` ({', '.join(names.values())})."
+        )
     columns = {share: (names[share], np.array([each[n] for n in shared])) for share, each in noisy.items()}
     return measure_noise(np.array([margins[n] for n in shared]), columns, len(margins) - len(shared), config)
 
 
-class _WholePairs:
+class _PairScorer:
     """Rewards of pairs, as records: `id`, and `rewards` (chosen, rejected) or `left_out` (why)."""
 
     def __init__(self, scorer: RewardScorer, config: DiagnosisConfig):
         self.scorer = scorer
         self.max_length = config.max_length or longest_input(scorer.model, scorer.tokenizer)
 
-    def __call__(self, examples: Sequence[NumberedRow]) -> list[dict[str, Any]]:
+    def __call__(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         texts = [self._encode(example) for _, example in examples]
         is_read = [max(map(len, pair)) <= self.max_length for pair in texts]
         readable = [ids for pair, is_short in zip(texts, is_read, strict=True) if is_short for ids in pair]

@@ -1,107 +1,96 @@
-"""Records kept line by line, so that a killed run goes on where it stopped."""
+"""Where the records of a diagnosis are kept, and the rows that they are made from."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from ...utils.atomic_io import mend_lines, write_whole
 from ...utils.data import get_split, load_preferences
+from ...utils.jsonl_jobs import JsonlJob
+from ...utils.privacy import public_name
 
-NumberedRow = tuple[int, dict[str, Any]]
+IndexedRow = tuple[int, dict[str, Any]]
+Measure = Callable[[list[IndexedRow]], list[dict[str, Any]]]
 
 
-class Records:
-    """Records of rows, kept in `folder` line by line, if there is one.
+@dataclass(frozen=True)
+class RecordStore:
+    """The records of one diagnosis: a JSONL for each kind, which a killed run resumes.
 
     Args:
-        folder: where they are kept; `None` keeps them in memory alone.
-        name: of what made them, a part of the file's name. kind: of the records, the other part.
-        settings: what decides the records.
-
-    Raises:
-        ValueError: records that were made with other settings.
+        folder: where they are kept; `None` keeps them in memory only.
+        name: the diagnosed model's name.
+        chunk_size: rows between two writes.
+        is_progress_shown: whether there are progress bars.
     """
 
-    def __init__(self, folder: str | None, name: str, kind: str, settings: dict[str, Any]):
-        self.rows: list[dict[str, Any]] = []
-        self.path = None
-        if folder is None:
-            return
-        self.path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.{kind}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        state = self.path.with_suffix(".settings.json")
-        settings = json.loads(json.dumps(settings))
-        if self.path.exists():
-            before = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
-            if before != settings:
-                changed = sorted(key for key in settings if (before or {}).get(key) != settings[key])
-                raise ValueError(
-                    f"{self.path} was made with other settings ({', '.join(changed)} differ). Delete it, or write to "
-                    "another folder."
-                )
-            mend_lines(self.path)
-            self.rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n") if line]
-        write_whole(state, json.dumps(settings, indent=2))
+    folder: str | None
+    name: str
+    chunk_size: int
+    is_progress_shown: bool
 
-    def append(self, records: list[dict[str, Any]]) -> None:
-        self.rows += records
-        if self.path is None:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def complete(
+    def collect(
         self,
-        rows: Iterator[NumberedRow],
-        total: int | None,
-        measure: Callable[[list[NumberedRow]], list[dict[str, Any]]],
-        *,
-        chunk: int,
+        file: tuple[str, str],
+        settings: dict[str, Any],
+        rows: tuple[Iterator[IndexedRow], int | None],
+        measure: Measure,
         **bar: Any,
     ) -> list[dict[str, Any]]:
-        """Make the records that are missing.
+        """The records of all rows; those that are missing are made.
 
         Args:
-            rows: all numbered rows. total: how many there are, if known. measure: makes a record of each.
-            chunk: rows between two writes. bar: options of the progress bar.
+            file: name of the model that made the records and their kind, the two parts of the file's name.
+            settings: what the records depend on. rows: all rows, and how many there are, if known.
+            measure: makes a record of each row. bar: options of the progress bar.
 
-        Returns:
-            the records, one a row.
+        Raises:
+            ValueError: there are records that were made with other settings.
         """
-        if total is not None and len(self.rows) > total:  # of a run with a larger limit
-            self.rows = self.rows[:total]
-        with tqdm(total=total, **bar) as progress:
-            progress.update(len(self.rows))
-            rows = islice(rows, len(self.rows), None)
-            while some := list(islice(rows, chunk)):
-                self.append(measure(some))
-                progress.update(len(some))
-        return self.rows
+        name, kind = file
+        path = None if self.folder is None else Path(self.folder) / f"{_safe(name)}.{kind}.jsonl"
+        indexed, total = rows
+        job = JsonlJob(path)
+        job.open(settings)
+        bar["disable"] = not self.is_progress_shown
+        job.complete(indexed, measure, chunk_size=self.chunk_size, total=total, **bar)
+        return list(islice(job.rows(), total))  # an earlier run may have had a larger limit
 
 
-def numbered_rows(data, split: str, limit: int | None) -> tuple[Iterator[NumberedRow], int | None]:
-    """Rows of preferences with their numbers, and how many there are, if that is known."""
-    total = None
-    if isinstance(data, str | os.PathLike):
-        path = Path(data)
-        if path.suffix == ".jsonl" and path.is_file():
-            total = count_lines(path)
-        data = get_split(load_preferences(str(data), is_streaming=True), split, str(data))
-    elif hasattr(data, "__len__"):
-        total = len(data)
-    elif not isinstance(data, Iterable):
-        raise TypeError(f"`data` is {type(data).__name__}, but must be a path, a Hub name or rows.")
-    return islice(enumerate(data), limit), capped(total, limit)
+@dataclass(frozen=True)
+class PairData:
+    """The preferences of a diagnosis.
+
+    Args:
+        data: file, folder or Hub name (read as a stream), or rows. split: of the data, where it has several.
+    """
+
+    data: Any
+    split: str
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return public_name(self.data) if isinstance(self.data, str | os.PathLike) else "rows"
+
+    def rows(self, limit: int | None) -> tuple[Iterator[IndexedRow], int | None]:
+        """Rows with their index, and how many there are, if that is known."""
+        data, total = self.data, None
+        if isinstance(data, str | os.PathLike):
+            path = Path(data)
+            if path.suffix == ".jsonl" and path.is_file():
+                total = count_lines(path)
+            data = get_split(load_preferences(str(data), is_streaming=True), self.split, str(data))
+        elif hasattr(data, "__len__"):
+            total = len(data)
+        elif not isinstance(data, Iterable):
+            raise TypeError(f"`data` is {type(data).__name__}, but must be a path, a Hub name or rows.")
+        return islice(enumerate(data), limit), smaller(total, limit)
 
 
 def count_lines(path: Path) -> int:
@@ -110,6 +99,11 @@ def count_lines(path: Path) -> int:
         return sum(1 for line in lines if line.strip())
 
 
-def capped(total: int | None, limit: int | None) -> int | None:
-    """How many rows are looked at, as far as is known beforehand."""
+def smaller(total: int | None, limit: int | None) -> int | None:
+    """The smaller of two numbers, of which either may be unknown."""
     return min((number for number in (total, limit) if number is not None), default=None)
+
+
+def _safe(name: str) -> str:
+    """A name as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name)

@@ -1,4 +1,4 @@
-"""Attention of the scored token, from recorded queries and keys: one row a text, nothing of size length x length."""
+"""Attention of the scored token, from recorded queries and keys: one row per text, nothing of size length x length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def scored_attention(record: RecordedAttention, mask: torch.Tensor, scored: torc
         record: query `(batch, heads, length, head_dim)` and key `(batch, key_value_heads, length, head_dim)` of a
             layer.
         mask: `(batch, length)` bool, the real tokens.
-        scored: `(batch,)` place of the scored token.
+        scored: `(batch,)` position of the scored token.
     """
     batch, heads, length, size = record.query.shape
     shared = record.key.shape[1]
@@ -25,8 +25,8 @@ def scored_attention(record: RecordedAttention, mask: torch.Tensor, scored: torc
         scores = record.softcap * torch.tanh(scores / record.softcap)
     visible = mask
     if record.window is not None:
-        place = torch.arange(length, device=mask.device)
-        visible = visible & ((scored[:, None] - place).abs() < record.window)
+        position = torch.arange(length, device=mask.device)
+        visible = visible & ((scored[:, None] - position).abs() < record.window)
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
     return scores.softmax(-1).mean((1, 2))
 

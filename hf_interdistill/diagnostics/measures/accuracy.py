@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, mean, percent
+from .pair_results import PairResults
 
 _MANY_TIES = 0.05
 
@@ -29,7 +29,7 @@ class PairAccuracy:
         return Finding(SUSPECT if self.accuracy.high < 0.5 else UNCLEAR, sentence)
 
 
-def measure_accuracy(outcomes: Outcomes, config: DiagnosisConfig) -> PairAccuracy:
-    margins = outcomes.margins
+def measure_accuracy(results: PairResults, config: DiagnosisConfig) -> PairAccuracy:
+    margins = results.margins
     options = {"resamples": config.resamples, "seed": config.seed}
     return PairAccuracy(bootstrap(accuracy, margins, **options), bootstrap(mean, (margins == 0) * 1.0, **options))

@@ -1,8 +1,8 @@
-"""Attention by stage: where does the scored token look, in pairs judged right and in pairs judged wrong?
+"""Attention by stage: where does the scored token look, in pairs ranked right and in pairs ranked wrong?
 
 Source: Figure 1 of arXiv 2508.02618 (in misclassified pairs more attention goes to the last part); five equal stages,
-the first token apart, and the rule of the finding are ours. Where attention goes says little of why a reward comes out
-as it does, and a model that was trained to attend like a teacher will: a hint, no evidence.
+the first token apart, and the rule of the finding are ours. Attention explains little of a
+reward, and a model that was trained to attend like a teacher will do so: a hint, no evidence.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
+from .pair_results import PairResults
 
-_FEW = 10
+_FEW_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AttentionStages:
     def finding(self) -> Finding:
         """`suspect`: wrong pairs have more of their attention on the last stage; `good`: they have not more than one
         point more; `unclear`: too uncertain, or fewer than 10 pairs in a group."""
-        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW:
+        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW_PAIRS:
             return Finding(UNCLEAR, f"Too few pairs to compare: {self.wrong.sink.pairs} wrong ones.")
         sentence = f"Share of the last fifth in wrong pairs minus right pairs: {points(self.last_gap)}."
         if self.last_gap.low > 0:
@@ -59,10 +59,10 @@ def _gap(last: np.ndarray, is_wrong: np.ndarray, is_right: np.ndarray) -> np.nda
     return (last * is_wrong).sum(-1) / is_wrong.sum(-1) - (last * is_right).sum(-1) / is_right.sum(-1)
 
 
-def measure_attention(outcomes: Outcomes, config: DiagnosisConfig) -> AttentionStages:
+def measure_attention(results: PairResults, config: DiagnosisConfig) -> AttentionStages:
     options = {"resamples": config.resamples, "seed": config.seed}
-    known = ~np.isnan(outcomes.attention).any(1)
-    attention, margins = outcomes.attention[known], outcomes.margins[known]
+    known = ~np.isnan(results.attention).any(1)
+    attention, margins = results.attention[known], results.margins[known]
 
     def group(chosen: np.ndarray) -> StageMasses:
         sink, *stages = (bootstrap(mean, column, **options) for column in attention[chosen].T)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...scoring.best_of_n import best_of_n_kl, best_of_n_scores, doubling
+from ...scoring.best_of_n import best_of_n_by_prompt, best_of_n_kl, doubling
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
 
-_MATTERS = 0.2  # of the gain that a smaller n reaches
-_RANDOM = 0.1  # of the gain of the best possible choice
-_FEW = 10
+_LARGE_DROP = 0.2  # of the gain that a smaller n reaches
+_LOW_EFFICIENCY = 0.1  # of the gain of the best possible choice
+_FEW_PROMPTS = 10
 _ROUNDING = 1e-9  # of the largest gold score
 
 
@@ -62,12 +62,12 @@ class BestOfN:
         sentence = f"Its pick out of {largest} scores {_score(gain)} above a random choice"
         if gain.value > 0:
             sentence += f", {100 * self.efficiency.value:.0f} % of what the best possible choice would gain"
-        if prompts < _FEW:
+        if prompts < _FEW_PROMPTS:
             return Finding(UNCLEAR, f"{sentence}, but there are only {prompts} prompts.")
         if self.drop.low > 0:
             lost = f"{_score(self.drop)} below its pick out of {self.peak}"
             return Finding(SUSPECT, f"{sentence}, and {lost}: choosing harder does harm.")
-        if self.efficiency.high < _RANDOM:
+        if self.efficiency.high < _LOW_EFFICIENCY:
             return Finding(SUSPECT, f"{sentence}: hardly better than choosing at random.")
         if gain.low > 0 and self.excess.high < 0:
             return Finding(GOOD, f"{sentence}; choosing harder does no harm.")
@@ -92,7 +92,7 @@ def measure_best_of_n(
     options = {"resamples": config.resamples, "seed": config.seed}
     ns = doubling(min(map(len, rewards)))
     proxy, picked, oracle = (
-        np.array([[best_of_n_scores(by, of, n) for n in ns] for by, of in zip(chosen_by, reported, strict=True)])
+        best_of_n_by_prompt(chosen_by, reported, ns)
         for chosen_by, reported in ((rewards, rewards), (rewards, gold), (gold, gold))
     )
     gains = {
@@ -104,7 +104,7 @@ def measure_best_of_n(
     drops = gains["gold"][:, :-1] - gains["gold"][:, -1:]
 
     def excess(drop: np.ndarray, gain: np.ndarray) -> np.ndarray:
-        return drop.mean(-1) - _MATTERS * gain.mean(-1)
+        return drop.mean(-1) - _LARGE_DROP * gain.mean(-1)
 
     def columns(values: np.ndarray) -> list[Estimate]:
         return [bootstrap(mean, column, **options) for column in values.T]
@@ -155,7 +155,7 @@ def _gains(values: np.ndarray) -> np.ndarray:
 
 
 def _without_rounding(gains: np.ndarray, gold: Sequence[Sequence[float]]) -> np.ndarray:
-    """Gains that are zero but for rounding, as zero: they would be surely above or below it."""
+    """Gains that are zero but for rounding, as exactly zero: their intervals would exclude zero."""
     smallest = _ROUNDING * max(np.abs(scores).max() for scores in gold)
     return np.where(np.abs(gains) <= smallest, 0.0, gains)
 

@@ -1,6 +1,6 @@
 """Calibration: is `sigmoid(margin)` the probability that it claims to be?
 
-Pairs are shown in random order, as to a judge who does not know which response was chosen; otherwise every label is 1,
+Pairs are shown in random order, so that nothing tells which response was chosen; otherwise every label is 1,
 and a model that always says "the first" looks calibrated.
 """
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...scoring.metrics import calibration_error, in_random_order, sigmoid
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
+from .pair_results import PairResults
 
-_MATTERS = 0.05
-_COIN = float(np.log(2))
+_LARGE_ERROR = 0.05
+_CHANCE_NLL = float(np.log(2))
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Calibration:
             "has 0.693."
         )
         is_beyond_chance = self.ece.value > self.ece_by_chance.high
-        if self.nll.low > _COIN or (is_beyond_chance and self.ece.low > _MATTERS):
+        if self.nll.low > _CHANCE_NLL or (is_beyond_chance and self.ece.low > _LARGE_ERROR):
             return Finding(SUSPECT, sentence)
-        is_within_small_chance = not is_beyond_chance and self.ece_by_chance.high < 2 * _MATTERS
-        return Finding(GOOD if is_within_small_chance or self.ece.high < _MATTERS else UNCLEAR, sentence)
+        is_within_small_chance = not is_beyond_chance and self.ece_by_chance.high < 2 * _LARGE_ERROR
+        return Finding(GOOD if is_within_small_chance or self.ece.high < _LARGE_ERROR else UNCLEAR, sentence)
 
 
-def measure_calibration(outcomes: Outcomes, config: DiagnosisConfig) -> Calibration:
+def measure_calibration(results: PairResults, config: DiagnosisConfig) -> Calibration:
     options = {"resamples": config.resamples, "seed": config.seed}
-    margins, labels = in_random_order(outcomes.margins, config.seed)
+    margins, labels = in_random_order(results.margins, config.seed)
     probabilities = sigmoid(margins)
 
     def error(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -80,14 +80,14 @@ def measure_calibration(outcomes: Outcomes, config: DiagnosisConfig) -> Calibrat
         ece=bootstrap(error, probabilities, labels, **options),
         ece_by_chance=Estimate(float(drawn.mean()), float(low), float(high), margins.size),
         brier=bootstrap(mean, (probabilities - labels) ** 2, **options),
-        nll=bootstrap(mean, np.logaddexp(0.0, -outcomes.margins), **options),
+        nll=bootstrap(mean, np.logaddexp(0.0, -results.margins), **options),
         bins=_reliability(probabilities, labels, config.bins),
     )
 
 
 def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> list[ReliabilityBin]:
-    places = np.minimum((probabilities * bins).astype(int), bins - 1)
-    groups = [places == place for place in range(bins)]
+    bin_indices = np.minimum((probabilities * bins).astype(int), bins - 1)
+    groups = [bin_indices == index for index in range(bins)]
     return [
         ReliabilityBin(float(probabilities[group].mean()), float(labels[group].mean()), int(group.sum()))
         for group in groups

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
+from .pair_results import PairResults
 
-_MATTERS = 0.05
+_LARGE_CHANGE = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class PlantedCue:
             f"With the phrase on the {side} response it is right in {percent(accuracy)} instead of "
             f"{percent(self.plain)}, a loss of {points(self.change)}."
         )
-        if self.change.low > _MATTERS:
+        if self.change.low > _LARGE_CHANGE:
             return Finding(SUSPECT, sentence)
-        return Finding(GOOD if self.change.high < _MATTERS else UNCLEAR, sentence)
+        return Finding(GOOD if self.change.high < _LARGE_CHANGE else UNCLEAR, sentence)
 
 
-def measure_cue(outcomes: Outcomes, config: DiagnosisConfig) -> PlantedCue:
+def measure_cue(results: PairResults, config: DiagnosisConfig) -> PlantedCue:
     options = {"resamples": config.resamples, "seed": config.seed}
-    (chosen, rejected), (cued_chosen, cued_rejected) = outcomes.rewards["full"].T, outcomes.rewards["cue"].T
+    (chosen, rejected), (cued_chosen, cued_rejected) = results.rewards["full"].T, results.rewards["cue"].T
     plain = right(chosen - rejected)
     on_chosen, on_rejected = right(cued_chosen - rejected), right(chosen - cued_rejected)
-    spread = outcomes.margins.std()
+    spread = results.margins.std()
     gains = ((cued_chosen - chosen) + (cued_rejected - rejected)) / 2 / (spread if spread else 1.0)
     is_liked = not gains.mean() < 0
     return PlantedCue(

@@ -41,7 +41,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray, resamp
 
     Args:
         statistic: maps columns of shape `(..., pairs)` to numbers of shape `(...)`; `nan` where undefined.
-        columns: one value a pair each, shape `(pairs,)`.
+        columns: one value per pair each, shape `(pairs,)`.
     """
     pairs = len(columns[0])
     if not pairs:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, points
+from .pair_results import PairResults
 
-_MATTERS = 0.1
+_LARGE_GAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class LengthBias:
             f"Right in {percent(self.longer_is_better)} where the longer response is the better one and in "
             f"{percent(self.longer_is_worse)} where it is the worse one, a gap of {points(self.gap)}."
         )
-        if self.gap.low > _MATTERS:
+        if self.gap.low > _LARGE_GAP:
             return Finding(SUSPECT, f"{sentence} It likes length.")
-        if self.gap.high < -_MATTERS:
+        if self.gap.high < -_LARGE_GAP:
             return Finding(SUSPECT, f"{sentence} It likes brevity.")
-        return Finding(GOOD if max(abs(self.gap.low), abs(self.gap.high)) < _MATTERS else UNCLEAR, sentence)
+        return Finding(GOOD if max(abs(self.gap.low), abs(self.gap.high)) < _LARGE_GAP else UNCLEAR, sentence)
 
 
 def _correlation(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:
@@ -56,9 +56,9 @@ def _gap(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:
     return accuracy(margins * (differences > 0)) - accuracy(margins * (differences < 0))
 
 
-def measure_length(outcomes: Outcomes, config: DiagnosisConfig) -> LengthBias:
+def measure_length(results: PairResults, config: DiagnosisConfig) -> LengthBias:
     options = {"resamples": config.resamples, "seed": config.seed}
-    margins, differences = outcomes.margins, outcomes.lengths[:, 0] - outcomes.lengths[:, 1]
+    margins, differences = results.margins, results.lengths[:, 0] - results.lengths[:, 1]
     return LengthBias(
         correlation=bootstrap(_correlation, margins, differences, **options),
         longer_is_better=bootstrap(accuracy, margins[differences > 0], **options),

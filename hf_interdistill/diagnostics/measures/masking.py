@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..collect.outcomes import Outcomes
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, right
+from .pair_results import PairResults
 
 
 @dataclass(frozen=True)
 class MaskingCurve:
-    """Accuracy with parts of the content taken away.
+    """Accuracy with parts of the content removed.
 
     Args:
         fractions: the parts. first, last: accuracy without that part of prompt and response at the start, or at the
@@ -66,9 +66,9 @@ def _kept(whole: np.ndarray, masked: np.ndarray) -> np.ndarray:
     return right(masked).mean(-1) - 0.5 - (right(whole).mean(-1) - 0.5) / 2
 
 
-def measure_masking(outcomes: Outcomes, config: DiagnosisConfig) -> MaskingCurve:
+def measure_masking(results: PairResults, config: DiagnosisConfig) -> MaskingCurve:
     options = {"resamples": config.resamples, "seed": config.seed}
-    margins = {kind: outcomes.margins_of(kind) for kind in outcomes.rewards}
+    margins = {kind: results.margins_of(kind) for kind in results.rewards}
 
     def at(kind: str) -> Estimate:
         return bootstrap(accuracy, margins[kind], **options)

@@ -17,7 +17,7 @@ import numpy as np
 from ..config import DiagnosisConfig
 from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
 
-_PASSED_ON = 0.5
+_LARGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def measure_noise(
     others = [right(noisy[share][1]) for share in shares]
 
     def excess(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return (clean - other).mean(-1) - _PASSED_ON * expected_loss(clean.mean(-1), shares[-1])
+        return (clean - other).mean(-1) - _LARGE_SHARE * expected_loss(clean.mean(-1), shares[-1])
 
     def lost_advantage(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
         advantage = clean.mean(-1) - 0.5

@@ -51,7 +51,7 @@ def point(axis, x: float, estimate: Estimate, scale: float = 100, **options) -> 
 def chance_line(axis, limits: tuple[float, float] = (0, 103)) -> None:
     axis.axhline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
     axis.set_ylim(*limits)
-    axis.set_ylabel("pairs judged right (%)\ndashed: chance")
+    axis.set_ylabel("pairs ranked correctly (%)\ndashed: chance")
 
 
 def legend(figure, axis, shown) -> None:

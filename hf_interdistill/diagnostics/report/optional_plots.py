@@ -17,9 +17,9 @@ def draw_noise(shown) -> Figure:
     figure, axes = new_figure(3.7, 2)
     shares = sorted({0.0, *(share for _, each in shown for share in each.label_noise.shares)})
     lowest = 50.0
-    for place, (number, each) in enumerate(shown):
+    for index, (number, each) in enumerate(shown):
         noise, shade = each.label_noise, color(number)
-        shift = (place - (len(shown) - 1) / 2) * 0.8
+        shift = (index - (len(shown) - 1) / 2) * 0.8
         accuracies = [noise.clean, *noise.accuracy]
         lowest = min(lowest, *(100 * estimate.low for estimate in accuracies))
         _curve(axes[0], shift + 100 * np.array((0.0, *noise.shares)), accuracies, shade)

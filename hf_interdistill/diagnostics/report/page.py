@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...utils.atomic_io import write_whole
-from ..diagnosis import Diagnosis
+from ...utils.atomic_io import write_atomically
 from ..measures.estimates import Estimate
+from ..result import Diagnosis
 from .drawing import color
 from .plots import draw
 from .sections import SECTIONS
@@ -20,7 +20,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(diagnoses: Sequence[Diagnosis], folder: str) -> Path:
-    """Write `diagnosis.json`, a PNG a measure, and `index.html` with all of it.
+    """Write `diagnosis.json`, one PNG per measure, and `index.html` with all of it.
 
     Args:
         diagnoses: of one or several models, shown side by side in this order.
@@ -37,11 +37,11 @@ def write_report(diagnoses: Sequence[Diagnosis], folder: str) -> Path:
         raise ValueError(f"A report needs one or more models of different names, but these are {names}.")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    write_whole(path / "diagnosis.json", json.dumps([each.to_dict() for each in diagnoses], indent=2))
+    write_atomically(path / "diagnosis.json", json.dumps([each.to_dict() for each in diagnoses], indent=2))
     pictures = draw(diagnoses)
     for name, picture in pictures.items():
         (path / f"{name}.png").write_bytes(picture)
-    write_whole(path / "index.html", render(diagnoses, pictures))
+    write_atomically(path / "index.html", render(diagnoses, pictures))
     return path / "index.html"
 
 
@@ -60,18 +60,18 @@ def render(diagnoses: Sequence[Diagnosis], pictures: dict[str, bytes]) -> str:
         diagnoses=diagnoses,
         findings=[each.findings() for each in diagnoses],
         colors=[color(number) for number in range(len(diagnoses))],
-        sections=[each for each in SECTIONS if not each.is_optional or _is_asked(diagnoses, each.name)],
+        sections=[each for each in SECTIONS if not each.is_optional or _has_measure(diagnoses, each.name)],
         optional_rows=_optional_rows(diagnoses),
         pictures={name: b64encode(picture).decode() for name, picture in pictures.items()},
     )
 
 
-def _is_asked(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
+def _has_measure(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
     return any(getattr(each, measure) is not None for each in diagnoses)
 
 
 def _optional_rows(diagnoses: Sequence[Diagnosis]) -> list[tuple[str, list[Estimate | None], str]]:
-    """Rows of the table of numbers for the measures that not every model has: label, an estimate a model, kind."""
+    """Rows of the table of numbers for the measures that not every model has: label, one estimate per model, kind."""
     noise, curves = [each.label_noise for each in diagnoses], [each.best_of_n for each in diagnoses]
     shares = sorted({share for each in noise if each for share in each.shares})
     rows = [

@@ -1,4 +1,4 @@
-"""One picture a measure, several models side by side."""
+"""One picture per measure, several models side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..diagnosis import Diagnosis
+from ..result import Diagnosis
 from .drawing import STYLE, WIDTH, chance_line, color, error_bars, legend, new_figure, point, short
 from .optional_plots import draw_best_of_n, draw_noise
 
@@ -38,11 +38,11 @@ def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, bytes]:
 
 
 def _categories(shown, labels: Sequence[str], estimates: Callable, height: float = 3.1) -> Figure:
-    """Dots with intervals: one place a label, models beside each other."""
+    """Dots with intervals: one index a label, models beside each other."""
     figure, (axis,) = new_figure(height)
     step = min(0.16, 0.7 / len(shown))
-    for place, (number, each) in enumerate(shown):
-        shift = (place - (len(shown) - 1) / 2) * step
+    for index, (number, each) in enumerate(shown):
+        shift = (index - (len(shown) - 1) / 2) * step
         for x, estimate in enumerate(estimates(each)):
             point(axis, x + shift, estimate, color=color(number), fmt="o")
     axis.set_xticks(range(len(labels)), labels)
@@ -68,15 +68,15 @@ def _accuracy(shown) -> Figure:
     axis.set_xlim(0, 100)
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel("pairs judged right (%), dashed: chance")
+    axis.set_xlabel("pairs ranked correctly (%), dashed: chance")
     return figure
 
 
 def _masking(shown) -> Figure:
     figure, axes = new_figure(3.6, 3, sharey=True, width_ratios=(4, 4, 2.4))
     for axis, side, title in (
-        (axes[0], "first", "Beginning taken away"),
-        (axes[1], "last", "End taken away (control)"),
+        (axes[0], "first", "Beginning removed"),
+        (axes[1], "last", "End removed (control)"),
     ):
         for number, each in shown:
             curve = [each.masking.whole, *getattr(each.masking, side)]
@@ -86,11 +86,11 @@ def _masking(shown) -> Figure:
                 x, [100 * e.low for e in curve], [100 * e.high for e in curve], color=color(number), alpha=0.15
             )
         axis.set_title(title)
-        axis.set_xlabel("content taken away (%)")
+        axis.set_xlabel("content removed (%)")
         chance_line(axis)
     step = min(0.16, 0.7 / len(shown))
-    for place, (number, each) in enumerate(shown):
-        shift = (place - (len(shown) - 1) / 2) * step
+    for index, (number, each) in enumerate(shown):
+        shift = (index - (len(shown) - 1) / 2) * step
         point(axes[2], shift, each.masking.prompt, color=color(number), fmt="o")
         point(axes[2], 1 + shift, each.masking.response_start, color=color(number), fmt="o")
     axes[2].set_title("Only this part")
@@ -123,15 +123,15 @@ def _attention(shown) -> Figure:
         axis.set_visible(False)
     for axis, (_, each) in zip(grid.flat, shown, strict=False):
         groups = (("right", each.attention.right, "#5b7f95"), ("wrong", each.attention.wrong, "#c8553d"))
-        for place, (name, masses, shade) in enumerate(groups):
+        for index, (name, masses, shade) in enumerate(groups):
             for x, estimate in zip((-1.4, *range(len(masses.stages))), (masses.sink, *masses.stages), strict=True):
                 if np.isnan(estimate.value):
                     continue
                 axis.bar(
-                    x + (place - 0.5) * 0.38, 100 * estimate.value, 0.36, color=shade, alpha=0.55 if x < 0 else 1,
+                    x + (index - 0.5) * 0.38, 100 * estimate.value, 0.36, color=shade, alpha=0.55 if x < 0 else 1,
                     yerr=np.array(error_bars(estimate)) * 100, error_kw={"capsize": 2, "ecolor": "#22262c", "lw": 1},
                 )  # fmt: skip
-            axis.bar(0, 0, color=shade, label=f"{masses.sink.pairs} pairs judged {name}")
+            axis.bar(0, 0, color=shade, label=f"{masses.sink.pairs} pairs ranked {name}")
         stages = len(each.attention.right.stages)
         axis.axvline(-0.75, color="#c3c7cd", linewidth=1)
         axis.set_xticks([-1.4, *range(stages)], ["first\ntoken", *(str(n + 1) for n in range(stages))])

@@ -10,15 +10,15 @@ class Section:
     """A measure in the report.
 
     Args:
-        name: of the measure. title: a question. shown: what the picture shows. good: which way is good.
-        rule: when the finding says what it says.
-        is_optional: whether it needs more than a model and pairs, and is left out where nobody gave that.
+        name: of the measure. title: a question. shown: what the picture shows. reading: what a good model looks like.
+        rule: how the verdict is decided.
+        is_optional: whether it needs more than a model and pairs; without that it is left out.
     """
 
     name: str
     title: str
     shown: str
-    good: str
+    reading: str
     rule: str
     is_optional: bool = False
 
@@ -36,9 +36,9 @@ SECTIONS = (
     Section(
         "masking",
         "Does it read the whole text?",
-        "Parts of the content are taken away before the model reads: on the left from the beginning (the prompt "
+        "Parts of the content are removed before the model reads: on the left from the beginning (the prompt "
         "goes first), in the middle from the end, where the line stops once the two texts are the same. On the right "
-        "only the prompt is taken away, or only the beginning of the response. Roles and separators stay.",
+        "only the prompt is removed, or only the beginning of the response. Roles and separators stay.",
         "On the left the line should fall as more goes: what was there mattered. A line that stays flat belongs to a "
         "model that judges by the last words alone (attention hacking), if the last dot on the right, where the "
         "prompt is still there, is as high. If the accuracy without the prompt is that of the whole text, the model "
@@ -57,7 +57,7 @@ SECTIONS = (
     Section(
         "length",
         "Does it like length?",
-        "Pairs are parted by which response is longer, in tokens.",
+        "Pairs are split by which response is longer, in tokens.",
         "Two dots on one level. If the right one is far below the left one, the model prefers what is longer. In "
         "data where better responses have reason to be longer a small gap is no fault.",
         "Suspect: the two differ by more than 10 points. Clear: they differ by less.",
@@ -66,7 +66,7 @@ SECTIONS = (
         "attention",
         "Where does it look?",
         "The attention of the token whose state becomes the reward (mean over heads), summed over each fifth of the"
-        " text, for pairs judged right and pairs judged wrong. The first token, on which much attention rests "
+        " text, for pairs ranked right and pairs ranked wrong. The first token, on which much attention rests "
         "whatever the text says, is shown apart: its bar is its share of all attention, the other bars share the "
         "rest.",
         "Alike in right and wrong pairs. More attention on the last fifth in wrong pairs hints that the end misled "
@@ -75,11 +75,11 @@ SECTIONS = (
     ),
     Section(
         "calibration",
-        "Is it as sure as it may be?",
+        "Is it calibrated?",
         "The difference of two rewards can be read as a probability that one is better. Pairs are shown in random "
-        "order and gathered by that probability; the height says how often it came true. Larger dots hold more "
+        "order and binned by that probability; the height is the share that came true. Larger dots hold more "
         "pairs.",
-        "Dots on the diagonal. Flatter than the diagonal is too sure, steeper is not sure enough. A tie is a "
+        "Dots on the diagonal. Flatter than the diagonal is overconfident, steeper is underconfident. A tie is a "
         "probability of one half.",
         "Suspect: the mean error is larger than that of a perfectly calibrated model on as many pairs, and above "
         "0.05, or the log loss is worse than a coin's. Clear: below 0.05, or within chance where that is below 0.1.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 
 import torch
@@ -10,6 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from trl.data_utils import get_dataset_column_names
 
+from ...utils.fields import nearest_name
 from .pairs import PairEncoder
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def check_columns(dataset: Dataset | IterableDataset, name: str, is_text_needed:
     missing = [column for column in _TEXT if column not in columns]
     if missing:
         spare = [column for column in columns if column not in (*_TEXT, "prompt")]
-        hints = {column: difflib.get_close_matches(column, spare, n=1, cutoff=0.5) for column in missing}
-        near = "; ".join(f"is `{hint[0]}` meant as `{column}`?" for column, hint in hints.items() if hint)
+        hints = {column: nearest_name(column, spare, cutoff=0.5) for column in missing}
+        near = "; ".join(f"is `{hint}` meant as `{column}`?" for column, hint in hints.items() if hint)
         raise ValueError(
             f"The {name} dataset has no column {' and '.join(f'`{column}`' for column in missing)}; its columns are "
             f"{columns}. A preference dataset has `chosen`, `rejected` and, explicit or within them, `prompt`"

@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...training.checkpoints import as_checkpoint_error, last_complete_checkpoint, weights_error
 from ...training.safeguards import TrainingSafeguards
-from ...utils.atomic_io import replacing
+from ...utils.atomic_io import atomic_replacement
 from ..data.teacher_inputs import Piece
 from .pair_encoder import reward_margins
 from .teacher import InteractionTeacher
@@ -169,7 +169,7 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
         state = {name: value.contiguous().cpu() for name, value in teacher.reader.state_dict().items()}
         with (
             as_checkpoint_error(f"{weights} is not saved", lambda: "The stage's checkpoints are kept"),
-            replacing(weights) as scratch,
+            atomic_replacement(weights) as scratch,
         ):
             save_file(state, scratch)
         for folder in stage.folder.glob("checkpoint-*"):

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from ...training.unsharded import load_unsharded
-from ...utils.atomic_io import write_whole
+from ...utils.atomic_io import write_atomically
 from ...utils.privacy import public_name
 from ..attention.map_sources import DenseMapSource, RecordedMapSource
 from ..attention.maps import UnitTokens, pool_attention
@@ -150,7 +150,7 @@ class InteractionTeacher:
             "interaction_layers": self.interaction_layers,
             "metrics": self.metrics,
         }
-        write_whole(path / _STATE_FILE, json.dumps(state, indent=2))
+        write_atomically(path / _STATE_FILE, json.dumps(state, indent=2))
 
     def check_length(self, length: int) -> int:
         """The length itself, or `ValueError` if it is more than the encoder can read, or too little to read a pair."""

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-import hf_interdistill.scoring.metrics as formulas
+from hf_interdistill.scoring.best_of_n import best_of_n_by_prompt, doubling
 
 
 class BestOfN(evaluate.Metric):
@@ -25,4 +25,6 @@ class BestOfN(evaluate.Metric):
     def _compute(self, predictions, references, sizes=None):
         if len({len(row) for row in [*predictions, *references]}) > 1:
             raise ValueError("Every prompt needs as many candidates, rewards as well as true values.")
-        return {f"best_of_{n}": value for n, value in formulas.best_of_n(predictions, references, sizes).items()}
+        sizes = doubling(len(predictions[0])) if sizes is None else sizes
+        means = best_of_n_by_prompt(predictions, references, sizes).mean(0)
+        return {f"best_of_{n}": float(mean) for n, mean in zip(sizes, means, strict=True)}

@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import StopStringCriteria
 
+from ...scoring.prompts import load_prompts, tokenize_prompt
 from ...utils.fields import as_mapping, refuse_unknown
-from ...utils.jsonl_jobs import JobFiles, encode_prompt, process_state, read_prompt_rows
+from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
@@ -103,8 +104,8 @@ class RainJobConfig:
         config = RainConfig.from_dict(self.rain)
         return config if config.seed is not None else config.replace(seed=self.seed)
 
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide what is written."""
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that the results depend on."""
         values = asdict(self)
         for name in ("output", "overwrite", "trees", "tree_format"):
             del values[name]
@@ -126,25 +127,17 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
             settings.
         ScorerError: the scorer failed; what was finished is written.
     """
-    state = process_state()
-    rows = read_prompt_rows(config.prompts)
-    files = JobFiles(Path(config.output), state.process_index, state.num_processes)
-    if state.is_main_process:
-        files.open_job(config.deciding(), config.overwrite)
-    state.wait_for_everyone()
-    done = files.finished_ids()
-    pending = [row for row in rows if row["id"] not in done]
-    state.wait_for_everyone()  # nobody writes before all have read
-    share = pending[state.process_index :: state.num_processes]
-    if pending:
-        model, tokenizer = _load(config, state.device)
+    rows = load_prompts(config.prompts)
+
+    def work(job: JsonlJob, share: Sequence[dict]) -> None:
+        model, tokenizer = _load(config, PartialState().device)
         prompts = _prepare(config, model, tokenizer, rows)
-        _search(config, files, (model, tokenizer), [(row, prompts[row["id"]]) for row in share])
-    state.wait_for_everyone()
-    if state.is_main_process:
-        files.merge([row["id"] for row in rows])
-    state.wait_for_everyone()
-    return {"output": config.output, "prompts": len(rows), "searched": len(pending), **_sums(files)}
+        _search(config, job, (model, tokenizer), [(row, prompts[row["id"]]) for row in share])
+
+    job, searched = run_sharded_job(
+        config.output, rows, work, settings=config.result_settings(), overwrite=config.overwrite
+    )
+    return {"output": config.output, "prompts": len(rows), "searched": searched, **_sums(job)}
 
 
 def _load(config: RainJobConfig, device):
@@ -182,7 +175,7 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     generation_config = GenerationConfig(**settings)
     prompts, seen = {}, Counter()
     for row in rows:
-        ids = encode_prompt(tokenizer, row["prompt"]).to(model.device)
+        ids = tokenize_prompt(tokenizer, row["prompt"]).to(model.device)
         try:
             full_config, processors = prepare_generation(model, generation_config, ids, None)
             prepared = PreparedGeneration(full_config, [row["prompt"]], processors, criteria)
@@ -195,14 +188,14 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     return prompts
 
 
-def _search(config: RainJobConfig, files: JobFiles, loaded: tuple, work: Sequence[tuple[dict, Prompt]]) -> None:
+def _search(config: RainJobConfig, job: JsonlJob, loaded: tuple, work: Sequence[tuple[dict, Prompt]]) -> None:
     """Search for the prompts of this process, and write each answer when it is finished."""
     model, tokenizer = loaded
     decoder = RainDecoder(tokenizer, config.rain_config(), load_scorer(config))
     engine: RainEngine = decoder.build_engine(model)
     engine.start([prompt for _, prompt in work], decoder.seed())
     bar = tqdm(total=len(work), desc="RAIN", unit="prompt", disable=not PartialState().is_local_main_process)
-    with files.appending() as append, bar:
+    with job.appending() as append, bar:
         try:
             while not engine.is_finished:
                 tokens = sum(len(part) for _, part in engine.step())
@@ -231,10 +224,10 @@ def _search(config: RainJobConfig, files: JobFiles, loaded: tuple, work: Sequenc
             ) from error
 
 
-def _sums(files: JobFiles) -> dict[str, float]:
+def _sums(job: JsonlJob) -> dict[str, float]:
     """Total costs of the answers."""
     sums: Counter = Counter()
-    for row in files.rows():
+    for row in job.rows():
         sums.update({name: row["stats"][name] for name in _SUMS})
     return {name: sums[name] for name in _SUMS}
 

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from hf_interdistill import RewardScorer
 from hf_interdistill.diagnostics.collect.contents import with_cue
 from hf_interdistill.diagnostics.config import DiagnosisConfig
-from hf_interdistill.diagnostics.diagnosis import Diagnosis, diagnose
+from hf_interdistill.diagnostics.diagnosis import diagnose
+from hf_interdistill.diagnostics.result import Diagnosis
 from hf_interdistill.interaction.prompt_sharing.packing import PackedPairs
 from hf_interdistill.interaction.prompt_sharing.sharing import PromptSharing
 from hf_interdistill.scoring.metrics import calibration, pairwise_accuracy

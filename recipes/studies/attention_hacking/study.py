@@ -30,7 +30,7 @@ from rich.console import Console
 from running import Bench, Run, checksum, with_changes
 from students import embedded_encoder
 
-from hf_interdistill.utils.atomic_io import write_whole
+from hf_interdistill.utils.atomic_io import write_atomically
 
 HERE = Path(__file__).parent
 ALIKE = 0.02  # of the loss of two language models pretrained alike on two machines
@@ -175,7 +175,7 @@ class Study:
             if self._record(Run(**{field.name: record[field.name] for field in fields(Run)})):
                 return
             self.results.append(record)
-            write_whole(self.path, json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(self.path, json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
         tests = "  ".join(f"{name} {test['accuracy']:.3f}" for name, test in record["tests"].items())
         seconds = record.get("seconds", {})
         console.print(f"{record['id']}: validation {record['validation']['accuracy']:.3f}  {tests}  {seconds}")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
-from hf_interdistill.utils.jsonl_jobs import JobFiles
+from hf_interdistill.utils.jsonl_jobs import JsonlJob
 
 _SAMPLES = 32  # drawn at a time for best-of-n; those beyond the budget are not looked at
 
@@ -55,13 +55,13 @@ class Sampler:
 
 def run_job(output: Path, settings: dict, rows: Sequence[dict], answer: Callable[[dict], dict]) -> None:
     """Write `answer(row)` for each row that has none yet, in the files of a RAIN job."""
-    files = JobFiles(output)
-    files.open_job(settings, is_overwriting=False)
-    done = files.finished_ids()
-    with files.appending() as append:
+    job = JsonlJob(output, rank=0)
+    job.open(settings)
+    done = job.finished_ids()
+    with job.appending() as append:
         for row in tqdm([row for row in rows if row["id"] not in done], desc=output.stem, unit="prompt"):
             append({**row, **answer(row)})
-    files.merge([row["id"] for row in rows])
+    job.merge([row["id"] for row in rows])
 
 
 def vanilla(sampler: Sampler, row: dict) -> dict:

@@ -68,7 +68,7 @@ def loading_section(name: str, *, is_adapter: bool, is_conversational: bool) -> 
 
 
 def trained_on_messages(card_text: str) -> bool | None:
-    """Whether a card says that its model reads messages; `None` if it has no section of ours."""
+    """Whether a card says that its model reads messages; `None` if it has no such section."""
     found = _MARKED.search(card_text)
     return None if found is None else found[1] == "messages"
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark, from the Hub or from local files, each with the place it stands at."""
+"""Rows of a benchmark, from the Hub or from local files, each with its location."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_items(benchmark: Benchmark, data: str | None = None) -> list[Item]:
         ValueError: a file that cannot be read, a row in another format (the message names file and line), or no row.
     """
     rows = _local_rows(Path(data)) if data is not None else _hub_rows(benchmark)
-    items = [item for row in rows if (item := benchmark.read(row)) is not None]
+    items = [item for row in rows if (item := benchmark.parse(row)) is not None]
     if not items:
         raise ValueError(f"{data or benchmark.hub[0].path} holds no row that {benchmark.name} counts.")
     return items
@@ -35,7 +35,7 @@ def _local_rows(path: Path) -> Iterator[Row]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there (looked from {Path.cwd()}).")
     if path.is_file():
-        # The name of the folder may tell the subset, as in LLMBar's Natural/dataset.json.
+        # The name of the folder may be the subset's, as in LLMBar's Natural/dataset.json.
         yield from _file_rows(path, f"{path.parent.name}/{path.stem}")
         return
     files = sorted(file for file in path.rglob("*") if file.suffix in FORMATS)
@@ -49,25 +49,25 @@ def _file_rows(path: Path, part: str) -> Iterator[Row]:
     readers = {".jsonl": _read_lines, ".json": _read_json, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise ValueError(f"{path}: cannot read `{path.suffix}` files; use one of {', '.join(FORMATS)}.")
-    for place, values in readers[path.suffix](path):
+    for location, values in readers[path.suffix](path):
         if not isinstance(values, dict):
-            raise ValueError(f"{place} is no JSON object, but {values!r:.80}.")
-        yield Row(place, part, values)
+            raise ValueError(f"{location} is no JSON object, but {values!r:.80}.")
+        yield Row(location, part, values)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                place = f"{path}, line {number}"
+                location = f"{path}, line {number}"
                 try:
-                    yield place, json.loads(line)
+                    yield location, json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{place} is no JSON: {error}") from None
+                    raise ValueError(f"{location} is no JSON: {error}") from None
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """A list of rows; or, as many `.json` files on the Hub are, one row a line."""
+    """A list of rows; or, as many `.json` files on the Hub are, one row per line."""
     text = path.read_text(encoding="utf-8")
     if not text.lstrip().startswith("["):
         yield from _read_lines(path)

@@ -13,7 +13,7 @@ from ..config import STAGES
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class PairResults:
     """What a model did on the pairs that were measured.
 
     Args:
@@ -40,7 +40,7 @@ class Outcomes:
         return self.rewards[kind][:, 0] - self.rewards[kind][:, 1]
 
     @classmethod
-    def from_records(cls, records: Sequence[dict[str, Any]]) -> Outcomes:
+    def from_records(cls, records: Sequence[dict[str, Any]]) -> PairResults:
         """Columns of records.
 
         Raises:

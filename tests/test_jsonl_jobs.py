@@ -1,0 +1,162 @@
+"""The resumable JSONL job: killed at any write, it loses no finished row and repeats none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from hf_interdistill.utils.jsonl_jobs import JsonlJob, run_sharded_job
+
+ROWS = [{"id": name, "text": f"line {name}\u2028\n"} for name in ("b", "a", 3)]
+SETTINGS = {"seed": 1, "model": "m"}
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def sharded(path, log=None, **changes) -> int:
+    """Answer every row that has no answer; `log` notes which were worked on and which were then on the disk."""
+
+    def work(job, missing):
+        with job.appending() as append:
+            for row in missing:
+                _note(log, f"work {row['id']}")
+                append({**row, "answer": f"to {row['id']}"})
+                _note(log, f"done {row['id']}")
+
+    return run_sharded_job(path, ROWS, work, settings={**SETTINGS, **changes}, overwrite=False)[1]
+
+
+def in_place(path, log=None) -> None:
+    job = JsonlJob(path)
+    job.open(SETTINGS)
+
+    def process(chunk):
+        for row in chunk:
+            _note(log, f"work {row['id']}")
+        return [{**row, "answer": f"to {row['id']}"} for row in chunk]
+
+    job.complete(ROWS, process, chunk_size=1, total=len(ROWS), disable=True)
+
+
+def _note(log, line: str) -> None:
+    if log is not None:
+        with open(log, "a") as file:
+            file.write(line + "\n")
+
+
+def killed_at(step: int, action) -> bool:
+    """Run in a process of its own that is killed at its `step`-th call to the disk, half of a write done; whether it
+    got so far."""
+    process = os.fork()
+    if process == 0:
+        count = [0]
+
+        def kill_before(original):
+            def call(*arguments, **options):
+                count[0] += 1
+                if count[0] == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            return call
+
+        for name in ("fsync", "replace", "unlink"):
+            setattr(os, name, kill_before(getattr(os, name)))
+        action()
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize("run", [sharded, in_place])
+def test_a_kill_at_any_step_loses_nothing_and_repeats_nothing(run, tmp_path):
+    expected = [{**row, "answer": f"to {row['id']}"} for row in ROWS]
+    step = 1
+    while True:
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        output, log = folder / "out.jsonl", folder / "log"
+        was_killed = killed_at(step, lambda output=output, log=log: run(output, log))
+        for path in folder.glob("out.jsonl*"):  # the row that was being written may be there in part
+            if path.suffix != ".json" and path.stat().st_size and was_killed:
+                with path.open("a") as file:
+                    file.write('{"id": "cut sho')
+        run(output, log)
+        assert read(output) == expected
+        assert sorted(path.name for path in folder.glob("out*")) == ["out.jsonl", "out.jsonl.settings.json"]
+        lines = log.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if line.startswith("done"):
+                assert line.replace("done", "work") not in lines[number:]
+        assert len([line for line in lines if line.startswith("work")]) <= len(ROWS) + 1
+        step += 1
+        if not was_killed:
+            break
+    assert step > 6  # settings, three rows and, with shards, the merge
+
+
+def test_other_settings_are_named_and_nothing_is_touched(tmp_path):
+    output = tmp_path / "out.jsonl"
+    assert sharded(output) == 3 and sharded(output) == 0
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match=r"other settings \(extra, seed differ\)\. Choose another `output`, or set"):
+        sharded(output, seed=2, extra=True)
+    job = JsonlJob(output)
+    with pytest.raises(ValueError, match=r"other settings \(model, seed differ\)\. Delete it, or write to another"):
+        job.open({})
+    (tmp_path / "out.jsonl.settings.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"\(out\.jsonl\.settings\.json\) are missing or damaged"):
+        sharded(output)
+    assert output.read_bytes() == before
+    job.open(SETTINGS, overwrite=True)
+    assert list(job.rows()) == [] and not output.exists()
+
+
+def test_settings_of_a_run_without_rows_do_not_count(tmp_path):
+    JsonlJob(tmp_path / "out.jsonl").open({"seed": 5})
+    assert sharded(tmp_path / "out.jsonl") == 3
+
+
+def test_a_foreign_line_is_not_cut_before_the_settings_are_compared(tmp_path):
+    (tmp_path / "out.jsonl").write_text("precious, and no line end")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        in_place(tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "precious, and no line end"
+
+
+def test_damaged_lines_are_named(tmp_path):
+    output = tmp_path / "out.jsonl"
+    in_place(output)
+    lines = output.read_text(encoding="utf-8").split("\n")
+    output.write_text("\n".join([lines[0], lines[1][:-4], lines[2], ""]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"out\.jsonl, line 2 is damaged: it is not JSON"):
+        in_place(output)
+
+
+def test_shards_of_another_number_of_processes_are_merged(tmp_path):
+    output = tmp_path / "[odd] name*.jsonl"
+    for rank, row in enumerate(ROWS[:2]):
+        job = JsonlJob(output, rank, 2)
+        if rank == 0:
+            job.open(SETTINGS)
+        with job.appending() as append:
+            append({**row, "answer": f"to {row['id']}"})
+    assert len(list(tmp_path.glob("*shard-0000?-of-00002"))) == 2
+    assert sharded(output) == 1
+    assert [row["id"] for row in read(output)] == ["b", "a", 3] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_a_file_rows_are_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = JsonlJob(None)
+    job.open(SETTINGS)
+    job.complete(iter(ROWS), list, chunk_size=2, disable=True)
+    assert list(job.rows()) == ROWS and not list(tmp_path.iterdir())
+    job.complete(iter([*ROWS, {"id": "new"}]), list, chunk_size=2, disable=True)
+    assert [row["id"] for row in job.rows()] == ["b", "a", 3, "new"]
