@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from ...interaction.teacher.pair_encoder import longest_input
 from ...scoring.formatting import is_messages, template_kwargs
 from ...scoring.scorer import RewardScorer
+from ...utils.context_length import context_length
 from ...utils.privacy import public_name
 from ..config import DiagnosisConfig
 from ..measures.best_of_n import BestOfN, measure_best_of_n
@@ -89,7 +89,7 @@ class _Judge:
     def __init__(self, judge: RewardScorer | Callable | None, config: DiagnosisConfig):
         self.judge = judge
         if isinstance(judge, RewardScorer):
-            self.max_length = config.max_length or longest_input(judge.model, judge.tokenizer)
+            self.max_length = config.max_length or context_length(judge.model, judge.tokenizer)
 
     def __call__(self, examples: Sequence[NumberedRow]) -> list[dict[str, Any]]:
         if self.judge is None:
@@ -110,7 +110,7 @@ class _Judge:
 
     def _score_tokens(self, examples: Sequence[NumberedRow]) -> list[dict[str, Any]]:
         texts = [self._encode(number, row) for number, row in examples]
-        is_read = [max(map(len, rows)) <= self.max_length for rows in texts]
+        is_read = [self.max_length is None or max(map(len, rows)) <= self.max_length for rows in texts]
         rewards = iter(
             self.judge.score_ids(
                 [ids for rows, is_short in zip(texts, is_read, strict=True) if is_short for ids in rows]

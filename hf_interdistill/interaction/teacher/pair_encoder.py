@@ -13,7 +13,6 @@ from .late_interaction import LATE_IMPLEMENTATIONS, PartnerAttention
 
 # Disentangled attention adds position terms to the scores, so queries and keys alone do not give its map.
 EAGER_MODEL_TYPES = ("deberta", "deberta-v2")
-_NO_LIMIT = 100_000  # tokenizers say "no limit" with a huge number
 
 
 class PairReader(nn.Module):
@@ -78,14 +77,6 @@ def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
     if rewards.shape[1] == 1:
         return rewards[0::2] - rewards[1::2]
     return torch.stack([rewards[0::2, 0] - rewards[0::2, 1], rewards[1::2, 1] - rewards[1::2, 0]], dim=1)
-
-
-def longest_input(model: PreTrainedModel, tokenizer) -> int:
-    """Tokens that a model can read at most, by its positions and its tokenizer."""
-    positions = getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT
-    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1  # RoBERTa counts positions from after the padding token
-    return int(min(positions, tokenizer.model_max_length, _NO_LIMIT))
 
 
 def resolve_interaction_layers(model: PreTrainedModel, wanted: int | None) -> int:

@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from ...training.unsharded import whole_on_each_process
 from ...utils.atomic_io import write_whole
+from ...utils.context_length import context_length
 from ...utils.privacy import public_name
 from ..attention.map_sources import DenseRows, RecordedRows
 from ..attention.maps import UnitTokens, pool_attention
@@ -25,12 +26,13 @@ from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference, text_pieces
 from ..data.teacher_inputs import PairLayout, SequenceFormat
 from .late_interaction import pairs_end_to_end
-from .pair_encoder import EAGER_MODEL_TYPES, PairReader, longest_input, resolve_interaction_layers, reward_margins
+from .pair_encoder import EAGER_MODEL_TYPES, PairReader, resolve_interaction_layers, reward_margins
 
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "interaction_teacher.json"
 _HEAD_FILE = "interaction_teacher.safetensors"
+_LONGEST_ROW = 100_000  # tokens, of an encoder that nothing limits
 
 
 class InteractionTeacher:
@@ -78,7 +80,7 @@ class InteractionTeacher:
         self.reader = PairReader(model, resolve_interaction_layers(model, interaction_layers))
         self.tokenizer = tokenizer
         self.format = SequenceFormat.from_tokenizer(tokenizer)
-        self.max_length = self.check_length(max_length or longest_input(model, tokenizer))
+        self.max_length = self.check_length(max_length or self._longest_row)
 
     @classmethod
     def from_pretrained(
@@ -152,9 +154,13 @@ class InteractionTeacher:
         }
         write_whole(path / _STATE_FILE, json.dumps(state, indent=2))
 
+    @property
+    def _longest_row(self) -> int:
+        return context_length(self.reader.encoder, self.tokenizer) or _LONGEST_ROW
+
     def check_length(self, length: int) -> int:
         """The length itself, or `ValueError` if it is more than the encoder can read, or too little to read a pair."""
-        longest = longest_input(self.reader.encoder, self.tokenizer)
+        longest = self._longest_row
         if not 16 <= length <= longest:
             raise ValueError(
                 f"A teacher input of {length} tokens was asked for (`max_length`, `teacher_max_length`), but "
