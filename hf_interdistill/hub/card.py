@@ -63,7 +63,7 @@ def build_card(facts: TrainingFacts) -> ModelCard:
         teacher=None if teacher is None else f"`{teacher.name}`",
         teacher_accuracy=None if teacher is None else _teacher_accuracy(teacher),
         teacher_caution=_teacher_caution(facts.metrics),
-        citations=citations(None if teacher is None else teacher.reader.encoder.config.model_type),
+        citations=citations(None if teacher is None else teacher.network.encoder.config.model_type),
         **{
             name: getattr(facts, name)
             for name in (

@@ -25,12 +25,12 @@ from .attention.recorder import AttentionRecorder, resolve_layers
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .data.orders import choose_order
-from .data.pairs import PairEncoder
-from .data.preparation import add_pair_index, check_columns, encode_pairs, report
+from .data.preference_tokenizer import PreferenceTokenizer
+from .data.preparation import add_pair_index, check_columns, report, tokenize_pairs
 from .losses.alignment import AlignmentResult, alignment_loss, mean_alignment
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
-from .map_cache.cached_teacher import CachedTeacher, MapCacheUpkeep
+from .map_cache.cached_teacher import CachedTeacher, MapCacheCallback
 from .map_cache.codec import MapFormat
 from .prompt_sharing.packing import PackedPairs
 from .prompt_sharing.sharing import PromptSharing
@@ -102,13 +102,13 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
         self._cached_teacher: CachedTeacher | None = None
         self.data_collator = AlignmentCollator(
             self.data_collator,
-            replace(self.teacher.reading, max_length=self.teacher_max_length),
+            replace(self.teacher.layout, max_length=self.teacher_max_length),
             has_map_keys=args.teacher_cache is not None,
         )
         self.teacher.freeze().to(self.accelerator.device)
         if args.teacher_cache is not None:
             self._open_cache(args)
-        warning = chance_warning(self.teacher)
+        warning = chance_warning(self.teacher.name, self.teacher.metrics)
         if warning:
             logger.warning(warning)
 
@@ -122,7 +122,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
             autocast=self.accelerator.mixed_precision,
             process_index=self.accelerator.process_index,
         )
-        self.add_callback(MapCacheUpkeep(self._cached_teacher))
+        self.add_callback(MapCacheCallback(self._cached_teacher))
 
     def _prompt_sharing(self) -> PromptSharing:
         """How this run shares prompts: `auto` leaves runs without alignment as they are in `RewardTrainer`."""
@@ -138,9 +138,9 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
         if self.teacher is None:
             dataset = add_pair_index(dataset)
         else:
-            dataset = encode_pairs(
+            dataset = tokenize_pairs(
                 dataset,
-                PairEncoder(processing_class, self.teacher.tokenizer),
+                PreferenceTokenizer(processing_class, self.teacher.tokenizer),
                 name=dataset_name,
                 num_proc=args.dataset_num_proc,
                 max_length=args.max_length,
@@ -152,7 +152,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in PairEncoder.COLUMNS:
+        for column in PreferenceTokenizer.COLUMNS:
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
@@ -218,7 +218,7 @@ class InteractionDistillationTrainer(SafeTraining, HubPublishing, RewardTrainer)
             else:
                 epochs = self.state.num_train_epochs if self.model.training else 1
                 margins, sources = self._cached_teacher.forward(
-                    inputs, batch["map_key"], order, batch["segments"], is_reading_both=1 < epochs < sys.maxsize
+                    inputs, batch["map_key"], order, batch["segments"], is_caching_both_orders=1 < epochs < sys.maxsize
                 )
         units, index, records = batch["student_units"], batch["student_index"], self._recorder.records
         if packed is None:

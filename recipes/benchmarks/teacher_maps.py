@@ -81,14 +81,14 @@ def pair_losses(trainer: InteractionDistillationTrainer) -> list[float]:
 
 
 def measure_formats(case: Case, teacher: InteractionTeacher, folder: str) -> tuple[list[float], dict[str, Measured]]:
-    """Losses on line, and what each format makes of them when read back from the disk."""
+    """Losses with the teacher live, and what each format makes of them when read back from the disk."""
     online = pair_losses(make_trainer(case, teacher, folder, 1))
     measured = {}
     for name, settings in FORMATS.items():
         trainer = make_trainer(case, teacher, folder, 1, teacher_cache=f"{folder}/maps", **settings)
         pair_losses(trainer)
         losses, store = pair_losses(trainer), trainer._cached_teacher._store
-        assert trainer._cached_teacher.pairs_read == len(losses)  # the second time they came from the disk
+        assert trainer._cached_teacher.pairs_computed == len(losses)  # the second time they came from the disk
         measured[name] = Measured(store.stored_bytes / len(store), losses)
     return online, measured
 
