@@ -19,7 +19,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +28,9 @@ from transformers import TrainerCallback
 
 from ..attention.map_sources import Rows
 from ..attention.recorder import resolve_layers
+from ..teacher.teacher import InteractionTeacher
 from .codec import MapFormat, StoredMap
 from .store import RecordStore
-
-if TYPE_CHECKING:
-    from ..teacher.teacher import InteractionTeacher
 
 logger = logging.getLogger(__name__)
 
