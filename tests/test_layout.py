@@ -33,7 +33,7 @@ FLOORS = {
 }
 # The same inside folders: modules and folders of a layer may import one another and the layers before.
 LAYERS = {
-    "rain": ["config search", "kv_cache", "engine scorers", "results", "api"],
+    "rain": ["config search", "kv_cache", "scorers results", "engine", "api"],
     "interaction": ["attention", "losses data teacher", "map_cache", "prompt_sharing", "trainer"],
     "diagnostics": ["config", "measures", "result", "collect report", "diagnosis"],
 }

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer, RewardScorer
-from hf_interdistill.interaction.data.pairs import PairEncoder, read_preference, text_pieces
+from hf_interdistill.interaction.data.pairs import read_preference
+from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer, tokenize_without_units
 from hf_interdistill.interaction.data.units import NO_UNIT, word_spans
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt, quote_lines
@@ -76,7 +77,7 @@ def expected_ids(tokenizer, messages, **kwargs) -> list[int]:
 def test_any_text_is_tokenized_as_by_trl_and_aligned(kinds, prompt, chosen, rejected):
     student, teacher = tokenizer_of(kinds[0]), tokenizer_of(kinds[1])
     row = talk(prompt, chosen, rejected)
-    columns, table = PairEncoder(student, teacher).encode(row, 0)
+    columns, table = PreferenceTokenizer(student, teacher).encode(row, 0)
     words = sum(len(word_spans(text)) for text in (prompt, chosen, rejected))
     assert sum(columns["unit_sizes"]) <= words and len(table.texts()) == sum(columns["unit_sizes"])
     for side in ("chosen", "rejected"):
@@ -89,10 +90,9 @@ def test_any_text_is_tokenized_as_by_trl_and_aligned(kinds, prompt, chosen, reje
     specials = specials_of(teacher)
     for name in ("prompt", "chosen", "rejected"):  # no text makes a separator of the teacher's
         assert not specials & set(columns[f"teacher_{name}_ids"])
-    pieces = text_pieces(teacher, read_preference(row))
-    assert [list(piece.ids) for piece in pieces] == [
-        columns[f"teacher_{n}_ids"] for n in ("prompt", "chosen", "rejected")
-    ]
+    pair = tokenize_without_units(teacher, read_preference(row))
+    for name in ("prompt", "chosen", "rejected"):
+        assert list(getattr(pair, name).ids) == columns[f"teacher_{name}_ids"]
 
 
 @needs_switch

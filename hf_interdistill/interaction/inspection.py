@@ -14,7 +14,7 @@ from .attention.map_sources import DenseMapSource, dense
 from .attention.maps import UnitTokens, concatenate_rows, student_map
 from .attention.recorder import AttentionRecorder, resolve_layers
 from .data.collator import AlignmentCollator
-from .data.pairs import PairEncoder
+from .data.preference_tokenizer import PreferenceTokenizer
 from .losses.alignment import alignment_loss
 from .teacher.teacher import InteractionTeacher
 
@@ -54,8 +54,8 @@ def pair_maps(
         student_layer, teacher_layer: layers to map, negative from the end.
     """
     tokenizer = next(iter(students.values())).tokenizer
-    columns, table = PairEncoder(tokenizer, teacher.tokenizer).encode(dict(example), 0)
-    batch = AlignmentCollator(_reward_collator(tokenizer.pad_token_id), teacher.reading)([columns])
+    columns, table = PreferenceTokenizer(tokenizer, teacher.tokenizer).encode(dict(example), 0)
+    batch = AlignmentCollator(_reward_collator(tokenizer.pad_token_id), teacher.layout)([columns])
     units = batch["segments"].shape[1]
     inputs = {key.removeprefix("teacher_"): value for key, value in batch.items() if key.startswith("teacher_")}
     sources = [teacher.forward(inputs, torch.tensor([order]), [teacher_layer], units)[1][0] for order in (0, 1)]

@@ -169,7 +169,7 @@ class AlignmentObjective:
                 batch["map_key"],
                 order,
                 batch["segments"],
-                is_reading_both=1 < num_visits < sys.maxsize,  # a stream has sys.maxsize
+                is_caching_both_orders=1 < num_visits < sys.maxsize,  # a stream has sys.maxsize
             )
 
     def simulate_student(

@@ -170,7 +170,7 @@ class HubPublishing:
     def _teacher_facts(self) -> TeacherFacts | None:
         if self.teacher is None:
             return None
-        model_type = self.teacher.reader.encoder.config.model_type
+        model_type = self.teacher.network.encoder.config.model_type
         return TeacherFacts(self.teacher.name, model_type, self.teacher.metrics)
 
     def _settings(self) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from ..training.safeguards import TrainingSafeguards
 from ..utils.versions import warn_if_untested
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
-from .data.pairs import PairEncoder
-from .data.preparation import add_pair_index, check_columns, encode_pairs, log_pair_statistics
+from .data.preference_tokenizer import PreferenceTokenizer
+from .data.preparation import add_pair_index, check_columns, log_pair_statistics, tokenize_pairs
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
-from .map_cache.cached_teacher import CachedTeacher, MapCacheUpkeep
+from .map_cache.cached_teacher import CachedTeacher, MapCacheCallback
 from .map_cache.codec import MapFormat
 from .objective import AlignmentObjective, AlignmentOutput, AlignmentSettings
 from .prompt_sharing.sharing import PromptSharing
@@ -100,10 +100,10 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         require_trainable_below(self.model, self._recorder.layers)
         self.data_collator = AlignmentCollator(
             self.data_collator,
-            replace(self.teacher.reading, max_length=self.teacher_max_length),
+            replace(self.teacher.layout, max_length=self.teacher_max_length),
             has_map_keys=args.teacher_cache is not None,
         )
-        warning = chance_warning(self.teacher)
+        warning = chance_warning(self.teacher.name, self.teacher.metrics)
         if warning:
             logger.warning(warning)
 
@@ -129,7 +129,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
             autocast=self.accelerator.mixed_precision,
             process_index=self.accelerator.process_index,
         )
-        self.add_callback(MapCacheUpkeep(cached_teacher))
+        self.add_callback(MapCacheCallback(cached_teacher))
         return cached_teacher
 
     def _build_prompt_sharing(self) -> PromptSharing:
@@ -143,9 +143,9 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         if self.teacher is None:
             dataset = add_pair_index(dataset)
         else:
-            dataset = encode_pairs(
+            dataset = tokenize_pairs(
                 dataset,
-                PairEncoder(processing_class, self.teacher.tokenizer),
+                PreferenceTokenizer(processing_class, self.teacher.tokenizer),
                 name=dataset_name,
                 num_proc=args.dataset_num_proc,
                 max_length=args.max_length,
@@ -157,7 +157,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in PairEncoder.COLUMNS:
+        for column in PreferenceTokenizer.COLUMNS:
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 

@@ -11,10 +11,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
-from ..rain.engine.sampler import sample, stream_key
+from ..rain.engine.sampler import sample
 from ..scoring.formatting import Text
 from ..scoring.prompts import tokenize_prompt
+from ..utils.context_length import context_length
 from ..utils.fields import refuse_unknown
+from ..utils.random_streams import stream_key
 
 # One sample is drawn per row, so these would have no effect.
 _UNAVAILABLE = {"num_beams": (None, 1), "num_return_sequences": (None, 1), "do_sample": (None, True)}
@@ -61,7 +63,7 @@ class CandidateSampler:
         """Raise `ValueError` for a prompt that leaves no room for a completion in the model's context."""
         length = tokenize_prompt(self.tokenizer, prompt).shape[1]
         new = self._setting("max_new_tokens")
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(self.model)
         if length == 0:
             raise ValueError("The prompt has no tokens. Give it some text.")
         if context is not None and length + new > context:

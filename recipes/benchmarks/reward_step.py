@@ -95,8 +95,8 @@ def make_step(method: str, case: Case, folder: str):
         )
     if method == "naive":
         teacher = make_teacher(case).freeze().to(trainer.args.device)
-        teacher.reader.encoder.set_attn_implementation("eager")
-        trainer.teacher = teacher.reader.encoder
+        teacher.network.encoder.set_attn_implementation("eager")
+        trainer.teacher = teacher.network.encoder
         inputs = make_tokenizer(True)(list(data["prompt"]), list(data["chosen"]), return_tensors="pt", padding=True)
         trainer.teacher_inputs = {key: value.to(trainer.args.device) for key, value in inputs.items()}
     trainer.train()  # one step: sets up optimizer, scheduler and model as in a real run

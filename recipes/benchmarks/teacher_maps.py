@@ -81,7 +81,7 @@ def pair_losses(trainer: InteractionDistillationTrainer) -> list[float]:
 
 
 def measure_formats(case: Case, teacher: InteractionTeacher, folder: str) -> tuple[list[float], dict[str, Measured]]:
-    """Losses on line, and what each format makes of them when read back from the disk."""
+    """Losses with the teacher live, and what each format makes of them when read back from the disk."""
     online = pair_losses(make_trainer(case, teacher, folder, 1))
     measured = {}
     for name, settings in FORMATS.items():

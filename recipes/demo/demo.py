@@ -133,7 +133,9 @@ def compare(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, Re
 def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer], path: Path) -> None:
     """The maps of the first held-out pair that is short enough to read."""
     preferences = [read_preference(row) for row in rows]
-    lengths = [sum(len(text.split()) for i in range(3) for text in item.contents(i)) for item in preferences]
+    lengths = [
+        sum(len(content.split()) for text in item.flatten() for content in text.contents) for item in preferences
+    ]
     row = next(
         (row for row, length in zip(rows, lengths, strict=True) if 45 <= length <= 65), rows[np.argmin(lengths)]
     )

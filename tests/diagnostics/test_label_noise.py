@@ -136,7 +136,7 @@ def test_rewards_are_the_scorers_and_long_pairs_are_left_out(tmp_path, monkeypat
     assert calls == [1] and again.to_dict() == found.to_dict()
     with pytest.raises(ValueError, match="weights differ"):
         diagnose(scorer_of(0), mixed, fast, noise_models={0.2: scorer_of(2)}, **options)
-    monkeypatch.setattr("hf_interdistill.diagnostics.collect.noise_models.longest_input", lambda *_: 5)
+    monkeypatch.setattr("hf_interdistill.diagnostics.collect.noise_models.context_length", lambda *_: 5)
     with pytest.raises(ValueError, match="No pair can be read by rm and all"):
         diagnose(scorer_of(0), rows, fast, noise_models={0.2: noisy}, name="rm", is_progress_shown=False)
 

@@ -16,9 +16,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.attention.map_sources import dense
 from hf_interdistill.interaction.data.collator import AlignmentCollator
-from hf_interdistill.interaction.data.pairs import PairEncoder
+from hf_interdistill.interaction.data.map_keys import map_key
+from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer
 from hf_interdistill.interaction.data.teacher_inputs import TeacherInput
-from hf_interdistill.interaction.map_cache.cached_teacher import CachedTeacher, map_key
+from hf_interdistill.interaction.map_cache.cached_teacher import CachedTeacher
 from hf_interdistill.interaction.map_cache.codec import MapFormat
 
 
@@ -29,10 +30,10 @@ def teacher():
 
 
 def make_batch(rows, teacher, count=5):
-    encoder = PairEncoder(tokenizer_of("bytes"), teacher.tokenizer)
-    examples = [encoder(row, number) for number, row in enumerate(rows[:count])]
+    tokenize = PreferenceTokenizer(tokenizer_of("bytes"), teacher.tokenizer)
+    examples = [tokenize(row, number) for number, row in enumerate(rows[:count])]
     collate = AlignmentCollator(
-        DataCollatorForPreference(pad_token_id=3), replace(teacher.reading, max_length=128), has_map_keys=True
+        DataCollatorForPreference(pad_token_id=3), replace(teacher.layout, max_length=128), has_map_keys=True
     )
     batch = collate(examples)
     inputs = {name.removeprefix("teacher_"): value for name, value in batch.items() if name.startswith("teacher_")}
@@ -52,13 +53,13 @@ def test_maps_and_margins_of_teacher_families(rows, tmp_path, family, interactio
     margins, sources = teacher.forward(inputs, order, [-1], segments.shape[1])
     for _ in range(2):  # read by the teacher, read from the disk
         cached = CachedTeacher(teacher, str(tmp_path), [-1], MapFormat("exact"))
-        kept_margins, kept = cached.forward(inputs, batch["map_key"], order, segments, is_reading_both=False)
+        kept_margins, kept = cached.forward(inputs, batch["map_key"], order, segments, is_caching_both_orders=False)
         torch.testing.assert_close(kept_margins, margins, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(dense(kept[0]), dense(sources[0]), rtol=1e-5, atol=1e-7)
         assert torch.equal(kept[0].present, sources[0].present)
-    assert cached.pairs_read == 0
-    cached.forward(inputs, batch["map_key"], 1 - order, segments, is_reading_both=False)
-    assert cached.pairs_read == (0 if interaction_layers else 5)  # rows of their own have no order
+    assert cached.pairs_computed == 0
+    cached.forward(inputs, batch["map_key"], 1 - order, segments, is_caching_both_orders=False)
+    assert cached.pairs_computed == (0 if interaction_layers else 5)  # rows of their own have no order
 
 
 def test_processes_find_what_others_wrote(rows, tmp_path, teacher):
@@ -71,16 +72,16 @@ def test_processes_find_what_others_wrote(rows, tmp_path, teacher):
     def read(cached, pairs, order):
         values, keys = part(pairs)
         order = torch.full((len(pairs),), order)
-        return cached.forward(values, keys, order, batch["segments"][pairs], is_reading_both=True)
+        return cached.forward(values, keys, order, batch["segments"][pairs], is_caching_both_orders=True)
 
     ranks = [CachedTeacher(teacher, str(tmp_path), [-1], MapFormat(), process_index=index) for index in range(2)]
     own = [read(ranks[0], [0, 1], 0), read(ranks[1], [2, 3], 0)]
-    assert [rank.pairs_read for rank in ranks] == [4, 4] and len(list(tmp_path.glob("*/maps-*.bin"))) == 2
+    assert [rank.pairs_computed for rank in ranks] == [4, 4] and len(list(tmp_path.glob("*/maps-*.bin"))) == 2
     for rank in ranks:
         rank.refresh()
     swapped = [read(ranks[1], [0, 1], 0), read(ranks[0], [2, 3], 0)]
     read(ranks[1], [0, 1], 1)
-    assert [rank.pairs_read for rank in ranks] == [4, 4]
+    assert [rank.pairs_computed for rank in ranks] == [4, 4]
     for (margins, rows_of), (other_margins, others) in zip(own, swapped, strict=True):
         assert torch.equal(margins, other_margins) and torch.equal(dense(rows_of[0]), dense(others[0]))
 
@@ -122,7 +123,7 @@ trainer = InteractionDistillationTrainer(f"{folder}/student", args, train_datase
 trainer.train()
 losses = [entry["interaction/loss"] for entry in trainer.state.log_history if "loss" in entry]
 with open(f"{folder}/log{world}-{rank}.json", "w") as file:
-    json.dump({"read": trainer.objective.cached_teacher.pairs_read, "losses": [float(loss) for loss in losses]}, file)
+    json.dump({"read": trainer._cached_teacher.pairs_computed, "losses": [float(loss) for loss in losses]}, file)
 """
 
 

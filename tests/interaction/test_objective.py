@@ -13,7 +13,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
 from hf_interdistill.interaction.data.collator import ALIGNMENT_KEYS, AlignmentCollator
 from hf_interdistill.interaction.data.orders import choose_order
-from hf_interdistill.interaction.data.pairs import PairEncoder
+from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer
 from hf_interdistill.interaction.objective import AlignmentObjective, AlignmentOutput, AlignmentSettings
 from hf_interdistill.interaction.prompt_sharing.packing import PackedPairs
 
@@ -24,7 +24,7 @@ LAYERS = {"student_layers": [0, -1], "teacher_layers": [1, -1]}
 def batch(rows, tokenizer, fitted_teacher):
     """Three pairs as the trainer's collator makes them."""
     fitted_teacher.interaction_layers = 0  # one row per pair, whose order depends on the visit
-    encoder = PairEncoder(tokenizer, fitted_teacher.tokenizer)
+    encoder = PreferenceTokenizer(tokenizer, fitted_teacher.tokenizer)
     columns = [encoder.encode(dict(row), index)[0] for index, row in enumerate(rows[:3])]
     collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
     return AlignmentCollator(collator, fitted_teacher.reading)(columns)
@@ -84,10 +84,10 @@ def oracle(student, teacher, batch, visit):
         for name in ("teacher_input_ids", "teacher_attention_mask", "teacher_token_type_ids")
     }
     teacher_units = batch["teacher_units"][torch.arange(pairs), order]
-    teacher.reader.encoder.set_attn_implementation("eager")
+    teacher.network.encoder.set_attn_implementation("eager")
     with torch.no_grad():
-        attentions = teacher.reader.encoder(**inputs, output_attentions=True).attentions
-    teacher.reader.encoder.set_attn_implementation("sdpa")
+        attentions = teacher.network.encoder(**inputs, output_attentions=True).attentions
+    teacher.network.encoder.set_attn_implementation("sdpa")
     values = []
     for student_layer, teacher_layer in zip((0, 2), (1, 2), strict=True):
         for pair in range(pairs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tokenizer_of
@@ -11,12 +13,12 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill.interaction.data.collator import AlignmentCollator
 from hf_interdistill.interaction.data.orders import choose_order, select_order
-from hf_interdistill.interaction.data.pairs import PairEncoder
-from hf_interdistill.interaction.data.teacher_inputs import PairLayout, Piece, SequenceFormat, _shorten
+from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer
+from hf_interdistill.interaction.data.teacher_inputs import PairLayout, SequenceFormat, TokenizedText, _shorten
 
 
-def piece(ids, first_unit=0):
-    return Piece(ids, list(range(first_unit, first_unit + len(ids))))
+def tokenized(ids, first_unit=0):
+    return TokenizedText(ids, list(range(first_unit, first_unit + len(ids))))
 
 
 @pytest.mark.parametrize(
@@ -27,12 +29,12 @@ def test_format_is_the_tokenizers_own(kind, expected):
     tokenizer = tokenizer_of(kind)
     form = SequenceFormat.from_tokenizer(tokenizer)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in ("a", "b", "c")]
-    packed = form.pack(piece(ids[:1]), [piece(ids[1:2], 1), piece(ids[2:], 2)], 64)
+    packed = form.pack(tokenized(ids[:1]), [tokenized(ids[1:2], 1), tokenized(ids[2:], 2)], 64)
     assert tokenizer.convert_ids_to_tokens(packed.ids) == expected.format("a", "b", "c").split()
     pair = tokenizer("a", "b")
-    assert form.pack(piece(ids[:1]), [piece(ids[1:2])], 64).ids == pair["input_ids"]
-    for response, score_positions in zip("bc", packed.score_positions, strict=True):
-        assert tokenizer.convert_ids_to_tokens(packed.ids[score_positions - 1]) == response
+    assert form.pack(tokenized(ids[:1]), [tokenized(ids[1:2])], 64).ids == pair["input_ids"]
+    for response, position in zip("bc", packed.score_positions, strict=True):
+        assert tokenizer.convert_ids_to_tokens(packed.ids[position - 1]) == response
     assert [unit for unit in packed.units if unit >= 0] == [0, 1, 2]
     if kind == "wordpiece":
         assert packed.types == [0, 0, 0, 1, 1, 1, 1]
@@ -40,7 +42,7 @@ def test_format_is_the_tokenizers_own(kind, expected):
 
 def test_too_long_inputs_lose_the_oldest_prompt_first():
     form = SequenceFormat.from_tokenizer(tokenizer_of("wordpiece"))
-    prompt, chosen, rejected = piece(range(10, 20)), piece(range(20, 24), 10), piece(range(30, 33), 14)
+    prompt, chosen, rejected = tokenized(range(10, 20)), tokenized(range(20, 24), 10), tokenized(range(30, 33), 14)
     packed = form.pack(prompt, [chosen, rejected], 14)
     assert packed.ids[1:4] == [17, 18, 19] and packed.units[1:4] == [7, 8, 9]
     assert packed.ids[5:9] == [20, 21, 22, 23] and packed.ids[10:13] == [30, 31, 32]
@@ -73,10 +75,11 @@ def test_batch_by_hand():
         {"prompt": "what is it ", "chosen": "a cat", "rejected": "no idea at all"},
         {"prompt": "", "chosen": "yes", "rejected": "no"},
     ]
-    encoder = PairEncoder(student, teacher)
-    examples = [encoder(row, index) for index, row in enumerate(rows)]
+    tokenize = PreferenceTokenizer(student, teacher)
+    examples = [tokenize(row, index) for index, row in enumerate(rows)]
     form = SequenceFormat.from_tokenizer(teacher)
-    batch = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairLayout(form, 64, is_late=False))(examples)
+    inner, layout = DataCollatorForPreference(pad_token_id=3), PairLayout(form, 64, has_late_interaction=False)
+    batch = AlignmentCollator(inner, layout)(examples)
     width = batch["input_ids"].shape[1]
     flat = torch.cat(batch["input_ids"].chunk(2), dim=1)
     for pair, row in enumerate(rows):
@@ -96,7 +99,7 @@ def test_batch_by_hand():
         assert teacher.decode(ids, skip_special_tokens=True).replace(" ##", "").replace(" ", "") == text.replace(
             " ", ""
         )
-    late = AlignmentCollator(DataCollatorForPreference(pad_token_id=3), PairLayout(form, 64, is_late=True))(examples)
+    late = AlignmentCollator(inner, replace(layout, has_late_interaction=True))(examples)
     assert late["teacher_score_positions"].shape == (2, 2, 1)
     for row, text in enumerate(("what is it a cat", "what is it no idea at all")):
         ids = late["teacher_input_ids"][0, row][late["teacher_attention_mask"][0, row].bool()]

@@ -30,7 +30,7 @@ rank = dist.get_rank()
 
 torch.manual_seed(0)  # for what the checkpoint lacks: pooler and score head
 teacher = InteractionTeacher.from_pretrained(sys.argv[1])
-weights = [parameter.detach() for parameter in teacher.reader.parameters()]
+weights = [parameter.detach() for parameter in teacher.network.parameters()]
 assert not any(weight.is_meta for weight in weights), "the teacher has weights on no device"
 sums = torch.stack([weight.double().abs().sum() for weight in weights])
 everywhere = [torch.zeros_like(sums) for _ in range(2)]

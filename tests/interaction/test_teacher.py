@@ -18,17 +18,22 @@ from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
 from hf_interdistill.interaction.attention.map_sources import dense
 from hf_interdistill.interaction.attention.maps import pool_attention
 from hf_interdistill.interaction.data.orders import select_order
-from hf_interdistill.interaction.data.pairs import PairEncoder, Preference, read_preference, teacher_pieces
-from hf_interdistill.interaction.teacher.stages import Example, SimilarLengths, StageCollator, _StageTrainer
+from hf_interdistill.interaction.data.pairs import Preference, read_preference
+from hf_interdistill.interaction.data.preference_tokenizer import (
+    PreferenceTokenizer,
+    tokenize_without_units,
+    tokenized_pair,
+)
+from hf_interdistill.interaction.teacher.stages import SimilarLengths, StageCollator, _StageTrainer
 from hf_interdistill.interaction.teacher.training import held_out_metrics, split_by_prompt
 
 
 def batch_of(teacher, rows):
-    encoder = PairEncoder(tokenizer_of("bytes"), teacher.tokenizer)
-    columns = [encoder(row, i) for i, row in enumerate(rows)]
+    tokenize = PreferenceTokenizer(tokenizer_of("bytes"), teacher.tokenizer)
+    columns = [tokenize(row, i) for i, row in enumerate(rows)]
     packed = []
     for row in columns:
-        packed += teacher.reading.rows(*teacher_pieces(row))
+        packed += teacher.layout.pack(tokenized_pair(row))
     batch = {name: tensor.unflatten(0, (-1, 2)) for name, tensor in teacher.format.collate(packed).items()}
     return batch, max(sum(row["unit_sizes"]) for row in columns)
 
@@ -157,12 +162,12 @@ def small_teacher() -> InteractionTeacher:
     return InteractionTeacher(BertModel(BertConfig(vocab_size=900, pad_token_id=0, **shape)), tokenizer)
 
 
-def test_fit_learns_judges_saves_and_loads(tmp_path):
+def test_fit_learns_scores_saves_and_loads(tmp_path):
     teacher = small_teacher()
     args = settings(tmp_path, warm_start_epochs=8, num_train_epochs=6)
     metrics = teacher.fit(LEARNABLE, str(tmp_path), args=args)
     assert metrics["accuracy"] > 0.8 and metrics["is_better_than_chance"] and metrics["pairs"] == 12
-    assert not teacher.reader.training and not any(p.requires_grad for p in teacher.reader.parameters())
+    assert not teacher.network.training and not any(p.requires_grad for p in teacher.network.parameters())
     margins = teacher.score_pairs(LEARNABLE[:5], is_progress_shown=False)
     loaded = InteractionTeacher.from_pretrained(str(tmp_path))
     assert loaded.metrics == metrics and loaded.is_fitted and loaded.max_length == teacher.max_length
@@ -171,6 +176,13 @@ def test_fit_learns_judges_saves_and_loads(tmp_path):
     torch.testing.assert_close(teacher.score_pairs(swapped, is_progress_shown=False), -margins.flip(1))
     torch.testing.assert_close(teacher.score_pairs(LEARNABLE[:5], batch_size=1, is_progress_shown=False), margins)
     assert not list(tmp_path.glob("*/checkpoint-*"))
+
+
+def test_the_old_name_of_score_pairs_warns(rows):
+    teacher = small_teacher()
+    with pytest.warns(FutureWarning, match="`InteractionTeacher.judge` is now `score_pairs`"):
+        margins = teacher.judge(rows[:3], batch_size=2, is_progress_shown=False)
+    assert torch.equal(margins, teacher.score_pairs(rows[:3], batch_size=2, is_progress_shown=False))
 
 
 def test_fit_without_a_folder_keeps_nothing(tmp_path, monkeypatch):
@@ -224,20 +236,18 @@ def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
     resumed, unbroken = (InteractionTeacher.from_pretrained(str(tmp_path / "start")) for _ in range(2))
     metrics = resumed.fit(LEARNABLE, args=settings(tmp_path / "a"), resume_from_checkpoint=True)
     assert metrics == unbroken.fit(LEARNABLE, args=settings(tmp_path / "b"))
-    for one, other in zip(resumed.reader.parameters(), unbroken.reader.parameters(), strict=True):
+    for one, other in zip(resumed.network.parameters(), unbroken.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_the_loss_is_that_of_bradley_and_terry():
-    from hf_interdistill.interaction.data.pairs import text_pieces
-
     teacher = small_teacher()
-    teacher.reader.eval()
-    pieces = text_pieces(teacher.tokenizer, read_preference(LEARNABLE[0]))
+    teacher.network.eval()
+    pair = tokenize_without_units(teacher.tokenizer, read_preference(LEARNABLE[0]))
     for teacher.interaction_layers in (0, 1):
         margins = teacher.score_pairs(LEARNABLE[:1], is_progress_shown=False)[0]
-        batch = StageCollator(teacher, True)([Example(pieces)])
-        loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.reader, batch)
+        batch = StageCollator(teacher.layout)([pair])
+        loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.network, batch)
         expected = -margins.sigmoid().log().mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 

@@ -182,10 +182,10 @@ def test_teacher_is_frozen_and_in_no_checkpoint(dataset, tmp_path, tokenizer, fi
     trainer = InteractionDistillationTrainer(
         build_student(), args, train_dataset=dataset, processing_class=tokenizer, teacher=fitted_teacher
     )
-    before = [p.clone() for p in fitted_teacher.reader.parameters()]
+    before = [p.clone() for p in fitted_teacher.network.parameters()]
     trainer.train()
-    assert all(torch.equal(a, b) for a, b in zip(before, fitted_teacher.reader.parameters(), strict=True))
-    assert not fitted_teacher.reader.training
+    assert all(torch.equal(a, b) for a, b in zip(before, fitted_teacher.network.parameters(), strict=True))
+    assert not fitted_teacher.network.training
     own = {id(p) for p in trainer.model.parameters()}
     assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} <= own
     from safetensors.torch import load_file

@@ -188,12 +188,12 @@ def test_slow_tokenizer_is_refused(dataset, tmp_path, fitted_teacher, tokenizer)
         def __getattr__(self, name):
             return getattr(tokenizer, name)
 
-    from hf_interdistill.interaction.data.pairs import PairEncoder
+    from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer
 
     with pytest.raises(ValueError, match=r"student's tokenizer .Slow. is a slow one"):
-        PairEncoder(Slow(), fitted_teacher.tokenizer)
+        PreferenceTokenizer(Slow(), fitted_teacher.tokenizer)
     with pytest.raises(ValueError, match=r"teacher's tokenizer .Slow. is a slow one"):
-        PairEncoder(tokenizer, Slow())
+        PreferenceTokenizer(tokenizer, Slow())
 
 
 def test_untrained_teacher_is_a_loud_warning(dataset, tmp_path, tokenizer, teacher, caplog):

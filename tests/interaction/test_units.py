@@ -8,7 +8,8 @@ from conftest import tokenizer_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_interdistill.interaction.data.pairs import PairEncoder, Preference, read_preference, teacher_text
+from hf_interdistill.interaction.data.pairs import FlatText, Preference, read_preference
+from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer
 from hf_interdistill.interaction.data.units import NO_UNIT, UnitTable, tokens_to_words, word_spans
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
@@ -87,7 +88,7 @@ AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "return_of
 def test_every_token_with_content_has_the_unit_of_its_words(kinds, prompt, chosen, rejected):
     student, teacher = tokenizer_of(kinds[0]), tokenizer_of(kinds[1])
     row = {"prompt": prompt + " ", "chosen": chosen, "rejected": rejected}
-    columns = PairEncoder(student, teacher)(row, 0)
+    columns = PreferenceTokenizer(student, teacher)(row, 0)
     texts = [row["prompt"], chosen, rejected]
     eos = student.eos_token
     sides = []
@@ -135,7 +136,7 @@ def test_conversations_of_any_text(contents):
         },
     }
     student = tokenizer_of("bytes")
-    columns = PairEncoder(student, tokenizer_of("wordpiece"))(row, 0)
+    columns = PreferenceTokenizer(student, tokenizer_of("wordpiece"))(row, 0)
     rendered = student.apply_chat_template(prompt + row["chosen"], tokenize=False)
     offsets = student(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     covered = "".join(
@@ -158,7 +159,7 @@ def test_templates_that_strip_repeat_or_drop_contents():
     student.chat_template = (
         "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|> {{ m.content | trim }}\n{% endfor %}"
     )
-    columns = PairEncoder(student, teacher)(row, 0)
+    columns = PreferenceTokenizer(student, teacher)(row, 0)
     for key, segment in (("chosen", "student_chosen_units"), ("rejected", "student_rejected_units")):
         text = student.apply_chat_template(row["prompt"] + row[key], tokenize=False)
         offsets = student(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -198,15 +199,20 @@ def test_structured_contents_and_tool_calls():
         "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% elif m.content %}"
         "{% for p in m.content %}{{ p.text }} {% endfor %}{% endif %};{% endfor %}"
     )
-    columns = PairEncoder(student, tokenizer_of("wordpiece"))(row, 0)
+    columns = PreferenceTokenizer(student, tokenizer_of("wordpiece"))(row, 0)
     assert columns["unit_sizes"] == [3, 2, 2] and columns["shared_units"] == 7
 
 
-def test_teacher_text_by_hand():
+def test_flat_texts_by_hand():
     prompt = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
-    assert teacher_text(prompt, True) == ("user: hi\nassistant: yes?", [6, 20])
-    assert teacher_text(prompt[1:], False) == ("yes?", [0])
-    assert teacher_text("plain", True) == ("plain", [0])
+    expected = FlatText("user: hi\nassistant: yes?", ("hi", "yes?"), (6, 20))
+    assert FlatText.flatten(prompt, is_prompt=True) == FlatText.flatten(prompt, is_prompt=False) == expected
+    assert FlatText.flatten(prompt[1:], is_prompt=False) == FlatText("yes?", ("yes?",), (0,))
+    assert FlatText.flatten(prompt[1:], is_prompt=True) == FlatText("assistant: yes?", ("yes?",), (11,))
+    assert FlatText.flatten("plain", is_prompt=True) == FlatText("plain", ("plain",), (0,))
+    parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
+    tool = [{"role": "assistant", "content": None}, {"role": "user", "content": parts}]
+    assert FlatText.flatten(tool, is_prompt=True) == FlatText("assistant: \nuser: a b", ("a", "b"), (18, 20))
 
 
 def test_keys_tell_pairs_apart_and_stay():

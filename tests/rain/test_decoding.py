@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.engine.sampler import choose_tokens, stream_key
+from hf_interdistill.rain.engine.sampler import choose_tokens
+from hf_interdistill.utils.random_streams import stream_key
 
 
 def test_tokens_are_chosen_among_the_likeliest_at_the_temperature():

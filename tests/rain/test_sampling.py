@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from hf_interdistill.rain.engine import sampler as sampling
-from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _hash, _quick_gumbel, sample, stream_key
+from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _quick_gumbel, sample
+from hf_interdistill.utils.random_streams import hash_bits, stream_key
 
 
 def test_noise_is_uniform_and_has_no_pattern():
     keys = torch.tensor([[stream_key(0, "a")], [stream_key(0, "b")]])
-    noise = (_hash(keys, torch.arange(20_000).unsqueeze(0)).double() + 0.5) / 2**53
+    noise = (hash_bits(keys, torch.arange(20_000).unsqueeze(0)).double() + 0.5) / 2**53
     assert abs(noise.mean().item() - 0.5) < 0.005
     assert abs(noise.var().item() - 1 / 12) < 0.002
     assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.02
@@ -33,7 +34,7 @@ def test_draws_are_those_of_exact_noise_over_all_columns(spread):
     scores = spread * torch.randn(64, 3_000, generator=torch.Generator().manual_seed(0))
     scores[:, ::7] = -torch.inf
     keys = [stream_key(2, number) for number in range(64)]
-    uniform = (_hash(torch.tensor(keys).unsqueeze(1), torch.arange(3_000).unsqueeze(0)).double() + 0.5) / 2**53
+    uniform = (hash_bits(torch.tensor(keys).unsqueeze(1), torch.arange(3_000).unsqueeze(0)).double() + 0.5) / 2**53
     exact = (scores.double() - (-uniform.log()).log()).argmax(dim=-1)
     assert torch.equal(sample(scores, keys), exact)
 

@@ -11,7 +11,7 @@ import json
 import torch
 
 from hf_interdistill.cli import main
-from hf_interdistill.interaction import teacher as teacher_module
+from hf_interdistill.interaction.teacher import files as teacher_files
 from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
 from hf_interdistill.training.checkpoints import checkpoint_error
@@ -38,7 +38,7 @@ def test_a_teacher_killed_anywhere_ends_the_same(workshop, monkeypatch):
         "while the stage's weights are written": lambda: at_call(teacher_stages, "save_file", 1, is_after=True),
         "between the stages": lambda: at_step(1, "pair"),
         "fifth step of the pairs": lambda: at_step(5, "pair"),
-        "while the teacher is written": lambda: at_call(teacher_module, "write_atomically", 1),
+        "while the teacher is written": lambda: at_call(teacher_files, "write_atomically", 1),
     }
     for spot, arrange in spots.items():
         killed(command, arrange)
@@ -59,7 +59,7 @@ def test_half_a_teacher_is_refused_with_what_to_do(workshop, capsys):
     workshop.path("teacher", "interaction_teacher.json").unlink()
     assert main(workshop.reward("new")) == 2
     error = capsys.readouterr().err
-    assert "was not saved to its end" in error and "again with `--resume_from_checkpoint true`" in error
+    assert "was not saved completely" in error and "again with `--resume_from_checkpoint true`" in error
     assert main([*workshop.teacher(), *GO_ON]) == 0 and main(workshop.reward("new", max_steps=1)) == 0
 
 

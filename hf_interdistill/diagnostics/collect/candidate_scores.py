@@ -11,9 +11,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from ...interaction.teacher.pair_encoder import longest_input
 from ...scoring.formatting import is_messages, template_kwargs
 from ...scoring.scorer import RewardScorer
+from ...utils.context_length import context_length
 from ...utils.privacy import public_name
 from ..config import DiagnosisConfig
 from ..measures.best_of_n import BestOfN, measure_best_of_n
@@ -82,7 +82,7 @@ class _CandidateScorer:
     def __init__(self, source: RewardScorer | Callable | None, config: DiagnosisConfig):
         self.source = source
         if isinstance(source, RewardScorer):
-            self.max_length = config.max_length or longest_input(source.model, source.tokenizer)
+            self.max_length = config.max_length or context_length(source.model, source.tokenizer)
 
     def __call__(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         if self.source is None:
@@ -103,7 +103,7 @@ class _CandidateScorer:
 
     def _score_tokens(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         texts = [self._encode(number, row) for number, row in examples]
-        is_read = [max(map(len, rows)) <= self.max_length for rows in texts]
+        is_read = [self.max_length is None or max(map(len, rows)) <= self.max_length for rows in texts]
         rewards = iter(
             self.source.score_ids(
                 [ids for rows, is_short in zip(texts, is_read, strict=True) if is_short for ids in rows]

@@ -75,7 +75,8 @@ def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> 
         rows=tuple(_token_row(formatter, preference.prompt, response, kwargs) for response in responses),
         cued=tuple(formatter.encode(preference.prompt, with_cue(response, cue), **kwargs) for response in responses),
         texts={
-            name: " ".join(preference.contents(number)) for number, name in enumerate(("prompt", "chosen", "rejected"))
+            name: " ".join(flat.contents)
+            for name, flat in zip(("prompt", "chosen", "rejected"), preference.flatten(), strict=True)
         },
     )
 

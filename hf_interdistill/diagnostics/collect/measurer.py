@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ...interaction.attention.recorder import AttentionRecorder, resolve_layers
-from ...interaction.teacher.pair_encoder import longest_input
 from ...scoring.scorer import RewardScorer
+from ...utils.context_length import context_length
 from ..config import STAGES, DiagnosisConfig
 from .contents import PairRows, read_pair
 from .scored_attention import scored_attention, stage_masses
@@ -29,7 +29,7 @@ class PairMeasurer:
 
     def __init__(self, scorer: RewardScorer, config: DiagnosisConfig):
         self.scorer, self.config = scorer, config
-        self.max_length = config.max_length or longest_input(scorer.model, scorer.tokenizer)
+        self.max_length = config.max_length or context_length(scorer.model, scorer.tokenizer)
         self.attention_problem = self._probe_attention()
 
     def __call__(self, examples: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -60,7 +60,8 @@ class PairMeasurer:
             return "equal responses"
         if not pair.rows[0].response or not pair.rows[1].response:
             return "empty response"
-        if max(len(ids) for ids in (*pair.cued, *(row.ids for row in pair.rows))) > self.max_length:
+        longest = max(len(ids) for ids in (*pair.cued, *(row.ids for row in pair.rows)))
+        if self.max_length is not None and longest > self.max_length:
             return f"longer than {self.max_length} tokens"
         return None
 

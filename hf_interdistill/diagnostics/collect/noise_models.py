@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...interaction.data.pairs import read_preference
-from ...interaction.teacher.pair_encoder import longest_input
 from ...scoring.formatting import template_kwargs
 from ...scoring.scorer import RewardScorer
+from ...utils.context_length import context_length
 from ..config import DiagnosisConfig
 from ..measures.noise import LabelNoise, measure_noise
 from .loading import fingerprint, name_of, scorer_beside
@@ -108,11 +108,11 @@ class _PairScorer:
 
     def __init__(self, scorer: RewardScorer, config: DiagnosisConfig):
         self.scorer = scorer
-        self.max_length = config.max_length or longest_input(scorer.model, scorer.tokenizer)
+        self.max_length = config.max_length or context_length(scorer.model, scorer.tokenizer)
 
     def __call__(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         texts = [self._encode(example) for _, example in examples]
-        is_read = [max(map(len, pair)) <= self.max_length for pair in texts]
+        is_read = [self.max_length is None or max(map(len, pair)) <= self.max_length for pair in texts]
         readable = [ids for pair, is_short in zip(texts, is_read, strict=True) if is_short for ids in pair]
         rewards = iter(self.scorer.score_ids(readable))
         return [

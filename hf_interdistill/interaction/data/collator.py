@@ -1,4 +1,4 @@
-"""Adds what alignment needs to a batch that the reward collator made."""
+"""Adds the columns of the alignment loss to the batch of a reward collator."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..map_cache.cached_teacher import map_keys
-from .pairs import teacher_pieces
+from .map_keys import map_keys
+from .preference_tokenizer import tokenized_pair
 from .teacher_inputs import PairLayout
 from .units import NO_UNIT
 
@@ -28,7 +28,7 @@ ALIGNMENT_KEYS = (
 
 
 class PairIndexCollator:
-    """A reward collator that also tells which rows of the dataset are in the batch (`pair_index`, `(pairs,)`)."""
+    """A reward collator that adds the dataset row of each pair (`pair_index`, `(pairs,)`)."""
 
     def __init__(self, inner: Callable):
         self.inner = inner
@@ -40,23 +40,23 @@ class PairIndexCollator:
 
 
 class AlignmentCollator(PairIndexCollator):
-    """A reward collator and the alignment columns.
+    """A reward collator that adds the alignment columns.
 
     Args:
         inner: the reward collator (TRL's `DataCollatorForPreference`, or the user's own): its `input_ids` hold the
             chosen rows, then the rejected ones, padded on the right.
-        reading: the rows in which the teacher reads a pair.
-        has_map_keys: whether to add `map_key`, under which a `map_cache.CachedTeacher` keeps what the teacher says.
+        layout: the rows in which the teacher reads a pair.
+        has_map_keys: whether to add `map_key`, the key of each pair in a `map_cache.CachedTeacher`.
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
-    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows a pair:
+    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows per pair:
     `(pairs, 2, length)`, `teacher_score_positions` `(pairs, 2, responses)`; with `has_map_keys`, `map_key`
     `(pairs, 2, 2)`: 128 bits for each reading order.
     """
 
-    def __init__(self, inner: Callable, reading: PairLayout, has_map_keys: bool = False):
+    def __init__(self, inner: Callable, layout: PairLayout, has_map_keys: bool = False):
         super().__init__(inner)
-        self.reading, self.has_map_keys = reading, has_map_keys
+        self.layout, self.has_map_keys = layout, has_map_keys
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(examples)
@@ -75,13 +75,14 @@ class AlignmentCollator(PairIndexCollator):
         return batch
 
     def _teacher_inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        packed, keys = [], []
+        packed, keys, has_late_interaction = [], [], self.layout.has_late_interaction
         for example in examples:
-            rows = self.reading.rows(*teacher_pieces(example))
+            rows = self.layout.pack(tokenized_pair(example))
             packed += rows
             if self.has_map_keys:
-                keys.append(map_keys(rows, sum(example["unit_sizes"]), is_late=self.reading.is_late))
-        collated = self.reading.format.collate(packed)
+                units = sum(example["unit_sizes"])
+                keys.append(map_keys(rows, units, has_late_interaction=has_late_interaction))
+        collated = self.layout.format.collate(packed)
         inputs = {f"teacher_{name}": tensor.unflatten(0, (-1, 2)) for name, tensor in collated.items()}
         return {**inputs, "map_key": torch.tensor(keys)} if self.has_map_keys else inputs
 
@@ -89,9 +90,9 @@ class AlignmentCollator(PairIndexCollator):
 def _student_tokens(example: dict[str, Any], width: int) -> tuple[list[int], list[int]]:
     """Positions and units of the content tokens: prompt and chosen in the first row, rejected in the second."""
     rows = ((0, example["student_chosen_units"]), (width, example["student_rejected_units"]))
-    tokens = [(unit, start + place) for start, row in rows for place, unit in enumerate(row) if unit != NO_UNIT]
+    tokens = [(unit, start + token) for start, row in rows for token, unit in enumerate(row) if unit != NO_UNIT]
     tokens.sort()
-    return [place for _, place in tokens], [unit for unit, _ in tokens]
+    return [position for _, position in tokens], [unit for unit, _ in tokens]
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from ...utils.random_streams import hash_bits, stream_key
+
 
 def choose_order(pair_keys: torch.Tensor, seed: int, visit: int) -> torch.Tensor:
     """Which response the teacher reads first, `(pairs,)`: 0 chosen, 1 rejected.
 
-    A coin for each pair and visit that depends on nothing else: not on the batch, the process, or where a run was
-    interrupted. Source: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014), in 63-bit arithmetic.
+    A fair coin for each pair and visit. It depends on nothing else: not on the batch, the process, or where a run was
+    interrupted.
+
+    Args:
+        pair_keys: `(pairs,)`, the column `pair_key`.
+        seed: of the run. visit: number of the epoch in training, 0 in evaluation.
     """
-    state = pair_keys.long() + (seed * 0x9E3779B97F4A7C1 + visit * 0x61C8864680B583E + 1) % (1 << 62)
-    for multiplier, shift in ((0x3F58476D1CE4E5B9, 30), (0x14D049BB133111EB, 27)):
-        state = (state ^ ((state >> shift) & ((1 << (63 - shift)) - 1))) * multiplier
-    return ((state ^ (state >> 31)) >> 17) & 1
+    keys = pair_keys.long() + stream_key("reading order", seed)
+    return hash_bits(keys, torch.tensor(visit, device=keys.device)) & 1
 
 
 def select_order(teacher_inputs: dict[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Prepares preference datasets for alignment: checks, encoding, counts of what is odd in them."""
+"""Prepares preference datasets for alignment: checks, tokenization, counts of unusual rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from trl.data_utils import get_dataset_column_names
 
 from ...utils.fields import nearest_name
-from .pairs import PairEncoder
+from .preference_tokenizer import PreferenceTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +19,11 @@ _TEXT = ("chosen", "rejected")
 
 
 def check_columns(dataset: Dataset | IterableDataset, name: str, is_text_needed: bool) -> None:
-    """Raise `ValueError` if a dataset lacks the columns of a preference dataset, naming those that look like them."""
+    """Raise `ValueError` if a dataset lacks the columns of a preference dataset, naming those that resemble them."""
     columns = get_dataset_column_names(dataset)
     if is_text_needed and set(_TOKENIZED) <= set(columns) and not set(_TEXT) <= set(columns):
         raise ValueError(
-            f"The {name} dataset is tokenized (`chosen_ids`, `rejected_ids`) and its text is gone, but the teacher "
+            f"The {name} dataset is tokenized (`chosen_ids`, `rejected_ids`) without its text, but the teacher "
             "reads text. Keep the columns `prompt`, `chosen`, `rejected`, or train with `alignment_weight=0`."
         )
     if set(_TOKENIZED) <= set(columns) or {"chosen_input_ids", "rejected_input_ids"} <= set(columns):
@@ -40,21 +40,20 @@ def check_columns(dataset: Dataset | IterableDataset, name: str, is_text_needed:
         )
 
 
-class StreamEncoder:
-    """`PairEncoder` for a stream, where pairs that are too long can only be counted as they pass.
+class CountingTokenizer:
+    """`PreferenceTokenizer` for a stream, which counts the pairs that are too long as they pass.
 
     Args:
-        encoder: the encoder.
+        tokenizer: for the rows.
         max_length: tokens above which `RewardTrainer` drops a pair, or `None`.
-
-    `dropped` is a shared counter, right also when worker processes read the stream.
+        dropped: the counter, a tensor of one number in shared memory, so that worker processes can count too.
     """
 
-    def __init__(self, encoder: PairEncoder, max_length: int | None, dropped: torch.Tensor):
-        self.encoder, self.max_length, self.dropped = encoder, max_length, dropped
+    def __init__(self, tokenizer: PreferenceTokenizer, max_length: int | None, dropped: torch.Tensor):
+        self.tokenizer, self.max_length, self.dropped = tokenizer, max_length, dropped
 
     def __call__(self, example, index: int):
-        columns = self.encoder(example, index)
+        columns = self.tokenizer(example, index)
         longest = max(len(columns["chosen_ids"]), len(columns["rejected_ids"]))
         if self.max_length is not None and longest > self.max_length:
             self.dropped += 1
@@ -70,15 +69,17 @@ def add_pair_index(dataset: Dataset | IterableDataset) -> Dataset | IterableData
     return dataset.map(lambda example, index: {"pair_index": index}, with_indices=True)
 
 
-def encode_pairs(dataset, encoder: PairEncoder, *, name: str, num_proc: int | None, max_length, dropped: torch.Tensor):
-    """Add the columns of `PairEncoder` to a dataset or a stream."""
+def tokenize_pairs(
+    dataset, tokenizer: PreferenceTokenizer, *, name: str, num_proc: int | None, max_length, dropped: torch.Tensor
+):
+    """Add the columns of `PreferenceTokenizer` to a dataset or a stream."""
     if "pair_key" in get_dataset_column_names(dataset):
         return dataset
     if isinstance(dataset, IterableDataset):
-        return dataset.map(StreamEncoder(encoder, max_length, dropped), with_indices=True)
+        return dataset.map(CountingTokenizer(tokenizer, max_length, dropped), with_indices=True)
     with PartialState().main_process_first():
         return dataset.map(
-            encoder, with_indices=True, num_proc=num_proc, desc=f"Encoding {name} dataset for student and teacher"
+            tokenizer, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset for student and teacher"
         )
 
 
@@ -110,7 +111,7 @@ def log_pair_statistics(before, after, name: str, max_length: int | None) -> Non
             shared == 0 for shared in after["shared_units"]
         ),
         "a message that spells a control token of the student's tokenizer, which is read as that token, as in "
-        "RewardTrainer (see docs/security.md)": sum(after["spells_control"]),
+        "RewardTrainer (see docs/security.md)": sum(after["has_control_token"]),
     }
     for what, count in counts.items():
         if count:

@@ -1,7 +1,7 @@
-"""The teacher's input: prompt and responses as one sequence in the tokenizer's own pair format.
+"""The teacher's input: prompt and responses as one sequence in the pair format of its tokenizer.
 
 `[CLS] prompt [SEP] first [SEP] second [SEP]` for BERT, `<s> prompt </s></s> first </s></s> second </s>` for RoBERTa:
-the format is read off the tokenizer, which is asked for a pair.
+the format is taken from what the tokenizer returns for a pair of texts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,35 @@ from .units import NO_UNIT
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Token ids of the prompt or of a response, with the unit of each token; two lists of equal length."""
+class TokenizedText:
+    """Token ids of a prompt or response, and the unit of each token: two lists of equal length."""
 
     ids: Sequence[int]
     units: Sequence[int]
 
 
 @dataclass(frozen=True)
+class TokenizedPair:
+    """A preference in the teacher's tokens."""
+
+    prompt: TokenizedText
+    chosen: TokenizedText
+    rejected: TokenizedText
+
+    @property
+    def length(self) -> int:
+        """Tokens of all three texts."""
+        return sum(len(text.ids) for text in (self.prompt, self.chosen, self.rejected))
+
+
+@dataclass(frozen=True)
 class TeacherInput:
-    """One teacher input: four lists of one entry a token, and the position of the token that closes each response."""
+    """One row of the teacher's input.
+
+    Args:
+        ids, types, units: token id, token type and unit of each token; three lists of equal length.
+        score_positions: for each response, the position of the separator after it, where its score is read.
+    """
 
     ids: list[int]
     types: list[int]
@@ -52,10 +71,10 @@ class SequenceFormat:
 
     @classmethod
     def from_tokenizer(cls, tokenizer) -> SequenceFormat:
-        """Read the format off the tokenizer.
+        """The format of a tokenizer, from what it returns for a pair of texts.
 
         Raises:
-            ValueError: a slow tokenizer (no character offsets), no padding token, or no separator between two texts.
+            ValueError: a slow tokenizer (without character offsets), no padding token, or no separator between texts.
         """
         name = type(tokenizer).__name__
         require_fast(tokenizer, "teacher")
@@ -86,11 +105,11 @@ class SequenceFormat:
             has_types=types is not None,
         )
 
-    def pack(self, prompt: Piece, responses: Sequence[Piece], max_length: int) -> TeacherInput:
+    def pack(self, prompt: TokenizedText, responses: Sequence[TokenizedText], max_length: int) -> TeacherInput:
         """Join prompt and responses to at most `max_length` tokens.
 
-        What is too long loses the oldest prompt tokens first; if the responses alone are too long, the ends of the
-        longest are cut.
+        Longer inputs lose the oldest prompt tokens first. If the responses alone are too long, the longest are cut at
+        their ends.
         """
         specials = len(self.prefix) + len(self.middle) * len(responses) + len(self.suffix)
         room = max_length - specials
@@ -140,32 +159,33 @@ class PairLayout:
     Args:
         format: how its tokenizer joins texts.
         max_length: tokens of a row.
-        is_late: each response with the prompt in a row of its own (chosen, rejected); else both responses in each row,
-            in both orders (chosen first, rejected first).
+        has_late_interaction: each response with the prompt in its own row (chosen, then rejected). Otherwise each row
+            holds both responses, in either order (chosen first, then rejected first).
     """
 
     format: SequenceFormat
     max_length: int
-    is_late: bool
+    has_late_interaction: bool
 
-    def rows(self, prompt: Piece, chosen: Piece, rejected: Piece) -> list[TeacherInput]:
-        """The two rows, each cut to `max_length` as `SequenceFormat.pack` does it."""
-        responses = ((chosen,), (rejected,)) if self.is_late else ((chosen, rejected), (rejected, chosen))
-        return [self.format.pack(prompt, row, self.max_length) for row in responses]
+    def pack(self, pair: TokenizedPair) -> list[TeacherInput]:
+        """The two rows, each cut to `max_length` by `SequenceFormat.pack`."""
+        chosen, rejected = pair.chosen, pair.rejected
+        rows = ((chosen,), (rejected,)) if self.has_late_interaction else ((chosen, rejected), (rejected, chosen))
+        return [self.format.pack(pair.prompt, row, self.max_length) for row in rows]
 
 
 def require_fast(tokenizer, owner: str) -> None:
-    """Raise `ValueError` if the tokenizer cannot tell character offsets."""
+    """Raise `ValueError` if the tokenizer has no character offsets."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"The {owner}'s tokenizer ({type(tokenizer).__name__}) is a slow one and tells no character offsets, but "
-            "teacher and student are matched word by word through offsets. Use its fast version (a `tokenizer.json`, "
+            f"The {owner}'s tokenizer ({type(tokenizer).__name__}) is a slow one without character offsets, but "
+            "teacher and student are matched word by word by offsets. Use its fast version (a `tokenizer.json`, "
             "`AutoTokenizer.from_pretrained(...)`), or train with `alignment_weight=0`."
         )
 
 
 def _shorten(lengths: list[int], room: int) -> list[int]:
-    """The lengths, the longest cut first, so that they fit in `room` together."""
+    """The lengths, cut until their sum is at most `room`, the longest first."""
     lengths = list(lengths)
     while sum(lengths) > max(room, 0):
         longest = max(range(len(lengths)), key=lengths.__getitem__)

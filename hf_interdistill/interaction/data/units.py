@@ -1,18 +1,19 @@
-"""Units: stretches of text that two tokenizers both see whole, so that maps of different models can be compared.
+"""Units: spans of text that no token of either tokenizer crosses, so that maps of two models can be compared.
 
 Units are the words of the contents (runs of word characters, runs of punctuation, single characters where a script
-writes no spaces). Where a token of either tokenizer covers several of them, those words are one unit. So every token
-with content lies in exactly one unit, whatever the two tokenizers are. Source: ours.
+has no spaces). Words that share a token of either tokenizer are joined to one unit. So every token with content lies
+in exactly one unit, whatever the two tokenizers are. Source: ours.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-# Scripts that write no spaces between words: a word would be a whole sentence.
+# Scripts without spaces between words: a word would be a whole sentence.
 _UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f"  # Myanmar
@@ -27,7 +28,7 @@ NO_UNIT = -1
 
 
 def word_spans(text: str) -> np.ndarray:
-    """Character spans of the words of a text, shape `(words, 2)`, in order, not overlapping, without white space."""
+    """Character spans of the words of a text, shape `(words, 2)`, in order, without overlaps and white space."""
     return np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
 
 
@@ -48,14 +49,27 @@ def tokens_to_words(offsets: Sequence[tuple[int, int]], words: np.ndarray) -> tu
     return np.where(is_outside, NO_UNIT, first), np.where(is_outside, NO_UNIT, last)
 
 
-class UnitTable:
-    """Words of several segments (prompt, chosen, rejected), merged as the tokens that read them demand.
+class ContentStart(NamedTuple):
+    """Where a content begins in a tokenized text.
 
     Args:
-        segments: for each segment its contents, in reading order.
+        segment, content: number of its segment, and its number in the segment.
+        start: character offset in the tokenized text; negative if the text lacks the front of the first content.
+    """
 
-    Use: `add(...)` once for each tokenization of some of the contents, then `token_units` for each; `sizes` gives the
-    number of units a segment holds. Units are numbered through all segments in reading order.
+    segment: int
+    content: int
+    start: int
+
+
+class UnitTable:
+    """The words of several segments (prompt, chosen, rejected), joined to units where a token covers several.
+
+    Args:
+        segments: the contents of each segment, in reading order.
+
+    Use: `add` once for each tokenization of some of the contents, then `token_units` for each. `sizes` is the number
+    of units in each segment. Units are numbered across all segments in reading order.
     """
 
     def __init__(self, segments: Sequence[Sequence[str]]):
@@ -69,18 +83,18 @@ class UnitTable:
         # is_joined[w]: word w + 1 is in the unit of word w
         self._is_joined = np.zeros(int(starts[-1]), dtype=bool)
 
-    def add(self, offsets, places: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    def add(self, offsets, starts: Sequence[ContentStart]) -> np.ndarray:
         """Register one tokenization.
 
         Args:
             offsets: `(start, end)` of each token in the tokenized text.
-            places: `(segment, content index, start in the tokenized text)` of each content found in it, in order.
+            starts: the contents found in the tokenized text, in order.
 
         Returns:
-            the first word of each token, `(tokens,)`, to be handed to `token_units` when every tokenization is in.
+            the first word of each token, `(tokens,)`: the argument of `token_units`, once all tokenizations are added.
         """
         spans, numbers = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-        for segment, content, start in places:
+        for segment, content, start in starts:
             words = self._words[segment][content]
             spans.append(words + start)
             numbers.append(np.arange(len(words)) + self._first_word[segment][content])

@@ -1,10 +1,10 @@
-"""Teacher maps in few bytes, and back: pure tensor code.
+"""Compresses teacher maps to few bytes and expands them again: pure tensor code.
 
-`8bit`: of each row the logarithms of its weights below its largest, in 254 even steps down to its smallest, so that
-every weight keeps its ratio to the others to half a step. Rows sum to 1 then, which changes no loss: losses normalize
-rows. For long texts only the `top_k` largest weights of a row are kept, and what they leave is spread over the other
-columns in the proportions in which all rows of the map leave it. `exact`: every number as it was computed. Source:
-ours.
+`8bit`: the logarithm of each weight relative to the largest of its row, in 254 even steps down to the smallest. So the
+ratio of two weights of a row is kept to half a step each. Expanded rows sum to 1, which changes no loss, since losses
+normalize rows. For long texts only the `top_k` largest weights of a row are kept. The rest of the row is spread over
+the other columns, in the proportions of all dropped weights of the map. `exact`: every number as it was computed.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..attention.maps import upcast
 MAP_PRECISIONS = ("8bit", "exact")
 NOT_KEPT = 255
 STEPS = 254
-LONGEST_SPAN = 24.0  # nats; a weight below e^-24 of its row's largest is stored as that
+MAX_LOG_RANGE = 24.0  # nats; smaller weights are stored as e^-24 of the largest of their row
 
 StoredMap = dict[str, torch.Tensor]
 
 
 class CompactRows:
-    """Rows of maps in 8 bits, computed when asked for.
+    """Rows of 8-bit maps, expanded on demand.
 
     Args:
-        codes: `(batch, units, units)` uint8: steps below the row's largest weight, or `NOT_KEPT`.
-        step: `(batch, units)` nats a step, of each row.
-        rest: `(batch, units)` part of each row that belongs to what was not kept.
-        tail: `(batch, units)` proportions in which the columns share that part.
+        codes: `(batch, units, units)` uint8: steps below the largest weight of the row, or `NOT_KEPT`.
+        step: `(batch, units)` nats per step, of each row.
+        rest: `(batch, units)` fraction of each row's mass in the columns that were not kept.
+        tail: `(batch, units)` proportions in which the columns share that mass.
         present: `(batch, units)` bool, units that the teacher has read.
     """
 
@@ -55,9 +55,9 @@ class MapFormat:
 
     Args:
         precision: `8bit` or `exact`.
-        top_k: weights kept of a row, with `8bit`; `None` keeps all.
+        top_k: number of weights kept per row, with `8bit`; `None` keeps all.
 
-    Relations: `map_cache` writes what `compress` returns to the disk and gives `expand`'s rows to the loss.
+    Relations: `CachedTeacher` stores what `compress` returns, and gives the rows of `expand` to the loss.
     """
 
     precision: str = "8bit"
@@ -65,17 +65,17 @@ class MapFormat:
 
     @torch.no_grad()
     def compress(self, source: RecordedMapSource | DenseMapSource, sizes: Sequence[int]) -> list[StoredMap]:
-        """The maps of a batch, read a block of rows at a time.
+        """Compress the maps of a batch, a block of rows at a time.
 
         Args:
             source: the teacher's rows.
-            sizes: units of each pair; what lies beyond is padding.
+            sizes: number of units of each pair; the others are padding.
 
         Returns:
             a dictionary for each pair, on the CPU. Both precisions: `present` `(units,)` bool. `exact`: `values`
             `(units, units)`. `8bit`: `codes` `(units, units)` uint8 and `step` `(units,)` float16; for pairs of more
-            than `top_k` units `codes` holds the kept ones alone, row by row, and there are `mask`, their places as
-            bits, and `rest` and `tail` `(units,)` float16.
+            than `top_k` units `codes` holds only the kept ones, row by row, `mask` their positions as bits, and `rest`
+            and `tail` `(units,)` are float16.
         """
         with torch.autocast(source.present.device.type, enabled=False):
             if self.precision == "exact":
@@ -90,7 +90,7 @@ class MapFormat:
         ]
 
     def _cut(self, stored: StoredMap, size: int) -> StoredMap:
-        """Without padding, and without the columns that were not kept."""
+        """The map without padding and without the weights that were not kept."""
         square = ("values", "codes")
         stored = {
             name: (value[:size, :size] if name in square else value[:size]).contiguous()
@@ -106,7 +106,7 @@ class MapFormat:
         return stored
 
     def expand(self, stored: Sequence[StoredMap], units: int, device: torch.device) -> MapSource:
-        """Rows of a batch from the maps of its pairs, padded to `units`."""
+        """The rows of a batch, from the stored maps of its pairs, padded to `units`."""
         present = torch.stack([_padded(one["present"], units, False) for one in stored]).to(device)
         if self.precision == "exact":
             values = torch.stack([_padded(one["values"], units, 0) for one in stored])
@@ -120,19 +120,19 @@ class MapFormat:
 
 
 def _compact(source: RecordedMapSource | DenseMapSource, top_k: int | None) -> list[StoredMap]:
-    """Codes of all columns, steps, what was not kept of each row, and how the columns share it."""
+    """Codes of all columns, step and rest of each row, and the tail (see `CompactRows`)."""
     parts: list[tuple[torch.Tensor, ...]] = []
-    left, counts = 0, 0
+    dropped_mass, counts = 0, 0
     for start, stop in source.blocks():
         rows = upcast(source.rows(start, stop))
         rows = rows.masked_fill(rows < torch.finfo(rows.dtype).tiny, 0)  # whose inverse would be infinite
         codes, step, is_kept = row_codes(rows, top_k)
         others = _to_sum(rows, 1).masked_fill(is_kept, 0)
-        left = left + others.sum(1)
+        dropped_mass = dropped_mass + others.sum(1)
         counts = counts + (~is_kept & (rows.sum(-1, keepdim=True) > 0)).sum(1)
         parts.append((codes.cpu(), step.cpu(), others.sum(-1).half().cpu()))
     codes, step, rest = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-    tail = left / counts.clamp(min=1)
+    tail = dropped_mass / counts.clamp(min=1)
     tail = (tail / tail.amax(1, keepdim=True).clamp(min=torch.finfo(tail.dtype).tiny)).half().cpu()
     return [
         {"codes": codes[pair], "step": step[pair], "rest": rest[pair], "tail": tail[pair]}
@@ -141,28 +141,28 @@ def _compact(source: RecordedMapSource | DenseMapSource, top_k: int | None) -> l
 
 
 def row_codes(rows: torch.Tensor, top_k: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each weight as steps below its row's largest.
+    """Each weight as a number of steps below the largest of its row.
 
     Args:
         rows: `(..., columns)`, not negative.
-        top_k: weights to keep of a row; `None` for all. Weights of 0 are never kept.
+        top_k: number of weights to keep per row; `None` for all. Weights of 0 are never kept.
 
     Returns:
-        codes, `rows`' shape, uint8, `NOT_KEPT` where not kept; nats a step, `rows.shape[:-1]`, float16; what is kept,
-        `rows`' shape, bool.
+        codes, `rows.shape`, uint8, `NOT_KEPT` where not kept; nats per step, `rows.shape[:-1]`, float16; whether each
+        weight is kept, `rows.shape`, bool.
     """
     is_kept = rows > 0
     if top_k is not None and top_k < rows.shape[-1]:
         is_kept &= torch.zeros_like(is_kept).scatter_(-1, rows.topk(top_k).indices, True)
     largest = rows.amax(-1, keepdim=True)
-    below = (largest.log() - rows.log()).masked_fill(~is_kept, 0).clamp(max=LONGEST_SPAN)
+    below = (largest.log() - rows.log()).masked_fill(~is_kept, 0).clamp(max=MAX_LOG_RANGE)
     step = (below.amax(-1, keepdim=True) / STEPS).half()
     codes = (below / step.to(rows.dtype)).nan_to_num(0.0).round().clamp(max=STEPS)
     return codes.masked_fill(~is_kept, NOT_KEPT).to(torch.uint8), step[..., 0], is_kept
 
 
 def _to_sum(rows: torch.Tensor, total) -> torch.Tensor:
-    """Rows scaled to a sum; rows of zeros stay."""
+    """Rows scaled to the sum `total`; rows of zeros stay."""
     mass = rows.sum(-1, keepdim=True)
     return rows * (total / mass.masked_fill(mass == 0, 1))
 
@@ -178,7 +178,7 @@ def _all_codes(stored: StoredMap) -> torch.Tensor:
 
 
 def _padded(tensor: torch.Tensor, units: int, value) -> torch.Tensor:
-    """A vector or square grown to `units`."""
+    """A vector or square matrix, padded to `units`."""
     result = tensor.new_full((units,) * tensor.dim(), value)
     result[tuple(slice(length) for length in tensor.shape)] = tensor
     return result

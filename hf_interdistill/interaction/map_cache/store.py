@@ -1,10 +1,10 @@
-"""Records on the disk under 128-bit keys: appended, checked when read, never changed.
+"""An append-only store of records under 128-bit keys, with checksums.
 
-A folder holds shards, each written by one process of one run and by nobody else, so that any number of processes and
-runs may share the folder. A shard is a chain of records: magic, key, length, checksums, payload. What a kill leaves
-half written, and what the disk has damaged, fails its checksum, counts as missing and is written anew by whoever
-misses it. A record is handed to the system at once, so a killed process loses none. A power cut may take the last
-ones; that costs time and nothing else, so nothing waits for the disk here.
+A folder holds shards. Each shard is written by one process of one run only, so any number of processes and runs may
+share the folder. A shard is a sequence of records: magic, key, length, checksums, payload. A record that was cut by a
+kill or damaged on the disk fails its checksum and counts as missing, so it is computed and written again. Records are
+written without buffering, so a killed process loses none. A power cut may lose the last ones; they are only computed
+again, so the store does not wait for the disk (no `fsync`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class RecordStore:
     """Payloads by key.
 
     Args:
-        folder: made if it is not there.
-        process_index: of this process, for the name of its shard.
+        folder: created if it is missing.
+        process_index: of this process, part of the name of its shard.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, process_index: int = 0):
@@ -43,18 +43,18 @@ class RecordStore:
         self._writer: BinaryIO | None = None
         self._is_writing = True
         self._readers: dict[Path, BinaryIO] = {}
-        self._read_up_to: dict[Path, int] = {}
-        self._places: dict[bytes, list[tuple[Path, int, int, int]]] = {}
+        self._indexed_up_to: dict[Path, int] = {}
+        self._locations: dict[bytes, list[tuple[Path, int, int, int]]] = {}
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._places
+        return key in self._locations
 
     def refresh(self) -> None:
-        """Find what other processes have written since."""
+        """Find the records that other processes have written since."""
         for path in sorted(self.folder.glob(_PATTERN)):
             if path != self._own:
                 self._index(path)
@@ -62,11 +62,11 @@ class RecordStore:
     @property
     def stored_bytes(self) -> int:
         """Bytes of all records, headers included, one for each key."""
-        return sum(places[-1][2] + _HEADER_SIZE for places in self._places.values())
+        return sum(locations[-1][2] + _HEADER_SIZE for locations in self._locations.values())
 
     def _index(self, path: Path) -> None:
         reader, size = self._reader(path), path.stat().st_size
-        position = self._read_up_to.get(path, 0)
+        position = self._indexed_up_to.get(path, 0)
         while position + _HEADER_SIZE <= size:
             reader.seek(position)
             header = reader.read(_HEADER_SIZE)
@@ -74,16 +74,16 @@ class RecordStore:
             if magic != _MAGIC or _CHECK.unpack_from(header, _FIELDS.size)[0] != zlib.crc32(header[: _FIELDS.size]):
                 logger.warning(
                     f"{path} is damaged at byte {position}: the {size - position} bytes from there on are not read, "
-                    "and the teacher reads those pairs again. Delete the file to free its space."
+                    "and the teacher computes those maps again. Delete the file to free its space."
                 )
                 position = size
                 break
             end = position + _HEADER_SIZE + length
             if end > size:  # being written, or cut short by a kill
                 break
-            self._places.setdefault(key, []).append((path, position + _HEADER_SIZE, length, checksum))
+            self._locations.setdefault(key, []).append((path, position + _HEADER_SIZE, length, checksum))
             position = end
-        self._read_up_to[path] = position
+        self._indexed_up_to[path] = position
 
     def _reader(self, path: Path) -> BinaryIO:
         if path not in self._readers:
@@ -91,23 +91,23 @@ class RecordStore:
         return self._readers[path]
 
     def get(self, key: bytes) -> bytes | None:
-        """The payload, or `None` if there is none that is whole."""
-        places = self._places.get(key, [])
-        while places:
-            path, start, length, checksum = places[-1]
+        """The payload, or `None` if there is no undamaged one."""
+        locations = self._locations.get(key, [])
+        while locations:
+            path, start, length, checksum = locations[-1]
             reader = self._reader(path)
             reader.seek(start)
             payload = reader.read(length)
             if len(payload) == length and _checksum(key, payload) == checksum:
                 return payload
-            places.pop()
-            if not places:
-                logger.warning(f"{path} is damaged: the record at byte {start} fails its checksum and is made again.")
-        self._places.pop(key, None)
+            locations.pop()
+            if not locations:
+                logger.warning(f"{path} is damaged: the record at byte {start} fails its checksum, so it is not used.")
+        self._locations.pop(key, None)
         return None
 
     def put(self, key: bytes, payload: bytes) -> None:
-        """Append a record to this process's shard; where that fails, say so and write no more."""
+        """Append a record to the shard of this process; after a failure, warn and write no more."""
         if not self._is_writing:
             return
         checksum = _checksum(key, payload)
@@ -122,11 +122,11 @@ class RecordStore:
         except OSError as error:
             self._is_writing = False
             logger.warning(
-                f"{self._own} cannot be written ({error.strerror or error}): training goes on, but no more maps are "
-                "kept, and the teacher reads those pairs at each visit. Make room, or choose another `teacher_cache`."
+                f"{self._own} cannot be written ({error.strerror or error}): training continues, but no more maps "
+                "are cached, and the teacher computes them at each visit. Free space, or set another `teacher_cache`."
             )
             return
-        self._places.setdefault(key, []).append((self._own, start + _HEADER_SIZE, len(payload), checksum))
+        self._locations.setdefault(key, []).append((self._own, start + _HEADER_SIZE, len(payload), checksum))
 
 
 def _checksum(key: bytes, payload: bytes) -> int:

@@ -1,7 +1,7 @@
-"""Late interaction: two responses are read each with the prompt in a row of its own, and meet in the top layers.
+"""Late interaction: each response is read with the prompt in its own row, and the rows attend to each other on top.
 
-Below, a row knows nothing of the other, so the states are those of single responses; in the top layers each token also
-attends to the tokens of the partner row.
+In the lower layers the rows are independent, so their states are those of single responses. In the top layers each
+token also attends to the tokens of the partner row.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from torch import nn
 from ..attention.interceptor import AttentionInterceptor
 from ..attention.recorder import RecordedAttention
 
-LATE_IMPLEMENTATIONS = ("sdpa", "eager")
+LATE_INTERACTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 class PartnerAttention(AttentionInterceptor):
-    """Context in which the rows of each pair attend to each other in the top layers of an encoder.
+    """Context in which the two rows of each pair attend to each other in the top layers of an encoder.
 
-    Source: ours; late interaction of separately encoded texts is an old idea of retrieval (ColBERT, arXiv 2004.12832;
-    Poly-encoders, arXiv 1905.01969), here by the encoder's own attention.
+    Source: ours. Late interaction of separately encoded texts comes from retrieval (ColBERT, arXiv 2004.12832;
+    Poly-encoders, arXiv 1905.01969); here the encoder's own attention does it.
 
     Args:
-        model: a bidirectional encoder that runs `sdpa` or `eager` attention; a batch holds the two rows of a pair one
-            after the other, `(2 * pairs, length)`.
-        first: the lowest layer in which the rows meet.
+        model: a bidirectional encoder that runs `sdpa` or `eager` attention. In a batch the two rows of a pair follow
+            each other: `(2 * pairs, length)`.
+        first_cross_layer: the lowest layer in which the rows attend to each other.
     """
 
-    def __init__(self, model: nn.Module, first: int):
+    def __init__(self, model: nn.Module, first_cross_layer: int):
         super().__init__(model)
-        self.first = first
+        self.first_cross_layer = first_cross_layer
 
     def intercept(self, layer, attend, query, key, value, attention_mask, **kwargs):
-        if layer >= self.first:
+        if layer >= self.first_cross_layer:
             key, value = with_partner(key, 2), with_partner(value, 2)
-            if attention_mask is not None:  # the same for all rows where the model says it once
+            if attention_mask is not None:  # expanded first, since a model may give one mask for all rows
                 attention_mask = with_partner(attention_mask.expand(len(query), -1, -1, -1), 3)
         return attend(query, key, value, attention_mask, **kwargs)
 
 
 def with_partner(rows: torch.Tensor, dim: int) -> torch.Tensor:
-    """Each row and, behind it along `dim`, the other one of its pair: `(2 * pairs, ...)`, that `dim` twice as long."""
+    """Each row concatenated with the other row of its pair along `dim`: `(2 * pairs, ...)`, `dim` twice as long."""
     partners = rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return torch.cat([rows, partners], dim=dim)
 
 
-def pairs_end_to_end(record: RecordedAttention) -> RecordedAttention:
-    """A recording of rows that met, with one row a pair: queries and keys `(pairs, heads, 2 * length, head_dim)`.
+def concatenate_pair_rows(record: RecordedAttention) -> RecordedAttention:
+    """A recording of late interaction with one row per pair: queries and keys `(pairs, heads, 2 * length, head_dim)`.
 
     Args:
-        record: made inside `PartnerAttention`, `(2 * pairs, ...)`, the keys followed by their partners'.
+        record: made inside `PartnerAttention`: `(2 * pairs, ...)`, each row's keys followed by its partner's.
     """
     length = record.query.shape[2]
 
-    def joined(states: torch.Tensor) -> torch.Tensor:
+    def concatenated(states: torch.Tensor) -> torch.Tensor:
         return states[:, :, :length].unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)
 
-    return replace(record, query=joined(record.query), key=joined(record.key))
+    return replace(record, query=concatenated(record.query), key=concatenated(record.key))

@@ -1,4 +1,4 @@
-"""The network of a teacher: an encoder and a score read at the token that closes each response."""
+"""The network of a teacher: an encoder, and a score head at the separator after each response."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..attention.interceptor import layer_of_modules
-from .late_interaction import LATE_IMPLEMENTATIONS, PartnerAttention
+from .late_interaction import LATE_INTERACTION_IMPLEMENTATIONS, PartnerAttention
 
 # Disentangled attention adds position terms to the scores, so queries and keys alone do not give its map.
 EAGER_MODEL_TYPES = ("deberta", "deberta-v2")
-_NO_LIMIT = 100_000  # tokenizers say "no limit" with a huge number
 
 
-class PairReader(nn.Module):
-    """An encoder and a score read at the token that closes each response.
+class PairEncoder(nn.Module):
+    """An encoder, and a score head at the separator after each response.
 
     Forward: `input_ids`, `attention_mask` and, if the encoder has them, `token_type_ids`, all `(batch, length)`;
     `score_positions` `(batch, responses)`; `is_pairwise`, whether rows 2i and 2i + 1 are the responses of one pair, to
-    meet in the top `interaction_layers`. Returns rewards `(batch, responses)`.
+    attend to each other in the top `interaction_layers`. Returns rewards `(batch, responses)`.
     """
 
     def __init__(self, encoder: PreTrainedModel, interaction_layers: int):
@@ -35,30 +34,31 @@ class PairReader(nn.Module):
     def forward(
         self, input_ids, attention_mask, score_positions, token_type_ids=None, is_pairwise=True
     ) -> torch.Tensor:
-        kwargs = {}
+        states = self.encode(input_ids, attention_mask, token_type_ids, is_pairwise).last_hidden_state
+        return self.score_at(states, score_positions)
+
+    def encode(self, input_ids, attention_mask, token_type_ids=None, is_pairwise=True, **kwargs):
+        """The output of the encoder; `**kwargs` go to its forward."""
         if token_type_ids is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             kwargs["token_type_ids"] = token_type_ids
-        with self._meeting() if is_pairwise and self.interaction_layers else nullcontext():
-            states = self.encoder(input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return self.read(states, score_positions)
+        has_late_interaction = is_pairwise and self.interaction_layers
+        with PartnerAttention(self.encoder, self.first_cross_layer) if has_late_interaction else nullcontext():
+            return self.encoder(input_ids, attention_mask=attention_mask, **kwargs)
 
     @property
-    def first_meeting(self) -> int:
-        """The lowest layer in which responses in rows of their own meet."""
+    def first_cross_layer(self) -> int:
+        """The lowest layer in which responses in their own rows attend to each other."""
         return self.encoder.config.num_hidden_layers - self.interaction_layers
 
-    def _meeting(self) -> PartnerAttention:
-        return PartnerAttention(self.encoder, self.first_meeting)
-
-    def freeze_below_meeting(self) -> None:
-        """Leave the layers in which the responses meet, and the score, to train alone."""
+    def freeze_below_cross_layers(self) -> None:
+        """Let only the layers of late interaction and the score head train."""
         self.encoder.requires_grad_(False)
         for module, layer in layer_of_modules(self.encoder).items():
-            if layer >= self.first_meeting:
+            if layer >= self.first_cross_layer:
                 module.requires_grad_(True)
 
-    def read(self, states: torch.Tensor, score_positions: torch.Tensor) -> torch.Tensor:
-        """Scores at the positions given, float32: `(batch, responses)` from states `(batch, length, hidden)`."""
+    def score_at(self, states: torch.Tensor, score_positions: torch.Tensor) -> torch.Tensor:
+        """Scores at the given positions, float32: `(batch, responses)` from states `(batch, length, hidden)`."""
         states_at_scores = states.gather(1, score_positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         return nn.functional.linear(states_at_scores.float(), self.score.weight.float(), self.score.bias.float())[
             ..., 0
@@ -66,11 +66,11 @@ class PairReader(nn.Module):
 
 
 def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
-    """Chosen minus rejected, from the rewards of two rows a pair.
+    """Chosen minus rejected, from the rewards of two rows per pair.
 
     Args:
-        rewards: `(2 * pairs, 1)`, chosen and rejected in rows of their own; or `(2 * pairs, 2)`, both orders of
-            reading, each in reading order.
+        rewards: `(2 * pairs, 1)`, chosen and rejected in their own rows; or `(2 * pairs, 2)`, both reading orders,
+            each in reading order.
 
     Returns:
         `(pairs, 1)`, or `(pairs, 2)`: with the chosen response read first, with the rejected one read first.
@@ -80,36 +80,39 @@ def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
     return torch.stack([rewards[0::2, 0] - rewards[0::2, 1], rewards[1::2, 1] - rewards[1::2, 0]], dim=1)
 
 
-def longest_input(model: PreTrainedModel, tokenizer) -> int:
-    """Tokens that a model can read at most, by its positions and its tokenizer."""
-    positions = getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT
-    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1  # RoBERTa counts positions from after the padding token
-    return int(min(positions, tokenizer.model_max_length, _NO_LIMIT))
+def require_bidirectional(model: PreTrainedModel) -> None:
+    """Raise `ValueError` for an encoder-decoder or a causal model."""
+    is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+    if model.config.is_encoder_decoder or is_causal:
+        raise ValueError(
+            f"The teacher must be a bidirectional encoder, but {type(model).__name__} is "
+            f"{'an encoder-decoder' if model.config.is_encoder_decoder else 'a causal decoder'}. "
+            "Use BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa or a similar one."
+        )
 
 
 def resolve_interaction_layers(model: PreTrainedModel, wanted: int | None) -> int:
-    """The number of interaction layers asked for, or the one that suits the encoder (see `InteractionTeacher`).
+    """The number of interaction layers: `wanted`, or the default of the encoder (see `InteractionTeacher`).
 
     Raises:
-        ValueError: more layers than there are, or an encoder that can read a pair in one row only.
+        ValueError: more layers than there are, or an encoder without late interaction.
     """
     attention = model.config._attn_implementation
-    reason = None
+    unsupported_reason = None
     if model.config.model_type in EAGER_MODEL_TYPES:
-        reason = "its attention does not go through transformers' AttentionInterface"
-    elif attention not in LATE_IMPLEMENTATIONS:
-        reason = f"its attention implementation is {attention!r} (load it with attn_implementation='sdpa')"
+        unsupported_reason = "its attention does not go through transformers' AttentionInterface"
+    elif attention not in LATE_INTERACTION_IMPLEMENTATIONS:
+        unsupported_reason = f"its attention implementation is {attention!r} (load it with attn_implementation='sdpa')"
     layers = model.config.num_hidden_layers
     if wanted is None:
-        return 0 if reason else 1
+        return 0 if unsupported_reason else 1
     if not 0 <= wanted <= layers:
         raise ValueError(
             f"`interaction_layers` is {wanted}, but {type(model).__name__} has {layers} layers: use 0 to {layers}."
         )
-    if wanted and reason:
+    if wanted and unsupported_reason:
         raise ValueError(
-            f"`interaction_layers` is {wanted}, but {type(model).__name__} can read a pair in one row only, for "
-            f"{reason}. Set it to 0 or leave it out."
+            f"`interaction_layers` is {wanted}, but {type(model).__name__} can read a pair in one row only: "
+            f"{unsupported_reason}. Set it to 0 or leave it out."
         )
     return wanted

@@ -7,14 +7,14 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
@@ -23,52 +23,55 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ...training.checkpoints import as_checkpoint_error, last_complete_checkpoint, weights_error
 from ...training.safeguards import TrainingSafeguards
 from ...utils.atomic_io import atomic_replacement
-from ..data.teacher_inputs import Piece
-from .pair_encoder import reward_margins
-from .teacher import InteractionTeacher
+from ..data.teacher_inputs import PairLayout, TokenizedPair
+from .pair_encoder import PairEncoder, reward_margins
 
 logger = logging.getLogger(__name__)
 
 _STAGE_WEIGHTS = "best.safetensors"  # written when a stage is finished, and only then
-_Pieces = tuple[Piece, Piece, Piece]  # prompt, chosen, rejected
-
-
-@dataclass(frozen=True)
-class Example:
-    """A pair, tokenized: prompt, chosen and rejected."""
-
-    pieces: _Pieces
-
-    @property
-    def length(self) -> int:
-        return sum(len(piece.ids) for piece in self.pieces)
 
 
 @dataclass(frozen=True)
 class Stage:
+    """One stage of training.
+
+    Args:
+        folder: for its checkpoints and, once it is finished, its weights.
+        epochs: to train for.
+        layout: the two rows of each pair.
+        is_pairwise: whether the network reads pairs, or single responses.
+    """
+
     folder: Path
     epochs: float
+    layout: PairLayout
     is_pairwise: bool
 
 
+@dataclass(frozen=True)
+class StageData:
+    """The pairs to train on, and those held out for early stopping."""
+
+    train: list[TokenizedPair]
+    held_out: list[TokenizedPair]
+
+
 class StageCollator:
-    """Two rows a pair: each response alone, or the rows in which the teacher reads pairs."""
+    """Two rows per pair, in the layout of the stage."""
 
-    def __init__(self, teacher: InteractionTeacher, is_pairwise: bool):
-        self.reading = teacher.reading if is_pairwise else replace(teacher.reading, is_late=True)
+    def __init__(self, layout: PairLayout):
+        self.layout = layout
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        batch = self.reading.format.collate(
-            [row for example in examples for row in self.reading.rows(*example.pieces)]
-        )
+    def __call__(self, pairs: Sequence[TokenizedPair]) -> dict[str, torch.Tensor]:
+        batch = self.layout.format.collate([row for pair in pairs for row in self.layout.pack(pair)])
         batch.pop("units")
-        return {**batch, "labels": torch.ones(len(examples))}  # `Trainer` takes a loss where there are labels
+        return {**batch, "labels": torch.ones(len(pairs))}  # `Trainer` computes a loss only where there are labels
 
 
 class SimilarLengths(torch.utils.data.Sampler):
     """Batches of examples of similar length, in random order: less padding.
 
-    Its order depends on seed and epoch alone, so a resumed run sees the batches that an unbroken one would.
+    Its order depends only on seed and epoch, so a resumed run has the batches of an uninterrupted one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
@@ -84,7 +87,7 @@ class SimilarLengths(torch.utils.data.Sampler):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
         batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        whole = len(batches) - (len(batches[-1]) < self.batch_size)  # a short batch stays the last
+        whole = len(batches) - (len(batches[-1]) < self.batch_size)  # a short batch stays last
         order = [*torch.randperm(whole, generator=generator).tolist(), *range(whole, len(batches))]
         return (index for batch in order for index in batches[batch])
 
@@ -93,13 +96,13 @@ class _StageTrainer(TrainingSafeguards, Trainer):
     """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths.
 
     Args:
-        is_pairwise: whether the teacher reads pairs, or single responses.
+        is_pairwise: whether the network reads pairs, or single responses.
     """
 
     def __init__(self, *args, is_pairwise: bool, **kwargs):
         super().__init__(*args, **kwargs)
         self.is_pairwise = is_pairwise
-        # The loss is a mean over the batch's pairs, not a sum over the step's: let `Trainer` divide by accumulation.
+        # The loss is a mean over the pairs of a batch: let `Trainer` divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset=None):
@@ -123,14 +126,14 @@ def _accuracy(prediction) -> dict[str, float]:
 
 
 def clear(stage: Stage) -> None:
-    """Remove what an earlier run left of a stage, so that no later one takes it for its own."""
+    """Remove the files that an earlier run left of a stage, so that a later run does not resume from them."""
     (stage.folder / _STAGE_WEIGHTS).unlink(missing_ok=True)
     for folder in stage.folder.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
 
 def is_finished(stage: Stage, is_resumed: bool) -> bool:
-    """Whether a run that goes on finds the stage done; damaged weights are trained again."""
+    """Whether a resumed run finds the stage finished; a stage with damaged weights is trained again."""
     weights = stage.folder / _STAGE_WEIGHTS
     if not is_resumed or not weights.exists():
         return False
@@ -140,33 +143,38 @@ def is_finished(stage: Stage, is_resumed: bool) -> bool:
     return fault is None
 
 
-def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resumed: bool) -> None:
-    """Train one stage and load its best weights; a finished stage is loaded, an interrupted one goes on."""
+def run_stage(
+    network: PairEncoder, stage: Stage, data: StageData, args: TrainingArguments, *, callbacks=None, is_resumed: bool
+) -> None:
+    """Train the network for one stage and load its best weights.
+
+    A finished stage of a resumed run is loaded, an interrupted one is resumed.
+    """
     weights = stage.folder / _STAGE_WEIGHTS
     if is_finished(stage, is_resumed):
-        teacher.reader.load_state_dict(load_file(weights))
+        network.load_state_dict(load_file(weights))
         return
     checkpoint = last_complete_checkpoint(stage.folder) if is_resumed else None
     stopping = EarlyStoppingCallback(args.early_stopping_patience)
-    stopping.early_stopping_patience_counter, best = _where_it_was(checkpoint)
+    stopping.early_stopping_patience_counter, best = _early_stopping_state(checkpoint)
     trainer = _StageTrainer(
-        model=teacher.reader,
-        args=_stage_arguments(args, stage, len(train)),
-        train_dataset=train,
-        eval_dataset=held_out,
-        data_collator=StageCollator(teacher, stage.is_pairwise),
+        model=network,
+        args=_stage_arguments(args, stage, len(data.train)),
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        data_collator=StageCollator(stage.layout),
         is_pairwise=stage.is_pairwise,
         compute_metrics=_accuracy,
         callbacks=[stopping, *(callbacks or [])],
     )
     if best is not None and stopping.early_stopping_patience_counter >= args.early_stopping_patience:
-        teacher.reader.load_state_dict(load_file(stage.folder / best / SAFE_WEIGHTS_NAME))  # it had stopped early
+        network.load_state_dict(load_file(stage.folder / best / SAFE_WEIGHTS_NAME))  # it had stopped early
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    teacher.reader.to(trainer.args.device)
+    network.to(trainer.args.device)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        state = {name: value.contiguous().cpu() for name, value in teacher.reader.state_dict().items()}
+        state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
         with (
             as_checkpoint_error(f"{weights} is not saved", lambda: "The stage's checkpoints are kept"),
             atomic_replacement(weights) as scratch,
@@ -177,10 +185,10 @@ def run_stage(teacher, stage: Stage, train, held_out, args, callbacks, is_resume
     trainer.accelerator.wait_for_everyone()
 
 
-def _where_it_was(checkpoint: str | None) -> tuple[int, str | None]:
-    """Evaluations without progress at a checkpoint, and the folder name of the best one by then.
+def _early_stopping_state(checkpoint: str | None) -> tuple[int, str | None]:
+    """Evaluations without progress at a checkpoint, and the folder name of the best checkpoint so far.
 
-    `Trainer` would begin to count anew, and stop later than a run that was never interrupted.
+    `Trainer` would count from zero, and so stop later than an uninterrupted run.
     """
     if checkpoint is None:
         return 0, None
@@ -191,7 +199,7 @@ def _where_it_was(checkpoint: str | None) -> tuple[int, str | None]:
 
 
 def _stage_arguments(args, stage: Stage, pairs: int):
-    """The user's arguments with what a stage needs: held-out evaluations, the best weights kept."""
+    """The user's arguments, changed for a stage: held-out evaluations, the best weights kept."""
     arguments = copy.copy(args)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     interval = max(1, math.ceil(math.ceil(pairs / batch) / args.evals_per_epoch))
@@ -200,9 +208,9 @@ def _stage_arguments(args, stage: Stage, pairs: int):
     arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.STEPS
     arguments.eval_steps = arguments.save_steps = interval
     arguments.load_best_model_at_end = True
-    # Not by the accuracy: on a few hundred pairs it is mostly luck.
+    # Not the accuracy, which is mostly noise on a few hundred pairs.
     arguments.metric_for_best_model, arguments.greater_is_better = "loss", False
-    arguments.save_total_limit = 2  # the best and the last: with 1 the last is gone before the stage is done
+    arguments.save_total_limit = 2  # the best and the last: with 1, the last would be deleted too early
     arguments.remove_unused_columns = False
     arguments.label_names = ["labels"]
     return arguments

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
+from ...utils.context_length import context_length
 from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
 from .checks import check_model
@@ -77,7 +78,7 @@ def new_token_limit(model, length: int, allowed: int) -> tuple[int, str]:
             f"`max_new_tokens` or `max_length` allows {allowed} new tokens, but RAIN needs at least one. Raise the "
             "limit."
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     if context is None:
         return allowed, "length"
     if length >= context:
@@ -106,7 +107,7 @@ def prepare_generation(model, generation_config, input_ids: torch.Tensor, new_to
     if new_tokens is None:
         new_tokens = settings.max_new_tokens
     if new_tokens is None:
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(model)
         if context is None:
             raise ValueError(
                 "The maximum length is unknown: there is neither `max_new_tokens` nor a context length in the model's "

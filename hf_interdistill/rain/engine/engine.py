@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...utils.random_streams import stream_key
 from ..config import RainConfig
 from ..kv_cache.factory import build_cache
 from ..kv_cache.forward import ForwardInput
@@ -23,7 +24,6 @@ from ..search.requests import Commit, Decode, Embed, Judge
 from ..search.search import PromptSearch
 from .model_runner import ModelRunner
 from .request_state import RequestState
-from .sampler import stream_key
 from .scheduler import Outputs, RequestScheduler
 from .stopping import StopChecker, StopConditions
 

@@ -7,44 +7,17 @@ about one draw in a million; in bfloat16, whose logits differ in the third digit
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import torch
 
+from ...utils.random_streams import hash_bits
 from ..config import RainConfig
 
-_WORD = (1 << 63) - 1
-# Constants of the SplitMix64 finalizer, as signed 64-bit integers (torch multiplies modulo 2^64).
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_SECOND = 0x94D049BB133111EB - (1 << 64)
 _LARGEST = 54 * math.log(2)  # of `-log u`
 _NEAR = 1.0  # more than the quick noise may be off
 _AT_ONCE = 1 << 18  # scores, on a CPU: their noise should stay in its cache
-
-
-def stream_key(*parts: int | str | Sequence[int]) -> int:
-    """A 63-bit key of numbers, words and token sequences."""
-    text = "|".join(str(part) if isinstance(part, int | str) else ",".join(map(str, part)) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") & _WORD
-
-
-def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical (unsigned) right shift of int64."""
-    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _hash(keys: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
-    """53 random bits, int64, of `keys` and `counters` (of shapes that broadcast)."""
-    state = (counters + 1) * _GOLDEN + keys
-    state ^= _shift(state, 30)
-    state *= _MIX_FIRST
-    state ^= _shift(state, 27)
-    state *= _MIX_SECOND
-    state ^= _shift(state, 31)
-    return _shift(state, 11)
 
 
 def _gumbel(bits: torch.Tensor) -> torch.Tensor:
@@ -91,7 +64,7 @@ def _sample_rows(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | 
 
 def _sample_block(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> list[int]:
     """`sample` for a few rows; `keys` `(rows, 1)`."""
-    bits = _hash(keys, ids)
+    bits = hash_bits(keys, ids)
     sums = scores.float() + _quick_gumbel(bits)
     rows, columns = (sums >= sums.amax(dim=-1, keepdim=True) - _NEAR).nonzero(as_tuple=True)
     exact = scores[rows, columns].double() + _gumbel(bits[rows, columns])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...utils.random_streams import stream_key
 from ..config import RainConfig
 from ..kv_cache.copy_cache import CopyCache
 from ..kv_cache.forward import CacheHandle, ForwardInput, ForwardOutput
@@ -19,7 +20,7 @@ from ..search.requests import Decode, Expansion
 from ..search.search import weight_candidates
 from ..search.tree import Candidate, Node
 from .request_state import JobKey, NodeState, RequestState
-from .sampler import choose_tokens, stream_key
+from .sampler import choose_tokens
 
 Outputs = dict[ForwardInput, ForwardOutput]
 Steps = Generator[list[ForwardInput], Outputs, Any]

@@ -16,6 +16,7 @@ import torch
 
 from ...scoring.control_tokens import break_up, control_pattern
 from ...scoring.formatting import Text, is_messages, message_texts
+from ...utils.context_length import context_length
 from ..config import JUDGE_VOTES
 from .base import Costs, Exchange, Scorer, ScorerError
 from .cached_forward import CachedForward, weights_version
@@ -140,7 +141,7 @@ class SelfEvaluationScorer(Scorer):
 
     def _check_length(self, token_ids: Sequence[Sequence[list[int]]]) -> None:
         longest = max(len(ids) for orders in token_ids for ids in orders)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_length(self.model)
         if limit is not None and longest > limit:
             raise ScorerError(
                 f"The judge would read {longest} tokens, but its context is {limit}. Use a judge prompt with shorter "

@@ -118,7 +118,7 @@ class Materials:
         if kind == "none":
             return None
         teacher = self.teacher(kind, train, condition)
-        last = list(teacher.reader.encoder.parameters())[-5:] if kind != "untrained" else []
+        last = list(teacher.network.encoder.parameters())[-5:] if kind != "untrained" else []
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in last)
         metrics = teacher.metrics or {}
         return {
