@@ -27,7 +27,7 @@ def batch(rows, tokenizer, fitted_teacher):
     encoder = PreferenceTokenizer(tokenizer, fitted_teacher.tokenizer)
     columns = [encoder.encode(dict(row), index)[0] for index, row in enumerate(rows[:3])]
     collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
-    return AlignmentCollator(collator, fitted_teacher.reading)(columns)
+    return AlignmentCollator(collator, fitted_teacher.layout)(columns)
 
 
 def run(objective, student, batch, **options) -> AlignmentOutput:
