@@ -74,16 +74,18 @@ class RainDecoder:
         self.streamer = streamer
         self._is_prompt_streamed = False
         self._user_arguments: dict[str, Any] | None = None
+        self._model = None
 
-    def for_call(self, user_arguments: dict[str, Any], streamer=None) -> RainDecoder:
+    def for_call(self, model, user_arguments: dict[str, Any], streamer=None) -> RainDecoder:
         """A copy for one call of `generate`.
 
         Args:
+            model: the model to search with, whichever object `generate` hands over.
             user_arguments: the arguments that the user passed, by name.
             streamer: the streamer of the call, if any. `generate` sends it the prompt itself.
         """
         copied = copy.copy(self)
-        copied._user_arguments = user_arguments
+        copied._model, copied._user_arguments = model, user_arguments
         if streamer is not None:
             copied.streamer, copied._is_prompt_streamed = streamer, True
         return copied
@@ -129,6 +131,7 @@ class RainDecoder:
         Returns:
             `(rows, length)` token ids, or a `RainDecoderOutput`.
         """
+        model = model if self._model is None else self._model
         check_model(model, generation_config)
         check_inputs(model, input_ids, model_kwargs, self._user_arguments)
         engine = self.build_engine(model)

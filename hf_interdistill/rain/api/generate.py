@@ -7,7 +7,6 @@ and stop strings become a stopping criterion.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
     """Run RAIN with the inputs prepared by transformers.
 
     Args:
-        original: transformers' `generate`, bound to the model.
+        original: transformers' `generate`, not bound to a model.
         model: the model.
         args: positional arguments of `generate`.
         kwargs: keyword arguments of `generate`. RAIN adds `tokenizer`, `rain_config` (a `RainConfig`, the name of a
@@ -36,23 +35,22 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
     tokenizer = kwargs.pop("tokenizer", None)
     decoder = _decoder(kwargs, tokenizer)
     _check_call(model, kwargs, decoder)
-    decoder = decoder.for_call(dict(kwargs), kwargs.get("streamer"))
+    decoder = decoder.for_call(model, dict(kwargs), kwargs.get("streamer"))
     strings, settings = _stop_strings(model, kwargs)
     if not strings:
-        return original(**kwargs, custom_generate=decoder)
+        return original(model, **kwargs, custom_generate=decoder)
     criterion = StopStringCriteria(decoder.tokenizer, strings)
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criterion])
     kwargs["generation_config"] = settings
     model_config = model.generation_config
     if model_config.stop_strings is None:
-        return original(**kwargs, custom_generate=decoder)
+        return original(model, **kwargs, custom_generate=decoder)
     # generate would take the stop strings of the model's own config, and require the tokenizer that it does not get.
-    model.generation_config = copy.deepcopy(model_config)
-    model.generation_config.stop_strings = None
-    try:
-        return original(**kwargs, custom_generate=decoder)
-    finally:
-        model.generation_config = model_config
+    # A shallow copy gets a config without them: other threads may be using the model.
+    stand_in = copy.copy(model)
+    stand_in.generation_config = copy.deepcopy(model_config)
+    stand_in.generation_config.stop_strings = None
+    return original(stand_in, **kwargs, custom_generate=decoder)
 
 
 def arguments_by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -133,5 +131,4 @@ def generate_custom(model, config: dict[str, Any], kwargs: dict[str, Any]):
     kwargs.setdefault("rain_config", config)
     # The generate of the class: on a model loaded with custom code, `model.generate` is this function.
     generate = type(model).generate
-    original = functools.partial(getattr(generate, "_rain_wrapped", generate), model)
-    return generate_rain(original, model, (), kwargs)
+    return generate_rain(getattr(generate, "_rain_wrapped", generate), model, (), kwargs)

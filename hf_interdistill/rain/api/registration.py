@@ -63,7 +63,7 @@ def _wrap(original):
             return original(self, *args, **kwargs)
         from .generate import generate_rain
 
-        return generate_rain(functools.partial(original, self), self, args, kwargs)
+        return generate_rain(original, self, args, kwargs)
 
     setattr(generate, _MARK, original)
     return generate

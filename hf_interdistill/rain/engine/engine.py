@@ -128,6 +128,7 @@ class RainEngine:
 
     def start(self, prompts: Sequence[Prompt], seed: int) -> None:
         """Queue prompts; equal ones get random streams of their own."""
+        self.scores.scorer.start_search()
         rows = max(1, min(len(prompts), self.config.max_batch_size))
         if self.config.num_speculative is None:
             number = default_num_speculative(self.model.device.type, rows)

@@ -76,6 +76,9 @@ class Scorer:
         """This scorer, ready for a generating model."""
         return self
 
+    def start_search(self) -> None:
+        """Called on a bound scorer before a search asks it for values; the model does not change until it ends."""
+
     def score(self, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """One value in [-1, 1] per exchange."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ between calls.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +27,11 @@ class CachedForward:
     Args:
         model: the model; it is not kept (see `lend`).
         prefix: token ids that all texts start with.
-        version: what `weights_version` said of the model.
         cuda_graphs: see `RainConfig`.
     """
 
-    def __init__(self, model, prefix: list[int], version, cuda_graphs: bool | None = None):
-        self.version = version
+    def __init__(self, model, prefix: list[int], cuda_graphs: bool | None = None):
+        self._lock = threading.Lock()
         self.cache = build_cache(model, 1, cuda_graphs)  # the texts of a call stand side by side in one row
         self.prefix = CachedPrefix(prefix)
         self.prefix_cache: RadixPrefixCache | PromptPrefixCache
@@ -45,13 +45,14 @@ class CachedForward:
 
     @contextmanager
     def lend(self, model) -> Iterator[None]:
-        """Lend the model for a call: what is kept between calls must not keep it alive."""
-        self.cache.model = model
-        try:
-            yield
-        finally:
-            self.cache.model = None
-            self.cache.pop_row_counts(0)
+        """Lend the model for a call: what is kept between calls must not keep it alive. Threads take turns."""
+        with self._lock:
+            self.cache.model = model
+            try:
+                yield
+            finally:
+                self.cache.model = None
+                self.cache.pop_row_counts(0)
 
     def pop_costs(self) -> tuple[int, int]:
         """Forward passes since the last call, and those of their tokens that belong to no text."""
@@ -154,9 +155,3 @@ def plan_inputs(
             if longer:
                 stack.append((longer, stop, new))
     return [ends[i] for i in range(len(sequences))], owners
-
-
-def weights_version(model) -> tuple[int, int]:
-    """Changes when parameters are updated in place or replaced."""
-    parameters = list(model.parameters())
-    return sum(each._version for each in parameters), sum(each.data_ptr() for each in parameters)

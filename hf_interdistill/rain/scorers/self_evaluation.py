@@ -8,7 +8,9 @@ Source: arXiv 2309.07124, section 3.2 (few-shot question, options in both orders
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -19,13 +21,24 @@ from ...scoring.formatting import Text, is_messages, message_texts
 from ...utils.context_length import context_length
 from ..config import JUDGE_VOTES
 from .base import Costs, Exchange, Scorer, ScorerError
-from .cached_forward import CachedForward, weights_version
+from .cached_forward import CachedForward
 from .judge_prompt import JudgePrompt, label_tokens
 from .prefix_cache import common_prefix_length
+from .weights_state import layout_state, weights_checksum
 
-# The one store of prefix caches: model -> {(judge prompt, tokenizer id, cuda_graphs): CachedForward}.
+_LOCK = threading.Lock()
+# The one store of prefix caches: model -> {(judge prompt, tokenizer id, cuda_graphs): _Kept}.
 _PREFIX_CACHES: WeakKeyDictionary = WeakKeyDictionary()
 _PROBES = ("a", "7 z", "\n")  # completions with nothing in common, to find the tokens that do not depend on them
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A prefix cache, and the state of the model that it was computed with."""
+
+    cache: CachedForward
+    layout: tuple
+    checksum: int
 
 
 class SelfEvaluationScorer(Scorer):
@@ -68,6 +81,7 @@ class SelfEvaluationScorer(Scorer):
         self.model = model
         self.tokenizer = tokenizer
         self._costs = Costs([])
+        self._is_searching = False
         self._control = None if tokenizer is None else control_pattern(tokenizer)
         if model is not None:
             self._labels = label_tokens(self.prompt, tokenizer)
@@ -75,10 +89,15 @@ class SelfEvaluationScorer(Scorer):
     def bind(self, model, tokenizer) -> Scorer:
         """See `Scorer.bind`."""
         if self.model is not None:
-            return self
+            model, tokenizer = self.model, self.tokenizer
         return SelfEvaluationScorer(
             self.prompt, vote=self.vote, model=model, tokenizer=tokenizer, cuda_graphs=self.cuda_graphs
         )
+
+    def start_search(self) -> None:
+        """See `Scorer.start_search`: weights are read once here, and not at every call."""
+        self._prefix_cache()
+        self._is_searching = True
 
     def costs(self, count: int) -> Costs:
         """See `Scorer.costs`."""
@@ -93,7 +112,7 @@ class SelfEvaluationScorer(Scorer):
         labels = torch.tensor(self._labels)
         with cache.lend(self.model):
             logits, tokens = cache.last_logits(token_ids, prompts, self._prompt_prefix, labels)
-        passes, shared = cache.pop_costs()
+            passes, shared = cache.pop_costs()
         self._costs = Costs(tokens, passes, shared)
         return self._values(logits)
 
@@ -149,11 +168,24 @@ class SelfEvaluationScorer(Scorer):
             )
 
     def _prefix_cache(self) -> CachedForward:
-        """The model's prefix cache for this judge prompt; a new one if the model's weights have changed."""
-        caches = _PREFIX_CACHES.setdefault(self.model, {})
+        """The model's prefix cache for this judge prompt; a new one if weights or adapters have changed."""
         key = (self.prompt, id(self.tokenizer), self.cuda_graphs)
-        version = weights_version(self.model)
-        if key not in caches or caches[key].version != version:
-            prefix = self._common_prefix([self.prompt.texts(Exchange(probe, probe)) for probe in _PROBES])
-            caches[key] = CachedForward(self.model, prefix, version, self.cuda_graphs)
-        return caches[key]
+        layout = layout_state(self.model)
+        with _LOCK:
+            kept = _PREFIX_CACHES.get(self.model, {}).get(key)
+        is_same_layout = kept is not None and kept.layout == layout
+        if is_same_layout and self._is_searching:
+            return kept.cache
+        checksum = weights_checksum(self.model)
+        if not is_same_layout or kept.checksum != checksum:
+            # Probes of texts and of messages of every role: the prefix is what all of them share.
+            prompts = [prompt for probe in _PROBES for prompt in (probe, *_messages(probe))]
+            rendered = [self.prompt.texts(Exchange(prompt, "a")) for prompt in prompts]
+            kept = _Kept(CachedForward(self.model, self._common_prefix(rendered), self.cuda_graphs), layout, checksum)
+            with _LOCK:
+                _PREFIX_CACHES.setdefault(self.model, {})[key] = kept
+        return kept.cache
+
+
+def _messages(content: str) -> list[list[dict[str, str]]]:
+    return [[{"role": role, "content": content}] for role in ("system", "user", "assistant")]

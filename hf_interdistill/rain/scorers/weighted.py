@@ -35,6 +35,11 @@ class WeightedScorer(Scorer):
         """See `Scorer.bind`."""
         return WeightedScorer([(scorer.bind(model, tokenizer), weight) for scorer, weight in self.parts])
 
+    def start_search(self) -> None:
+        """See `Scorer.start_search`."""
+        for scorer, _ in self.parts:
+            scorer.start_search()
+
     def score(self, exchanges):
         """See `Scorer.score`."""
         results = [scorer.score_batch(exchanges) for scorer, _ in self.parts]
