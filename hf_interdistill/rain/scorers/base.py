@@ -83,6 +83,10 @@ class Scorer:
         """One value in [-1, 1] per exchange."""
         raise NotImplementedError
 
+    def constant_advice(self, value: float) -> str | None:
+        """What to do if all texts get one value, or `None` if that is as it should be."""
+        return "Return values between -1 and 1 that differ between texts."
+
     def costs(self, count: int) -> Costs:
         """Costs of the last `score` call, which had `count` exchanges."""
         return Costs([0] * count)

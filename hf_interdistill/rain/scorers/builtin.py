@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,33 @@ class RewardModelScorer(Scorer):
         ]
         rewards = [float(reward) for reward in call_within(self.timeout, self.reward, prompts, completions)]
         return [math.tanh((reward - self.center) / self.scale) for reward in rewards]
+
+    def constant_advice(self, value: float) -> str | None:
+        """See `Scorer.constant_advice`."""
+        return (
+            f"The rewards may be many times `scale` ({self.scale:g}) away from `center` ({self.center:g}), where "
+            "tanh is flat. Set `center` to a typical reward and `scale` to the spread of rewards: "
+            "`RewardModelScorer.calibrated(reward, prompts, completions)` measures both."
+        )
+
+    @classmethod
+    def calibrated(cls, reward: Callable, prompts: Sequence, completions: Sequence, **settings) -> RewardModelScorer:
+        """A scorer whose `center` and `scale` are the median and the standard deviation of some rewards.
+
+        Args:
+            reward: the reward model. prompts, completions: texts like those to be scored, two or more.
+            **settings: other fields, such as `timeout`.
+
+        Raises:
+            ValueError: fewer than two rewards, rewards that are not finite, or all equal.
+        """
+        rewards = [float(each) for each in reward(list(prompts), list(completions))]
+        if len(rewards) < 2 or not all(map(math.isfinite, rewards)) or len(set(rewards)) == 1:
+            raise ValueError(
+                f"The rewards of {len(rewards)} completions are {rewards[:5]}, but a scale needs at least two finite "
+                "rewards that differ. Give more, and more varied, completions."
+            )
+        return cls(reward, scale=statistics.stdev(rewards), center=statistics.median(rewards), **settings)
 
     def costs(self, count: int) -> Costs:
         """Costs of the reward model if it counts them, as `RewardScorer` does; 0 otherwise."""

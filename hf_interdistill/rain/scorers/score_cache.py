@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from typing import Any
 
 from .base import Costs, Exchange, Scorer, ScorerError
 
+logger = logging.getLogger(__name__)
+
 _FILLED_BATCH_SIZE = 8  # speculative requests fill a call up to this size
+_MIN_TEXTS = 8  # scored texts after which equal values of all are worth a warning
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class ScoreCache:
         self.scorer = scorer
         self._values: dict[str, dict[str, float]] = {}
         self._searches: Counter = Counter()
+        self._first_values: list[float] | None = []  # until they differ, or a warning was given
 
     def __len__(self) -> int:
         """Number of cached scores."""
@@ -105,4 +110,22 @@ class ScoreCache:
         values, costs = self.scorer.score_batch([Exchange(each.prompt, each.completion) for each in requests])
         for request, value in zip(requests, values, strict=True):
             self._values.setdefault(request.key, {})[request.completion] = value
+        self._warn_if_constant(values)
         return ScoreBatch(requests, costs)
+
+    def _warn_if_constant(self, values: Sequence[float]) -> None:
+        """Warn once if the first texts all get one value: such scores do not guide the search."""
+        if self._first_values is None:
+            return
+        self._first_values.extend(values)
+        if len(set(self._first_values)) > 1:
+            self._first_values = None
+        elif len(self._first_values) >= _MIN_TEXTS:
+            value = self._first_values[0]
+            advice = self.scorer.constant_advice(value)
+            if advice is not None:
+                logger.warning(
+                    f"{type(self.scorer).__name__} gave the same value, {value:g}, to all of the first "
+                    f"{len(self._first_values)} texts, so it does not guide the search. {advice}"
+                )
+            self._first_values = None

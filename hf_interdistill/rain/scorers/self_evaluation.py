@@ -99,6 +99,17 @@ class SelfEvaluationScorer(Scorer):
         self._prefix_cache()
         self._is_searching = True
 
+    def constant_advice(self, value: float) -> str | None:
+        """See `Scorer.constant_advice`. Hard votes for all texts of a harmless prompt are no fault."""
+        if self.vote == "probability":
+            return "Use another judge prompt, a larger judge, or a reward model (`rain_scorer=RewardScorer(...)`)."
+        if value == 1:
+            return None
+        return (
+            "Its two orders may contradict each other for every text, as those of small models do. Set "
+            '`judge_vote="probability"` in the RainConfig, or use a reward model (`rain_scorer=RewardScorer(...)`).'
+        )
+
     def costs(self, count: int) -> Costs:
         """See `Scorer.costs`."""
         return self._costs
