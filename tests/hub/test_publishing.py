@@ -105,7 +105,7 @@ def test_a_push_on_the_way_that_fails_is_told_and_training_goes_on(hub, tmp_path
         trainer.train()
         trainer._finish_current_push()
     assert trainer.state.global_step == 2
-    (record,) = [record for record in caplog.records if "was not pushed; training goes on" in record.message]
+    (record,) = [record for record in caplog.records if "was not pushed; training continues" in record.message]
     assert "status 403" in record.message and TOKEN not in caplog.text
 
 

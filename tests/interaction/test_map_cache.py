@@ -246,7 +246,7 @@ def test_settings_are_checked(data, tmp_path, fitted_teacher):
         config(tmp_path, teacher_cache_top_k=8)
     with pytest.raises(ValueError, match=r"`teacher_cache_precision` is 'exact'.*no maps are kept"):
         config(tmp_path, teacher_cache_precision="exact")
-    with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 8.*'exact' keeps all"):
+    with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 8.*'exact' stores all"):
         config(tmp_path, teacher_cache="c", teacher_cache_top_k=8, teacher_cache_precision="exact")
     with pytest.raises(ValueError, match=r"`teacher_cache_top_k` is 0.*at least 1"):
         config(tmp_path, teacher_cache="c", teacher_cache_top_k=0)
