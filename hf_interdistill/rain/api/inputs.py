@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,14 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from ...utils.context_length import context_length
 from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
+from .chat_messages import has_chat_markup, recover_messages
 from .checks import check_model
 
 # Attributes of logits processors that count from the padded start of a row.
 _LENGTH_ATTRIBUTES = ("prompt_length_to_skip", "min_length", "max_length", "begin_index")
 _PADDING_ATTRIBUTE = "prompt_ignore_length"  # a tensor with the padding of each row; prompts here have no padding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,14 +176,17 @@ def _without_padding(processor, padding: int):
 def prompts_for_scorers(
     tokenizer, rows: Sequence[Sequence[int]], user_prompts: Sequence[Any] | None, copies: int
 ) -> list[Any]:
-    """What scorers see as the prompt of each row: the user's prompts (text or messages), else the decoded tokens.
+    """What scorers see as the prompt of each row.
+
+    These are the user's prompts (text or messages); else the messages that the row was rendered from, where the chat
+    template proves them; else the decoded tokens.
 
     Args:
         tokenizer: the model's. rows: token ids without padding. user_prompts: `rain_prompts`, or `None`.
         copies: rows per prompt (`num_return_sequences`).
     """
     if user_prompts is None:
-        return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return [_recovered(tokenizer, row) for row in rows]
     user_prompts = list(user_prompts)
     if len(user_prompts) * copies != len(rows):
         raise ValueError(
@@ -186,3 +194,21 @@ def prompts_for_scorers(
             "Pass one per prompt."
         )
     return [prompt for prompt in user_prompts for _ in range(copies)]
+
+
+def _recovered(tokenizer, row: Sequence[int]) -> Any:
+    """Messages of a rendered prompt, or its text."""
+    messages = recover_messages(tokenizer, row)
+    if messages is not None:
+        return messages
+    if has_chat_markup(tokenizer, row):
+        _warn_once(
+            "A prompt has a chat template's markup, but its messages could not be recovered, so scorers see it as "
+            "plain text without the markup. Pass the messages as `rain_prompts=[messages, ...]`."
+        )
+    return tokenizer.decode(row, skip_special_tokens=True)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
