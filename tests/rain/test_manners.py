@@ -135,6 +135,10 @@ def test_a_chat_prompt_is_judged_as_messages(model, tokenizer):
     assert all(prompt == messages and completion[0]["role"] == "assistant" for prompt, completion in seen)
     seen.clear()
     rain(model, tokenizer, inputs, max_new_tokens=4, rain_scorer=reward)
+    assert all(prompt == messages and completion[0]["role"] == "assistant" for prompt, completion in seen)
+    seen.clear()
+    inputs = {key: values[:, :-2] for key, values in inputs.items()}  # no template renders such a prompt
+    rain(model, tokenizer, inputs, max_new_tokens=4, rain_scorer=reward)
     assert all("How are you?" in prompt and isinstance(completion, str) for prompt, completion in seen)
     with pytest.raises(ValueError, match="`rain_prompts` has 2 prompts, but there are 1"):
         rain(model, tokenizer, inputs, max_new_tokens=4, rain_scorer=reward, rain_prompts=[messages] * 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Sequence
@@ -17,10 +16,7 @@ from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
 from .chat_messages import has_chat_markup, recover_messages
 from .checks import check_model
-
-# Attributes of logits processors that count from the padded start of a row.
-_LENGTH_ATTRIBUTES = ("prompt_length_to_skip", "min_length", "max_length", "begin_index")
-_PADDING_ATTRIBUTE = "prompt_ignore_length"  # a tensor with the padding of each row; prompts here have no padding
+from .row_processors import processor_of_row
 
 logger = logging.getLogger(__name__)
 
@@ -148,29 +144,15 @@ def build_prompts(model, input_ids, attention_mask, prepared: PreparedGeneration
         if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria)
     )
     prompts = []
-    for ids, scorer_prompt in zip(strip_padding(input_ids, attention_mask), prepared.scorer_prompts, strict=True):
+    rows = strip_padding(input_ids, attention_mask)
+    for row, (ids, scorer_prompt) in enumerate(zip(rows, prepared.scorer_prompts, strict=True)):
         padding = input_ids.shape[1] - len(ids)
         limit, limit_name = new_token_limit(model, len(ids), config.max_length - input_ids.shape[1])
-        processors = tuple(_without_padding(processor, padding) for processor in prepared.logits_processor or ())
+        processors = tuple(
+            processor_of_row(processor, row, len(rows), padding) for processor in prepared.logits_processor or ()
+        )
         prompts.append(Prompt(ids, scorer_prompt, StopConditions(limit, eos_ids, criteria, processors, limit_name)))
     return prompts
-
-
-def _without_padding(processor, padding: int):
-    """A logits processor that counts from the first token of the prompt, not from the padded start of its row."""
-    changes = {
-        name: getattr(processor, name) - padding
-        for name in _LENGTH_ATTRIBUTES
-        if isinstance(getattr(processor, name, None), int)
-    }
-    if isinstance(getattr(processor, _PADDING_ATTRIBUTE, None), torch.Tensor):
-        changes[_PADDING_ATTRIBUTE] = None
-    if not changes:
-        return processor
-    copied = copy.copy(processor)
-    for name, value in changes.items():
-        setattr(copied, name, value)
-    return copied
 
 
 def prompts_for_scorers(

@@ -1,0 +1,57 @@
+"""Logits processors that treat the rows of a batch differently do so for the prompts of a search."""
+
+import pytest
+import torch
+from conftest import tokenizer_of
+from rain.conftest import PROMPTS, build_causal, encode, rain
+from transformers import LogitsProcessor
+
+ALLOWED = [list(range(10 + 20 * row, 30 + 20 * row)) for row in range(6)]
+
+
+class AllowedByRow(LogitsProcessor):
+    """Knows the tokens of each row by its number, and counts on being given all rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, input_ids, scores):
+        assert len(input_ids) == len(scores) == self.rows
+        masked = torch.full_like(scores, -torch.inf)
+        for row, allowed in enumerate(ALLOWED[: self.rows]):
+            masked[row, allowed] = scores[row, allowed]
+        return masked
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("kind", ["function", "processor"])
+def test_every_prompt_gets_the_tokens_of_its_row(kind, copies):
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    rows = len(PROMPTS) * copies
+    given = {
+        "function": {"prefix_allowed_tokens_fn": lambda row, ids: ALLOWED[row]},
+        "processor": {"logits_processor": [AllowedByRow(rows)]},
+    }[kind]
+    settings = {"max_new_tokens": 5, "num_return_sequences": copies, "do_sample": copies > 1}
+    output = rain(model, tokenizer, **settings, **given)
+    plain = model.generate(**encode(tokenizer, PROMPTS), **settings, **given, pad_token_id=3)
+    length = plain.shape[1] - 5
+    for row in range(rows):
+        # Whether a function gets the number of the prompt or of the row is a matter of transformers' version.
+        (allowed,) = [each for each in ALLOWED if set(plain[row, length:].tolist()) <= set(each)]
+        assert allowed in (ALLOWED[row], ALLOWED[row // copies])
+        assert output.rain[row].tokens and set(output.rain[row].tokens) <= set(allowed)
+
+
+def test_ids_of_a_row_are_those_of_the_prompt_and_its_branch():
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    seen = {}
+
+    def allowed(row, ids):
+        seen.setdefault(row, set()).add(tuple(ids.tolist()))
+        return list(range(10, 40))
+
+    rain(model, tokenizer, max_new_tokens=4, prefix_allowed_tokens_fn=allowed)
+    for row, prompt in enumerate(PROMPTS):
+        start = tuple(tokenizer(prompt)["input_ids"])
+        assert len(seen[row]) > 3 and all(ids[: len(start)] == start for ids in seen[row])
