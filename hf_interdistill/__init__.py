@@ -18,7 +18,7 @@ _MODULES = {
     "InteractionDistillationConfig": "interaction.config",
     "InteractionDistillationTrainer": "interaction.trainer",
     "InteractionTeacher": "interaction.teacher.teacher",
-    "InteractionTeacherConfig": "interaction.teacher.training",
+    "InteractionTeacherConfig": "interaction.teacher.config",
     "RAINLogitsProcessor": "rain.api.logits_processor",
     "RainConfig": "rain.config",
     "RainDecoder": "rain.api.decoder",
@@ -51,8 +51,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .diagnostics.diagnosis import diagnose
     from .interaction.config import InteractionDistillationConfig
+    from .interaction.teacher.config import InteractionTeacherConfig
     from .interaction.teacher.teacher import InteractionTeacher
-    from .interaction.teacher.training import InteractionTeacherConfig
     from .interaction.trainer import InteractionDistillationTrainer
     from .metrics import metric_path
     from .metrics.training import pair_rewards, reward_metrics

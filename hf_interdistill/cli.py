@@ -55,7 +55,7 @@ def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str |
     from trl import TrlParser
 
     arguments = list(arguments)
-    parser = TrlParser(dataclass_types, prog=prog)
+    parser = TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]  # transformers' name for any dataclass
     known = {action.dest for action in parser._actions} | {"env"}
     if "--config" in arguments[:-1]:
         path = arguments[arguments.index("--config") + 1]

@@ -133,7 +133,8 @@ def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:
         raise ValueError(
             f"`noise_models` has models of {unknown[0]!r}, which `model` does not name ({', '.join(args.model)})."
         )
-    return {name: check_noise_models(models, name, args.data) for name, models in given.items()}
+    checked = {name: check_noise_models(models, name, args.data) for name, models in given.items()}
+    return {name: models for name, models in checked.items() if models is not None}
 
 
 def _print(diagnoses: list[Diagnosis]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
     folder = Path(args.output)
     job = JsonlJob(folder / "scores.jsonl")
     job.open()
-    data = dict(zip(args.benchmark, args.data or [None] * len(benchmarks), strict=True))
+    sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
+    data = dict(zip(args.benchmark, sources, strict=True))
     results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
     for model in args.model:
         scorer = _load(args, model)

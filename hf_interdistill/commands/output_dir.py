@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..training.checkpoints import is_resume_requested, require_no_older_run
+from ..training.checkpoints import is_resume_requested, output_folder, require_no_older_run
 
 
 @dataclass
@@ -30,7 +30,7 @@ def prepare_output_dir(output_dir: OutputDirArguments, args: TrainingArguments) 
         ValueError: there are checkpoints and neither `resume_from_checkpoint` nor `overwrite` is set, or both are.
     """
     if not is_resume_requested(args.resume_from_checkpoint):
-        require_no_older_run(args.output_dir, output_dir.overwrite, args.should_save)
+        require_no_older_run(output_folder(args), output_dir.overwrite, args.should_save)
     elif output_dir.overwrite:
         raise ValueError(
             f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, which resumes an earlier run, and "

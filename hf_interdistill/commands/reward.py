@@ -9,8 +9,9 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from ..interaction.config import InteractionDistillationConfig
 from ..interaction.trainer import InteractionDistillationTrainer
 from ..metrics.training import pair_rewards, reward_metrics
-from ..training.checkpoints import checkpoint_to_resume
+from ..training.checkpoints import checkpoint_to_resume, output_folder
 from ..utils.data import get_split
+from ..utils.fields import as_mapping
 from .data_arguments import DataArguments
 from .output_dir import OutputDirArguments, prepare_output_dir
 from .tables import print_metrics
@@ -23,6 +24,7 @@ def run(
 ) -> dict:
     """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
     prepare_output_dir(output_dir, args)
+    folder = output_folder(args)
     splits = data.load()
     train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
     trainer = InteractionDistillationTrainer(
@@ -35,16 +37,16 @@ def run(
         compute_metrics=reward_metrics,
         preprocess_logits_for_metrics=pair_rewards,
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir))
-    trainer.save_model(args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, folder))
+    trainer.save_model(folder)
     metrics = trainer.evaluate() if data.dataset_test_split in splits else {}
     public_name = None if Path(data.dataset_name).exists() else data.dataset_name  # no local paths in a model card
-    trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=public_name)
+    trainer.create_model_card(model_name=Path(folder).name, dataset_name=public_name)
     if trainer.is_world_process_zero():
         if metrics:
             wanted = {key: value for key, value in metrics.items() if "per_second" not in key and "runtime" not in key}
-            print_metrics(f"Reward model {args.output_dir}", {data.dataset_test_split: wanted})
-        print(f"Saved to {args.output_dir}. Next: interdistill score --model {args.output_dir} --input FILE")
+            print_metrics(f"Reward model {folder}", {data.dataset_test_split: wanted})
+        print(f"Saved to {folder}. Next: interdistill score --model {folder} --input FILE")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=public_name)
     return metrics
@@ -57,5 +59,5 @@ def _with_model_options(args: InteractionDistillationConfig, model: ModelConfig)
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
     }
-    args.model_init_kwargs = {**options, **(args.model_init_kwargs or {})}
+    args.model_init_kwargs = {**options, **as_mapping("model_init_kwargs", args.model_init_kwargs)}
     return args

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers import set_seed
 
+from ..interaction.teacher.config import InteractionTeacherConfig
 from ..interaction.teacher.teacher import InteractionTeacher
-from ..interaction.teacher.training import InteractionTeacherConfig, held_out_metrics
+from ..interaction.teacher.training import held_out_metrics
 from ..training.checkpoints import is_resume_requested
 from ..utils.data import get_split
 from .data_arguments import DataArguments

@@ -141,9 +141,10 @@ def card_for_repository(
     name = repo_id.split("/")[-1]
     card = ModelCard(f"---\ntags: [reward-model]\n---\n\n# {name}\n") if card is None else ModelCard(card.content)
     data = card.data
+    assert isinstance(data, ModelCardData)
     old = data.get("model_name")
-    data.base_model = base_model or hub_name(data.base_model if isinstance(data.base_model, str) else None)
-    data["base_model_relation"] = _relation(data.base_model, is_adapter)
+    base_model = base_model or hub_name(data.base_model if isinstance(data.base_model, str) else None)
+    data.base_model, data["base_model_relation"] = base_model, _relation(base_model, is_adapter)
     data.library_name = "peft" if is_adapter else "transformers"
     data.pipeline_tag, data.model_name = "text-classification", name
     data.tags = [

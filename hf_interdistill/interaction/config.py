@@ -132,8 +132,9 @@ class InteractionDistillationConfig(RewardConfig):
             )
         self._check_cache()
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            strategy = HubStrategy(self.hub_strategy).value
             raise ValueError(
-                f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer, scheduler and random states "
+                f"`hub_strategy` is {strategy!r}, which uploads optimizer, scheduler and random states "
                 "(pickles) with every checkpoint, but this trainer pushes the model only. Use 'every_save' or 'end'."
             )
         if self.alignment_weight and self.gradient_checkpointing:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..scoring.scorer import RewardScorer
+from ..utils.model_config import text_config
 from .attention.map_sources import DenseMapSource, dense
 from .attention.maps import UnitTokens, concatenate_rows, student_map
 from .attention.recorder import AttentionRecorder, resolve_layers
@@ -77,7 +78,7 @@ def _reward_collator(pad_id: int):
 
 
 def _simulated_map(model: nn.Module, batch: dict, tokens: UnitTokens, layer: int):
-    layer = resolve_layers([layer], model.config.get_text_config().num_hidden_layers, "student_layer")[0]
+    layer = resolve_layers([layer], text_config(model).num_hidden_layers, "student_layer")[0]
     with AttentionRecorder(model, [layer]) as recorder:
         model(
             input_ids=batch["input_ids"].to(model.device),

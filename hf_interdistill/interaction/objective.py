@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from ..utils.model_config import text_config
 from .attention.map_sources import MapSource, UniformMapSource, shuffled_map_source
 from .attention.maps import AttentionMap, UnitTokens, concatenate_rows, student_map
 from .attention.recorder import AttentionRecorder, RecordedAttention, resolve_layers
@@ -109,7 +110,7 @@ class AlignmentObjective:
 
     def student_layers(self, model: nn.Module) -> list[int]:
         """The student's layers, counted from 0."""
-        num_layers = model.config.get_text_config().num_hidden_layers
+        num_layers = text_config(model).num_hidden_layers
         return resolve_layers(self.settings.student_layers, num_layers, "student_layers")
 
     def __call__(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -21,8 +23,18 @@ from .. import __version__
 from ..hub.card import METHOD_TAG, TeacherFacts, TrainingFacts, build_card
 from ..hub.files import CARD, MAPS, stage_model
 from ..hub.push import prepare_repository, push_files
+from ..training.checkpoints import output_folder
 from ..utils.privacy import hub_name, public_name
 from .example_maps import draw_example_maps
+
+if TYPE_CHECKING:
+    from torch import nn
+    from trl import RewardTrainer as _RewardTrainer
+
+    from .config import InteractionDistillationConfig
+    from .teacher.teacher import InteractionTeacher
+else:  # a mixin: the trainer that it is mixed into brings `RewardTrainer`
+    _RewardTrainer = object
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +49,21 @@ _METHOD_SETTINGS = (
 )
 
 
-class HubPublishing:
+class HubPublishing(_RewardTrainer):
     """Trainer mixin that publishes only the files of the model, as `stage_model` selects them.
 
     Overrides transformers' `init_hf_repo`, `push_to_hub` and `_push_from_checkpoint`, which upload the whole output
     folder (including `training_args.bin`, a pickle), and TRL's `create_model_card`.
     """
+
+    if TYPE_CHECKING:
+        args: InteractionDistillationConfig
+        model: nn.Module
+        teacher: InteractionTeacher | None
+        teacher_max_length: int
+        # transformers sets both to `None` first, and declares no other type.
+        hub_model_id: str | None  # type: ignore[assignment]
+        push_in_progress: PushInProgress | None  # type: ignore[assignment]
 
     _dataset_name: str | None = None
     _reads_messages: bool | None = None
@@ -53,12 +74,12 @@ class HubPublishing:
             return
         if is_peft_model(self.model):
             _require_public_base(self.model)
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        name = self.args.hub_model_id or Path(output_folder(self.args)).absolute().name
         private = self.args.hub_private_repo if private is None else private
         self.hub_model_id = prepare_repository(name, token=token or self.args.hub_token, private=bool(private))
         self.push_in_progress = None
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # transformers declares the commit alone, and returns these too
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -88,9 +109,11 @@ class HubPublishing:
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        repo_id = self._repo_id()
+        self.create_model_card(**{"model_name": repo_id.split("/")[-1], **kwargs})
         self._finish_current_push()
-        return self._upload(commit_message, token, revision, is_waiting=blocking)
+        upload = self._uploading(commit_message, token, revision)
+        return upload() if blocking else HfApi().run_as_future(upload)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -100,26 +123,28 @@ class HubPublishing:
                 return
             self._finish_current_push()  # its files are about to be replaced
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        for file in stage_model(checkpoint_folder, self.hub_model_id):
+        for file in stage_model(checkpoint_folder, self._repo_id()):
             if file.path_in_repo not in (CARD, MAPS):
-                target = Path(self.args.output_dir, file.path_in_repo)
+                target = Path(output_folder(self.args), file.path_in_repo)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(Path(checkpoint_folder, file.path_in_repo), target)
         message = f"Training in progress, step {self.state.global_step}"
-        job = self._upload(message, self.args.hub_token, None, is_waiting=False)
+        job = HfApi().run_as_future(self._uploading(message, self.args.hub_token, None))
         job.add_done_callback(_log_failure)
-        self.push_in_progress = PushInProgress([job])
+        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # it takes and keeps a list
 
-    def _upload(self, message: str | None, token: str | None, revision: str | None, *, is_waiting: bool):
-        files = stage_model(self.args.output_dir, self.hub_model_id)
-        options = {"token": token, "revision": revision or self.args.hub_revision}
-        if message:
-            options["commit_message"] = message
-        if is_waiting:
-            return push_files(files, self.hub_model_id, **options)
-        return HfApi().run_as_future(push_files, files, self.hub_model_id, **options)
+    def _repo_id(self) -> str:
+        assert self.hub_model_id is not None, "`init_hf_repo` comes first"
+        return self.hub_model_id
 
-    def create_model_card(
+    def _uploading(self, message: str | None, token: str | None, revision: str | None) -> Callable[[], CommitInfo]:
+        """A call that uploads the files that the output folder has now."""
+        repo_id = self._repo_id()
+        files = stage_model(output_folder(self.args), repo_id)
+        upload = partial(push_files, files, repo_id, token=token, revision=revision or self.args.hub_revision)
+        return partial(upload, commit_message=message) if message else upload
+
+    def create_model_card(  # type: ignore[override]  # TRL's arguments, which are not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write `README.md` to the output folder and, outside of training, an image of maps (`maps.png`).
@@ -133,11 +158,12 @@ class HubPublishing:
         if not self.is_world_process_zero():
             return
         self._dataset_name = hub_name(dataset_name) or self._dataset_name
-        folder = Path(self.args.output_dir)
+        folder = Path(output_folder(self.args))
         folder.mkdir(parents=True, exist_ok=True)
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        has_maps = self.teacher is not None and not self.is_in_train and not is_sharded
-        if has_maps:
+        has_maps = False
+        if self.teacher is not None and not self.is_in_train and not is_sharded:
+            has_maps = True
             model = self.accelerator.unwrap_model(self.model)
             draw_example_maps(self.teacher, model, self.processing_class, folder / MAPS)
         name = model_name or (self.hub_model_id or folder.absolute().name).split("/")[-1]
@@ -146,11 +172,13 @@ class HubPublishing:
 
     def _facts(self, name: str, tags: list[str], has_maps: bool) -> TrainingFacts:
         is_adapter = is_peft_model(self.model)
-        evaluation = next((entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry), {})
+        evaluations = (entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry)
+        evaluation: dict[str, Any] = next(evaluations, {})
+        config: Any = self.model.config
         libraries = ("trl", "transformers", "torch", "datasets", "tokenizers")
         return TrainingFacts(
             model_name=name,
-            base_model=hub_name(get_config_model_id(self.model.config)),
+            base_model=hub_name(get_config_model_id(config)),
             dataset_name=self._dataset_name,
             data=f"{_count(self.train_dataset)} for training, {_count(self.eval_dataset)} for evaluation, as "
             f"{'messages' if self._is_conversational() else 'plain text'}",
@@ -183,7 +211,7 @@ class HubPublishing:
 
     def _is_conversational(self) -> bool:
         if self._reads_messages is None:
-            row = next(iter(self.train_dataset), {}) if self.train_dataset is not None else {}
+            row: dict[str, Any] = next(iter(self.train_dataset), {}) if self.train_dataset is not None else {}
             has_text = "chosen" in row
             template = getattr(self.processing_class, "chat_template", None)
             self._reads_messages = is_conversational({"chosen": row["chosen"]}) if has_text else bool(template)

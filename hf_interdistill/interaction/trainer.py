@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from torch import nn
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
+from ..training.checkpoints import output_folder
 from ..training.safeguards import TrainingSafeguards
 from ..utils.versions import warn_if_untested
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
@@ -63,7 +65,12 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
     another alignment objective.
     """
 
-    _tag_names: ClassVar = [*RewardTrainer._tag_names, "interaction-distillation"]
+    args: InteractionDistillationConfig
+    model: nn.Module
+    hub_model_id: str | None  # type: ignore[assignment]  # transformers sets it later, and declares no type
+    _signature_columns: list[str] | None  # type: ignore[assignment]
+
+    _tag_names: ClassVar = [*RewardTrainer._tag_names, "interaction-distillation"]  # type: ignore[misc]
     _name = "Interaction Distillation"
     _paper = PAPER
 
@@ -77,7 +84,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 f"`args` is a {type(args).__name__}, but InteractionDistillationTrainer needs an "
                 "InteractionDistillationConfig (it has every field of RewardConfig)."
             )
-        require_writable("output_dir", args.output_dir, "checkpoints would be lost")
+        require_writable("output_dir", output_folder(args), "checkpoints would be lost")
         self.teacher = load_teacher(teacher, args)
         self.objective: AlignmentObjective | None = None
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
@@ -86,24 +93,24 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         if self.teacher is None:
             self.data_collator = PairIndexCollator(self.data_collator)
         else:
-            self._set_up_alignment(args)
+            self._set_up_alignment(args, self.teacher)
 
-    def _set_up_alignment(self, args: InteractionDistillationConfig) -> None:
+    def _set_up_alignment(self, args: InteractionDistillationConfig, teacher: InteractionTeacher) -> None:
         if args.gradient_checkpointing:  # checked again: RewardTrainer may have changed it (PEFT with ZeRO-3)
             refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
         require_device(args.alignment_kernel, self.accelerator.device)
-        self.teacher.freeze().to(self.accelerator.device)
-        self.teacher.check_layers(args.teacher_layers)
-        self.teacher_max_length = self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
-        self.objective = self.build_objective(self._open_map_cache(args))
+        teacher.freeze().to(self.accelerator.device)
+        teacher.check_layers(args.teacher_layers)
+        self.teacher_max_length = teacher.check_length(args.teacher_max_length or teacher.max_length)
+        self.objective = self.build_objective(self._open_map_cache(args, teacher))
         self._recorder = self.objective.build_recorder(self.model)
         require_trainable_below(self.model, self._recorder.layers)
         self.data_collator = AlignmentCollator(
             self.data_collator,
-            replace(self.teacher.layout, max_length=self.teacher_max_length),
+            replace(teacher.layout, max_length=self.teacher_max_length),
             has_map_keys=args.teacher_cache is not None,
         )
-        warning = chance_warning(self.teacher.name, self.teacher.metrics)
+        warning = chance_warning(teacher.name, teacher.metrics)
         if warning:
             logger.warning(warning)
 
@@ -113,16 +120,19 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         Args:
             cached_teacher: the teacher with its cache; `None` without `teacher_cache`.
         """
+        assert self.teacher is not None, "without a teacher there is no alignment, and no objective is built"
         settings = AlignmentSettings.from_config(self.args)
         autocast = self.accelerator.autocast
         return AlignmentObjective(self.teacher, settings, cached_teacher=cached_teacher, autocast=autocast)
 
-    def _open_map_cache(self, args: InteractionDistillationConfig) -> CachedTeacher | None:
+    def _open_map_cache(
+        self, args: InteractionDistillationConfig, teacher: InteractionTeacher
+    ) -> CachedTeacher | None:
         if args.teacher_cache is None:
             return None
         require_writable("teacher_cache", args.teacher_cache, "the teacher's maps would not be kept")
         cached_teacher = CachedTeacher(
-            self.teacher,
+            teacher,
             args.teacher_cache,
             args.teacher_layers,
             MapFormat(args.teacher_cache_precision, args.teacher_cache_top_k),
@@ -135,8 +145,8 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
     def _build_prompt_sharing(self) -> PromptSharing:
         """`auto` shares no prompts without alignment, so that such runs equal `RewardTrainer`'s to the last bit."""
         choice = "false" if self.args.share_prompt == "auto" and self.teacher is None else self.args.share_prompt
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return PromptSharing(self.model, choice, dtypes.get(self.accelerator.mixed_precision, self.model.dtype))
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        return PromptSharing(self.model, choice, autocast)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
@@ -157,9 +167,8 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in PreferenceTokenizer.COLUMNS:
-            if column not in self._signature_columns:
-                self._signature_columns.append(column)
+        known = self._signature_columns or []
+        self._signature_columns = known + [column for column in PreferenceTokenizer.COLUMNS if column not in known]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = {key: inputs[key] for key in ALIGNMENT_KEYS if key in inputs}

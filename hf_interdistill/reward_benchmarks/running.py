@@ -62,8 +62,8 @@ def run_benchmark(
     job = job or JsonlJob(None)
     known = {row["row"]: row for row in job.rows() if row["model"] == model_key}
     missing = [item for item in items if _row_key(item) not in known]
-    bar = {"total": len(items), "initial": len(items) - len(missing), "desc": f"{scorer.__name__} on {benchmark.name}"}
-    with job.appending() as append, tqdm(**bar) as progress:
+    finished, label = len(items) - len(missing), f"{scorer.__name__} on {benchmark.name}"
+    with job.appending() as append, tqdm(total=len(items), initial=finished, desc=label) as progress:
         for chunk in _chunks(missing, 8 * scorer.batch_size):
             scored = [{"model": model_key, **entry} for entry in _score(scorer, chunk, is_truncating)]
             append(*scored)
@@ -76,7 +76,8 @@ def run_benchmark(
 
 def _chunks(items: Sequence[Item], texts: int) -> Iterator[list[Item]]:
     """Items in chunks of up to so many candidates, but at least one item each."""
-    chunk, count = [], 0
+    chunk: list[Item] = []
+    count = 0
     for item in items:
         count += len(item.candidates)
         if chunk and count > texts:
@@ -98,7 +99,7 @@ def _score(scorer: RewardScorer, items: Sequence[Item], is_truncating: bool) -> 
                 f"{item.location}: a text has {max(map(len, encoded))} tokens, more than max_length={limit}. Raise "
                 "`max_length`, or set `truncate` to keep the last ones."
             )
-        rows += [ids[-limit:] if long else ids for ids, long in zip(encoded, is_long, strict=True)]
+        rows += encoded if limit is None else [ids[-limit:] for ids in encoded]
         cuts.append(sum(is_long))
     rewards = iter(scorer.score_ids(rows))
     entries = []

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from .control_tokens import (
     SANITIZE,
@@ -43,7 +43,7 @@ class RenderedText:
     ids: tuple[int, ...] | None = None
 
 
-def is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> TypeGuard[Messages]:
     """Whether `value` is a list of chat messages (an empty list counts: a prompt may be empty)."""
     return isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value)
 
@@ -101,8 +101,8 @@ class RewardFormatter:
     def render(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> RenderedText:
         """The full text with the span of every content; `prompt=None` if `completion` holds the whole exchange."""
         if isinstance(completion, str):
-            return self._render_text(prompt or "", completion)
-        return self._render_messages(list(prompt or []) + list(completion), chat_template_kwargs)
+            return self._render_text(_text_before(prompt), completion)
+        return self._render_messages([*_messages_before(prompt), *completion], chat_template_kwargs)
 
     def encode(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> list[int]:
         """Token ids of the full text, shape `(tokens,)`.
@@ -118,14 +118,16 @@ class RewardFormatter:
 
     def _encode(self, prompt: Text | None, completion: Text, chat_template_kwargs: dict[str, Any]) -> list[int]:
         if isinstance(completion, str):
-            return self.tokenizer(self._render_text(prompt or "", completion).text, verbose=False)["input_ids"]
+            text = self._render_text(_text_before(prompt), completion).text
+            return self.tokenizer(text, verbose=False)["input_ids"]
+        messages = [*_messages_before(prompt), *completion]
         if chat_template_kwargs.get(SANITIZE):
-            return self._sanitized_ids(list(prompt or []) + list(completion), chat_template_kwargs)
-        return self._tokenize_messages(self._apply(list(prompt or []) + list(completion), chat_template_kwargs))
+            return self._sanitized_ids(messages, chat_template_kwargs)
+        return self._tokenize_messages(self._apply(messages, chat_template_kwargs))
 
     def encode_with_offsets(self, rendered: RenderedText, is_conversation: bool) -> tuple[list[int], list]:
         """Token ids and `(start, end)` character offsets of each token; needs a fast tokenizer."""
-        if rendered.pieces is not None:
+        if rendered.pieces is not None and rendered.ids is not None:
             ids, offsets = encode_pieces(self.tokenizer, list(rendered.pieces))
             if ids != list(rendered.ids):
                 raise ValueError(
@@ -200,11 +202,25 @@ class RewardFormatter:
         return RenderedText(text, contents, spans, pieces, ids)
 
 
+def _text_before(prompt: Text | None) -> str:
+    """The prompt of a completion that is a text."""
+    if prompt and not isinstance(prompt, str):
+        raise ValueError("The prompt is messages, the completion a text; use text for both or messages for both.")
+    return prompt if isinstance(prompt, str) else ""
+
+
+def _messages_before(prompt: Text | None) -> Messages:
+    """The prompt of a completion that is messages."""
+    if prompt and isinstance(prompt, str):
+        raise ValueError("The prompt is a text, the completion messages; use text for both or messages for both.")
+    return [] if prompt is None or isinstance(prompt, str) else prompt
+
+
 def _refuse_half_characters(*values: Text | None) -> None:
     for value in values:
         texts = [text for message in value for text in message_texts(message)] if isinstance(value, list) else [value]
-        for text in texts:
-            half = re.search("[\ud800-\udfff]", text or "")
+        for text in filter(None, texts):
+            half = re.search("[\ud800-\udfff]", text)
             if half:
                 raise ValueError(
                     f"A text holds half a character ({half[0]!r} at {half.start()} of {text[:40]!r}), one of a "
@@ -221,10 +237,13 @@ def _locate(text: str, skeleton: str, flat: Sequence[str]) -> tuple[tuple[str, .
     """
     between = re.split("|".join(re.escape(_sentinel(i)) for i in range(len(flat))), skeleton) if flat else [skeleton]
     is_regular = len(between) == len(flat) + 1
-    contents, spans, cursor = [], [], 0
+    contents: list[str] = []
+    spans: list[int | None] = []
+    cursor = 0
     for index, content in enumerate(flat):
         lead = between[index] if is_regular else None
-        found, start = content, None
+        found: str = content
+        start: int | None = None
         for candidate in (content, content.strip()):
             if lead is not None and text.startswith(lead + candidate, cursor):
                 found, start = candidate, cursor + len(lead)

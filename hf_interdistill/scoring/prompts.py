@@ -52,9 +52,9 @@ def check_prompt(row: dict[str, Any], where: str) -> Text:
         ValueError: it is neither a text nor messages; the message begins with `where`.
     """
     prompt = row.get("prompt")
-    if not (isinstance(prompt, str) or is_messages(prompt)):
-        raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages, not {prompt!r:.120}.")
-    return prompt
+    if isinstance(prompt, str) or is_messages(prompt):
+        return prompt
+    raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages, not {prompt!r:.120}.")
 
 
 def check_completions(row: dict[str, Any], where: str, at_least: int) -> list[Text]:

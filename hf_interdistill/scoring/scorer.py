@@ -192,8 +192,9 @@ class RewardScorer:
         if self.is_causal:
             counted = (mask.cumsum(1) - 1).clamp(min=0)
             if positions is not None:  # read off in the order of the real tokens, on whichever side the padding is
-                given = [torch.tensor(row, device=self.device) for row in positions]
-                given = torch.nn.utils.rnn.pad_sequence(given, batch_first=True)
+                given = torch.nn.utils.rnn.pad_sequence(
+                    [torch.tensor(row, device=self.device) for row in positions], batch_first=True
+                )
                 counted = given.gather(1, counted)
             inputs |= {"position_ids": counted, "use_cache": False}
         return inputs

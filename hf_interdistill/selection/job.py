@@ -84,7 +84,7 @@ class BestOfNConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))
-        check_generation(self.generation)
+        check_generation(self.generation_settings())
         for name in ("n", "top_k", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
@@ -101,6 +101,10 @@ class BestOfNConfig:
             )
         if self.selected is None and (any(chosen.values()) or self.keep != "completions"):
             raise ValueError("There is a choice of what to keep, but no file for it. Set `selected`.")
+
+    def generation_settings(self) -> dict[str, Any]:
+        """`generation` as a dictionary."""
+        return as_mapping("generation", self.generation)
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that the candidates and their scores depend on."""
@@ -145,7 +149,7 @@ def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
             raise ValueError(f"{where} has {len(completions)} completions, but {len(gold)} `gold_rewards`.")
         if gold is not None and config.gold_model is not None:
             raise ValueError(f"{where} has `gold_rewards`, but `gold_model` is set too. Use one of them.")
-    if config.curve is not None and config.gold_model is None and any("gold_rewards" not in row for row in rows):
+    if config.curve is not None and config.gold_model is None and any(row.get("gold_rewards") is None for row in rows):
         raise ValueError(
             "`curve` needs scores that count as the truth: set `gold_model`, or give every row `gold_rewards`."
         )
@@ -158,7 +162,9 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
     if config.model is not None:
         model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
-        sampler = CandidateSampler(model, tokenizer, config.generation, seed=config.seed, batch_size=config.batch_size)
+        sampler = CandidateSampler(
+            model, tokenizer, config.generation_settings(), seed=config.seed, batch_size=config.batch_size
+        )
         for row in rows:
             try:
                 sampler.check(row["prompt"])
@@ -216,7 +222,8 @@ def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:
     rewards, gold, kept = [], [], []
     for row in job.rows():
         rewards.append(row["rewards"])
-        gold.append(row.get("gold_rewards"))
+        if row.get("gold_rewards") is not None:
+            gold.append(row["gold_rewards"])
         if config.selected is not None:
             kept += selected_rows(row, config.keep, config.top_k, config.threshold, config.margin)
     summary: dict[str, Any] = {
@@ -231,6 +238,12 @@ def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:
         write_atomically(Path(config.selected), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         summary["selected"] = len(kept)
     if config.curve is not None:
+        if len(gold) < len(rewards):
+            raise ValueError(
+                f"`curve` needs scores that count as the truth, but {len(rewards) - len(gold)} of {len(rewards)} rows "
+                f"of {config.output} have no `gold_rewards`: they were scored before their prompts had any. Delete "
+                "it, and run again."
+            )
         labels = {"proxy": config.reward_model, "gold": config.gold_model or config.prompts, "prompts": len(rewards)}
         write_curve(over_optimization_curve(rewards, gold), Path(config.curve), labels)
     return summary

@@ -10,8 +10,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +130,12 @@ def _checkpoints(folder: str | Path) -> list[Path]:
     return sorted((path for path, match in found if match and path.is_dir()), key=lambda path: int(path.name[11:]))
 
 
+def output_folder(args: TrainingArguments) -> str:
+    """The output folder of a run; `TrainingArguments` sets one when none is given, unlike its type says."""
+    assert args.output_dir is not None
+    return args.output_dir
+
+
 def checkpoint_to_resume(value: str | bool | None, folder: str | Path) -> str | None:
     """The checkpoint that `resume_from_checkpoint` refers to, or `None`.
 
@@ -141,7 +151,7 @@ def checkpoint_to_resume(value: str | bool | None, folder: str | Path) -> str | 
         return None
     if str(value).lower() in ("true", "1"):
         return last_complete_checkpoint(folder)
-    error = checkpoint_error(value)
+    error = checkpoint_error(str(value))
     if error is not None:
         raise CheckpointError(
             f"{value} is not a complete checkpoint: {error}. Resuming from it would change the interrupted run. "

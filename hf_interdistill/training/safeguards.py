@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -17,12 +18,19 @@ from .checkpoints import (
     checkpoint_to_resume,
     is_resume_requested,
     last_complete_checkpoint,
+    output_folder,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer as _Trainer
+else:  # a mixin: the trainer that it is mixed into brings `Trainer`
+    _Trainer = object
 
 NONFINITE_FILE = "nonfinite_loss.json"
 
 
-class TrainingSafeguards:
+class TrainingSafeguards(_Trainer):
     """Trainer mixin that checks losses, gradients and checkpoints.
 
     Overrides transformers' `train` (resumes from complete checkpoints only), `_save_checkpoint` and `save_model` (a
@@ -31,6 +39,9 @@ class TrainingSafeguards:
     overflow, and DeepSpeed, which does not expose them.
     """
 
+    if TYPE_CHECKING:
+        model: nn.Module
+
     def __init__(self, *args, **kwargs):
         self._rows_of_step: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
@@ -38,10 +49,11 @@ class TrainingSafeguards:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As in `Trainer`, but `True` means the last complete checkpoint, and a damaged one raises an error."""
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        folder = output_folder(self.args)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, folder)
         if checkpoint is None and is_resume_requested(resume_from_checkpoint):
             raise CheckpointError(
-                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but {self.args.output_dir} has no complete "
+                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but {folder} has no complete "
                 "checkpoint. Train without it."
             )
         return super().train(checkpoint, *args, **kwargs)
@@ -75,7 +87,7 @@ class TrainingSafeguards:
 
     def _stop(self, what: str) -> None:
         rows = self.accelerator.gather(torch.cat(self._rows_of_step)).tolist() if self._rows_of_step else None
-        step, folder = self.state.global_step, Path(self.args.output_dir)
+        step, folder = self.state.global_step, Path(output_folder(self.args))
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / NONFINITE_FILE, json.dumps({"global_step": step, "pair_index": rows or []}))
@@ -92,7 +104,7 @@ class TrainingSafeguards:
         )
 
     def _save_checkpoint(self, model, trial):
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(output_folder(self.args)) / f"checkpoint-{self.state.global_step}"
         if not self._is_true_on_all_processes(all_finite(self.model.parameters())):
             raise FloatingPointError(
                 f"The weights are not finite at step {self.state.global_step} and are not saved. "
@@ -118,7 +130,7 @@ class TrainingSafeguards:
 
     def _last_checkpoint(self) -> str:
         """Which checkpoint is left to resume from, in words."""
-        last = last_complete_checkpoint(self.args.output_dir)
+        last = last_complete_checkpoint(output_folder(self.args))
         return (
             f"The last complete checkpoint is {last}" if last else "No checkpoint is complete, so start the run again"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .model_config import text_config
+
 _UNLIMITED = 10**9  # tokenizers without a limit have a huge number in its place
 
 
@@ -21,11 +23,12 @@ def context_length(model: nn.Module, tokenizer=None) -> int | None:
 
 
 def _positions(model: nn.Module) -> int | None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(text_config(model), "max_position_embeddings", None)
     if positions is None:
         return None
     for name, module in model.named_modules():
         # RoBERTa counts positions from the one after the padding token, and its table has a row for each before it.
-        if name.split(".")[-1] == "position_embeddings" and getattr(module, "padding_idx", None) is not None:
-            return positions - module.padding_idx - 1
+        padding = getattr(module, "padding_idx", None)
+        if name.split(".")[-1] == "position_embeddings" and padding is not None:
+            return positions - padding - 1
     return positions

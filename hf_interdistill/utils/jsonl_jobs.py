@@ -83,7 +83,9 @@ class JsonlJob:
         return f"{self.output} was made with other settings ({', '.join(names)} differ). {fix}"
 
     def _files(self) -> list[Path]:
-        """The output, if it is there, and all shards."""
+        """The output, if it is there, and all shards; none if the rows are kept in memory."""
+        if self.output is None:
+            return []
         shards = self.output.parent.glob(f"{_escape(self.output.name)}.shard-*-of-*")
         return [path for path in (self.output, *sorted(shards)) if path.is_file()]
 
@@ -147,7 +149,11 @@ class JsonlJob:
     def merge(self, order: Sequence) -> None:
         """Write the rows with these ids to the output, in this order, then remove the shards."""
         rows = {row["id"]: row for row in self.rows()}
-        write_atomically(self.output, _lines(rows[name] for name in order if name in rows))
+        ordered = [rows[name] for name in order if name in rows]
+        if self.output is None:
+            self._memory = ordered
+            return
+        write_atomically(self.output, _lines(ordered))
         for path in self._files():
             if path != self.output:
                 path.unlink()

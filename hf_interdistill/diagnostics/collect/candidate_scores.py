@@ -88,7 +88,7 @@ class _CandidateScorer:
         if self.source is None:
             return [{"id": number, "scores": [float(each) for each in row["gold"]]} for number, row in examples]
         if isinstance(self.source, RewardScorer):
-            return self._score_tokens(examples)
+            return self._score_tokens(self.source, examples)
         prompts = [row["prompt"] for _, row in examples for _ in row["completions"]]
         completions = [completion for _, row in examples for completion in row["completions"]]
         found = list(self.source(prompts, completions))
@@ -101,13 +101,11 @@ class _CandidateScorer:
             {"id": number, "scores": [float(next(scores)) for _ in row["completions"]]} for number, row in examples
         ]
 
-    def _score_tokens(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
-        texts = [self._encode(number, row) for number, row in examples]
+    def _score_tokens(self, scorer: RewardScorer, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
+        texts = [_encode(scorer, number, row) for number, row in examples]
         is_read = [self.max_length is None or max(map(len, rows)) <= self.max_length for rows in texts]
         rewards = iter(
-            self.source.score_ids(
-                [ids for rows, is_short in zip(texts, is_read, strict=True) if is_short for ids in rows]
-            )
+            scorer.score_ids([ids for rows, is_short in zip(texts, is_read, strict=True) if is_short for ids in rows])
         )
         return [
             {"id": number, "scores": [next(rewards) for _ in rows]}
@@ -116,17 +114,18 @@ class _CandidateScorer:
             for (number, _), rows, is_short in zip(examples, texts, is_read, strict=True)
         ]
 
-    def _encode(self, number: int, row: dict[str, Any]) -> list[list[int]]:
-        prompt = row["prompt"]
-        kwargs = template_kwargs(row) if is_messages(prompt) else {}
-        texts = []
-        for completion in row["completions"]:
-            if is_messages(prompt) and isinstance(completion, str):
-                completion = [{"role": "assistant", "content": completion}]
-            if isinstance(prompt, str) != isinstance(completion, str):
-                raise ValueError(f"Row {number} of the candidates has a prompt of text and a completion of messages.")
-            texts.append(self.source.formatter.encode(prompt, completion, **kwargs))
-        return texts
+
+def _encode(scorer: RewardScorer, number: int, row: dict[str, Any]) -> list[list[int]]:
+    prompt = row["prompt"]
+    kwargs = template_kwargs(row) if is_messages(prompt) else {}
+    texts = []
+    for completion in row["completions"]:
+        if is_messages(prompt) and isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        if isinstance(prompt, str) != isinstance(completion, str):
+            raise ValueError(f"Row {number} of the candidates has a prompt of text and a completion of messages.")
+        texts.append(scorer.formatter.encode(prompt, completion, **kwargs))
+    return texts
 
 
 def _resolve_gold(gold, scorer: RewardScorer, source: str) -> tuple[RewardScorer | Callable | None, str, int]:

@@ -71,9 +71,13 @@ def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> 
     preference = read_preference(example)
     kwargs = template_kwargs(example) if preference.is_conversation else {}
     responses = (preference.chosen, preference.rejected)
+    chosen, rejected = (_token_row(formatter, preference.prompt, response, kwargs) for response in responses)
+    cued_chosen, cued_rejected = (
+        formatter.encode(preference.prompt, with_cue(response, cue), **kwargs) for response in responses
+    )
     return PairRows(
-        rows=tuple(_token_row(formatter, preference.prompt, response, kwargs) for response in responses),
-        cued=tuple(formatter.encode(preference.prompt, with_cue(response, cue), **kwargs) for response in responses),
+        rows=(chosen, rejected),
+        cued=(cued_chosen, cued_rejected),
         texts={
             name: " ".join(flat.contents)
             for name, flat in zip(("prompt", "chosen", "rejected"), preference.flatten(), strict=True)

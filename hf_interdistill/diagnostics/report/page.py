@@ -77,15 +77,18 @@ def _optional_rows(diagnoses: Sequence[Diagnosis]) -> list[tuple[str, list[Estim
     rows = [
         (
             f"accuracy lost with {100 * share:g} % of training labels flipped",
-            [each and each.at(share) for each in noise],
+            [None if each is None else each.at(share) for each in noise],
         )
         for share in shares
     ]
-    shown = [(*row, "percent") for row in rows]
+    shown: list[tuple[str, list[Estimate | None], str]] = [(*row, "percent") for row in rows]
     if any(curves):
+        gains = [None if each is None else each.gold_gain[-1] for each in curves]
+        efficiencies = [None if each is None else each.efficiency for each in curves]
+        drops = [None if each is None else each.drop for each in curves]
         shown += [
-            ("gold score over a random choice, at the largest n", [c and c.gold_gain[-1] for c in curves], "number"),
-            ("the same, as a share of the best possible choice", [c and c.efficiency for c in curves], "percent"),
-            ("gold score lost since the best smaller n", [c and c.drop for c in curves], "number"),
+            ("gold score over a random choice, at the largest n", gains, "number"),
+            ("the same, as a share of the best possible choice", efficiencies, "percent"),
+            ("gold score lost since the best smaller n", drops, "number"),
         ]
     return shown

@@ -30,7 +30,7 @@ def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, bytes]:
     for name, plot in plots.items():
         shown = [(number, each) for number, each in enumerate(diagnoses) if getattr(each, name) is not None]
         if shown:
-            with rc_context(STYLE):
+            with rc_context(STYLE):  # type: ignore[arg-type]
                 buffer = BytesIO()
                 plot(shown).savefig(buffer, format="png", dpi=144)
             pictures[name] = buffer.getvalue()

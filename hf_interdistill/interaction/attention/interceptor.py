@@ -51,7 +51,7 @@ class AttentionInterceptor:
     def __enter__(self):
         self._previous = {}
         for name in self._implementations:
-            self._previous[name] = AttentionInterface._global_mapping.get(name)
+            self._previous[name] = AttentionInterface._global_mapping.get(name)  # type: ignore[assignment]
             AttentionInterface.register(name, self._intercepting(self._previous[name]))
         return self
 

@@ -183,7 +183,7 @@ class AttentionMap:
         weights = block.weights
         inner = torch.einsum("bhgqk,bqk->bhgq", weights, by_token[:, 0, 0])
         scores = (by_token - inner[..., None]).mul_(weights).flatten(2, 3)
-        if block.capped is not None:
+        if block.capped is not None and self.softcap is not None:
             scores.mul_(1 - (block.capped / self.softcap).square_())
         scores.mul_(self.scaling)
         query = torch.matmul(scores, self.key).view(self.query.shape[0], heads, -1, self.query.shape[-1])

@@ -133,8 +133,7 @@ def torch_loss_and_gradients(
         `(3,)` losses in the order of `ALIGNMENT_SCOPES`; gradients of queries and keys, or `None`.
     """
     totals = {name: student.query.new_zeros(()) for name in ALIGNMENT_SCOPES}
-    query_gradient = torch.zeros_like(student.query) if needs_gradient else None
-    key_gradient = torch.zeros_like(student.key) if needs_gradient else None
+    gradients = (torch.zeros_like(student.query), torch.zeros_like(student.key)) if needs_gradient else None
     for start, stop in student.blocks():
         block = student.attend(start, stop)
         pooled = student.pool(block, start, stop)
@@ -142,19 +141,19 @@ def torch_loss_and_gradients(
         with torch.enable_grad():
             leaf = pooled.detach().requires_grad_()
             value = rows.losses(leaf, target, start, loss, scope)
-            gradient = torch.autograd.grad(value, leaf)[0] if needs_gradient else None
         totals[scope] += value.detach()
         for other in ALIGNMENT_SCOPES:
             if other != scope:
                 totals[other] += rows.losses(pooled, target, start, loss, other)
-        if needs_gradient:
-            block_query, block_key = student.backward(block, gradient, start, stop)
+        if gradients is not None:
+            (pooled_gradient,) = torch.autograd.grad(value, leaf)
+            block_query, block_key = student.backward(block, pooled_gradient, start, stop)
             is_token = (block.local_units < stop - start)[:, None, :, None]
             token_index = block.tokens[:, None, :, None].expand_as(block_query)
-            query_gradient.scatter_add_(2, token_index, block_query * is_token)
-            key_gradient += block_key
+            gradients[0].scatter_add_(2, token_index, block_query * is_token)
+            gradients[1].add_(block_key)
     values = torch.stack([totals[name] for name in ALIGNMENT_SCOPES])
-    return values, (query_gradient, key_gradient) if needs_gradient else None
+    return values, gradients
 
 
 class _Alignment(torch.autograd.Function):

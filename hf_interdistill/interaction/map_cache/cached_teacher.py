@@ -71,6 +71,8 @@ class CachedTeacher:
     Relations: `InteractionDistillationTrainer` makes one where `teacher_cache` is set.
     """
 
+    _store: RecordStore
+
     def __init__(
         self,
         teacher: InteractionTeacher,
@@ -85,8 +87,7 @@ class CachedTeacher:
         self.layers = resolve_layers(layers, teacher.num_layers, "teacher_layers")
         self.autocast = autocast
         self.pairs_computed = 0
-        self._store: RecordStore | None = None
-        self._name = ""
+        self._name = ""  # no folder is open
         self.open()
 
     @property
@@ -110,7 +111,7 @@ class CachedTeacher:
         """
         settings = json.dumps(self.settings, indent=2)
         name = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
-        if self._store is not None and name == self._name:
+        if name == self._name:
             self._store.refresh()
             return
         self._store, self._name = RecordStore(self.folder / name, self.process_index), name
@@ -158,14 +159,15 @@ class CachedTeacher:
         """
         key_bytes = [[_key_bytes(order_key) for order_key in pair] for pair in keys.tolist()]
         wanted, sizes = order.tolist(), (segments >= 0).sum(1).tolist()
-        found = [self._load(key_bytes[pair][side]) for pair, side in enumerate(wanted)]
-        missing = {pair: wanted[pair] for pair, record in enumerate(found) if record is None}
-        for pair, record in self._compute(inputs, key_bytes, missing, sizes):
-            found[pair] = record
+        loaded = {pair: self._load(key_bytes[pair][side]) for pair, side in enumerate(wanted)}
+        records = {pair: record for pair, record in loaded.items() if record is not None}
+        missing = {pair: side for pair, side in enumerate(wanted) if pair not in records}
+        records |= self._compute(inputs, key_bytes, missing, sizes)
         if is_caching_both_orders:
             others = {pair: 1 - side for pair, side in enumerate(wanted)}
             missing = {pair: side for pair, side in others.items() if key_bytes[pair][side] not in self._store}
             self._compute(inputs, key_bytes, missing, sizes)
+        found = [records[pair] for pair in range(len(wanted))]
         margins = torch.stack([record["margin"] for record in found]).to(order.device)
         layers = [[_of_layer(record, number) for record in found] for number in range(len(self.layers))]
         return margins, [self.format.expand(maps, segments.shape[1], order.device) for maps in layers]
@@ -174,14 +176,17 @@ class CachedTeacher:
         payload = self._store.get(key)
         return None if payload is None else load(payload)
 
-    def _compute(self, inputs, key_bytes, orders: dict[int, int], sizes: list[int]) -> list[tuple[int, StoredMap]]:
+    def _compute(self, inputs, key_bytes, orders: dict[int, int], sizes: list[int]) -> dict[int, StoredMap]:
         """Run the teacher on some pairs, each in one reading order, and store its records.
 
         Args:
             orders: reading order by number of the pair. The other arguments are of the whole batch.
+
+        Returns:
+            the records by number of the pair.
         """
         if not orders:
-            return []
+            return {}
         pairs = list(orders)
         batch = {name: tensor[pairs] for name, tensor in inputs.items()}
         length = int(batch["attention_mask"].sum(-1).max())
@@ -191,13 +196,13 @@ class CachedTeacher:
         margins, sources = self.teacher.forward(batch, order, self.layers, max(1, *own_sizes))
         self.pairs_computed += len(pairs)
         layers = [self.format.compress(source, own_sizes) for source in sources]
-        records = []
+        records: dict[int, StoredMap] = {}
         for row, pair in enumerate(pairs):
             record = {"margin": margins[row].float().cpu()}
             for number, maps in enumerate(layers):
                 record |= {f"{number}.{name}": tensor for name, tensor in maps[row].items()}
             self._store.put(key_bytes[pair][orders[pair]], save(record))
-            records.append((pair, record))
+            records[pair] = record
         return records
 
 

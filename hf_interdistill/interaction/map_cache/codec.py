@@ -122,7 +122,7 @@ class MapFormat:
 def _compact(source: RecordedMapSource | DenseMapSource, top_k: int | None) -> list[StoredMap]:
     """Codes of all columns, step and rest of each row, and the tail (see `CompactRows`)."""
     parts: list[tuple[torch.Tensor, ...]] = []
-    dropped_mass, counts = 0, 0
+    dropped_mass, counts = torch.zeros(()), torch.zeros((), dtype=torch.long)
     for start, stop in source.blocks():
         rows = upcast(source.rows(start, stop))
         rows = rows.masked_fill(rows < torch.finfo(rows.dtype).tiny, 0)  # whose inverse would be infinite

@@ -10,12 +10,15 @@ import inspect
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from ...utils.model_config import text_config
 from .packing import PackedPairs
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 
 def unsupported_reason(model: nn.Module) -> str | None:
     """Why a model cannot process a pair in one packed row, or `None` if it can."""
-    config = model.config.get_text_config()
+    config = text_config(model)
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", "eager"):
         return f"its attention implementation is {attention!r}, which takes no custom mask ('sdpa' and 'eager' do)"
@@ -38,9 +41,9 @@ def unsupported_reason(model: nn.Module) -> str | None:
     other = sorted({*kinds} - {_FULL, _SLIDING, "attention"})
     if other:
         return f"it has layers of {', '.join(other)}, which process a row sequentially without a mask"
-    if is_peft_model(model) and any(settings.is_prompt_learning for settings in model.peft_config.values()):
+    if _has_prompt_learning(model):
         return "its adapter adds virtual tokens before the prompt"
-    base = model.get_base_model() if is_peft_model(model) else model
+    base = _base_model(model)
     if not isinstance(getattr(base, "score", None), nn.Module):
         return "it has no score head named `score`"
     decoder = getattr(base, base.base_model_prefix, base)
@@ -51,9 +54,18 @@ def unsupported_reason(model: nn.Module) -> str | None:
 
 def sliding_window(model: nn.Module) -> int | None:
     """Width in tokens of the sliding attention window; `None` if all layers have full attention."""
-    config = model.config.get_text_config()
+    config = text_config(model)
     kinds = getattr(config, "layer_types", None)
     return None if kinds and _SLIDING not in kinds else getattr(config, "sliding_window", None)
+
+
+def _base_model(model: Any) -> PreTrainedModel:
+    """The transformers model, out of PEFT's wrapper."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def _has_prompt_learning(model: Any) -> bool:
+    return is_peft_model(model) and any(settings.is_prompt_learning for settings in model.peft_config.values())
 
 
 class PromptSharing:
@@ -62,7 +74,7 @@ class PromptSharing:
     Args:
         model: the reward model (with or without PEFT, not wrapped for several processes).
         choice: `auto`, `true` or `false`.
-        precision: dtype of the forward pass (that of autocast, if it is on).
+        precision: dtype of the forward pass under autocast; by default the model's own.
 
     `disabled_reason` says why pairs are never packed; `None` if they can be.
 
@@ -70,8 +82,8 @@ class PromptSharing:
         ValueError: `choice` is `true` and the model does not support it.
     """
 
-    def __init__(self, model: nn.Module, choice: str, precision: torch.dtype):
-        self.choice, self.precision = choice, precision
+    def __init__(self, model: nn.Module, choice: str, precision: torch.dtype | None = None):
+        self.choice = choice
         self.disabled_reason = "`share_prompt` is false" if choice == "false" else unsupported_reason(model)
         self._model_name = type(model).__name__
         if choice == "true" and self.disabled_reason is not None:
@@ -82,7 +94,8 @@ class PromptSharing:
         if choice == "auto" and self.disabled_reason is not None:
             logger.info(f"Each pair takes two passes instead of one (`share_prompt`): {self.disabled_reason}.")
         self._window = sliding_window(model)
-        self._base = model.get_base_model() if is_peft_model(model) else model
+        self._base = _base_model(model)
+        self.precision = precision or self._base.dtype
         self._is_verified = self.disabled_reason is not None
 
     def verify_once(
@@ -105,8 +118,8 @@ class PromptSharing:
         if self._is_verified:
             return
         self._is_verified = True
-        error = self.relative_reward_error(model, input_ids, attention_mask)
-        error = float(gather(error.reshape(1)).max())
+        own_error = self.relative_reward_error(model, input_ids, attention_mask)
+        error = float(gather(own_error.reshape(1)).max())
         if error <= 1:
             return
         message = (
@@ -149,6 +162,9 @@ class PromptSharing:
             model: the reward model as the trainer calls it (wrapped or not).
             **kwargs: arguments of the model's forward (`use_cache`).
         """
+        return SequenceClassifierOutputWithPast(logits=self._rewards(model, packed, **kwargs))
+
+    def _rewards(self, model: nn.Module, packed: PackedPairs, **kwargs) -> torch.FloatTensor:
         with self._scores_at(packed.last_token_index):
             output = model(
                 input_ids=packed.input_ids,
@@ -156,7 +172,7 @@ class PromptSharing:
                 position_ids=packed.position_ids,
                 **kwargs,
             )
-        return SequenceClassifierOutputWithPast(logits=output.logits.transpose(0, 1).reshape(-1, 1))
+        return output.logits.transpose(0, 1).reshape(-1, 1)
 
     @contextmanager
     def _scores_at(self, last_token_index: torch.Tensor):
@@ -167,7 +183,7 @@ class PromptSharing:
             both = scores[..., 0].gather(1, last_token_index)
             return both[:, None].expand(pairs, length, 2)
 
-        handle = self._base.score.register_forward_hook(select_scores)
+        handle = self._base.get_submodule("score").register_forward_hook(select_scores)
         try:
             yield
         finally:
@@ -175,7 +191,7 @@ class PromptSharing:
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """`(pairs, 1, packed, packed)`: bool for sdpa, added to the scores for eager attention."""
-        if self._base.config.get_text_config()._attn_implementation == "sdpa":
+        if text_config(self._base)._attn_implementation == "sdpa":
             return visible[:, None]
         dtype = self._base.dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
@@ -198,7 +214,7 @@ class PromptSharing:
         for module in training:
             module.training = False
         try:
-            rewards = self.forward(model, packed, use_cache=False).logits.float()
+            rewards = self._rewards(model, packed, use_cache=False).float()
             expected = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
         finally:
             for module in training:

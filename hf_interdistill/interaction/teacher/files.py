@@ -29,10 +29,8 @@ def save_teacher(folder: str, network: PairEncoder, tokenizer, state: dict[str, 
     write_atomically(path / _STATE_FILE, json.dumps(state, indent=2))
 
 
-def load_head_and_state(
-    name: str, revision: str | None
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | tuple[None, None]:
-    """Score head and state of a saved teacher; two `None` for an encoder that is not one.
+def load_head_and_state(name: str, revision: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Score head and state of a saved teacher; `None` for an encoder that is not one.
 
     Raises:
         ValueError: a teacher that was not saved completely.
@@ -47,11 +45,11 @@ def load_head_and_state(
         )
         for file in (_HEAD_FILE, _STATE_FILE)
     )
-    if head and not state:
+    if not head:
+        return None
+    if not state:
         raise ValueError(
             f"The teacher in {name} was not saved completely: {_STATE_FILE}, written last, is missing. Run the "
             "command that trains it again with `--resume_from_checkpoint true`."
         )
-    if not head:
-        return None, None
     return load_file(head), json.loads(Path(state).read_text(encoding="utf-8"))

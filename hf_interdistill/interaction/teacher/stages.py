@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
@@ -24,6 +24,7 @@ from ...training.checkpoints import as_checkpoint_error, last_complete_checkpoin
 from ...training.safeguards import TrainingSafeguards
 from ...utils.atomic_io import atomic_replacement
 from ..data.teacher_inputs import PairLayout, TokenizedPair
+from .config import InteractionTeacherConfig
 from .pair_encoder import PairEncoder, reward_margins
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class _StageTrainer(TrainingSafeguards, Trainer):
         is_pairwise: whether the network reads pairs, or single responses.
     """
 
+    train_dataset: list[TokenizedPair]
+
     def __init__(self, *args, is_pairwise: bool, **kwargs):
         super().__init__(*args, **kwargs)
         self.is_pairwise = is_pairwise
@@ -106,7 +109,7 @@ class _StageTrainer(TrainingSafeguards, Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset=None):
-        lengths = [example.length for example in train_dataset or self.train_dataset]
+        lengths = [pair.length for pair in train_dataset or self.train_dataset]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SimilarLengths(lengths, batch_size, self.args.data_seed or self.args.seed)
 
@@ -144,7 +147,13 @@ def is_finished(stage: Stage, is_resumed: bool) -> bool:
 
 
 def run_stage(
-    network: PairEncoder, stage: Stage, data: StageData, args: TrainingArguments, *, callbacks=None, is_resumed: bool
+    network: PairEncoder,
+    stage: Stage,
+    data: StageData,
+    args: InteractionTeacherConfig,
+    *,
+    callbacks=None,
+    is_resumed: bool,
 ) -> None:
     """Train the network for one stage and load its best weights.
 
@@ -198,7 +207,7 @@ def _early_stopping_state(checkpoint: str | None) -> tuple[int, str | None]:
     return stopping["attributes"]["early_stopping_patience_counter"], best and Path(best).name
 
 
-def _stage_arguments(args, stage: Stage, pairs: int):
+def _stage_arguments(args: InteractionTeacherConfig, stage: Stage, pairs: int) -> InteractionTeacherConfig:
     """The user's arguments, changed for a stage: held-out evaluations, the best weights kept."""
     arguments = copy.copy(args)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

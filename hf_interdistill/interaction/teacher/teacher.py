@@ -22,11 +22,12 @@ from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout, SequenceFormat
+from .config import InteractionTeacherConfig
 from .files import load_head_and_state, save_teacher
 from .map_recording import record_late_interaction, record_single_rows
 from .pair_encoder import PairEncoder, require_bidirectional, resolve_interaction_layers
 from .scoring import pair_margins
-from .training import InteractionTeacherConfig, chance_warning, held_out_metrics, split_preferences, train_network
+from .training import chance_warning, held_out_metrics, split_preferences, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -104,15 +105,16 @@ class InteractionTeacher:
             model = AutoModel.from_pretrained(name, **model_kwargs)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
-        head, state = load_head_and_state(name, model_kwargs.get("revision"))
-        if state is not None and interaction_layers is None:
+        saved = load_head_and_state(name, model_kwargs.get("revision"))
+        if saved is None:
+            return cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
+        head, state = saved
+        if interaction_layers is None:
             interaction_layers = state.get("interaction_layers", 0)  # missing in teachers of earlier versions
         teacher = cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
-        if state is not None:
-            teacher.network.score.load_state_dict(head)
-            teacher.metrics = state["metrics"]
-            teacher.name = state["name"]
-            teacher.max_length = max_length or state["max_length"]
+        teacher.network.score.load_state_dict(head)
+        teacher.metrics, teacher.name = state["metrics"], state["name"]
+        teacher.max_length = max_length or state["max_length"]
         return teacher
 
     def save_pretrained(self, folder: str) -> None:

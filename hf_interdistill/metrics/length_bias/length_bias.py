@@ -12,6 +12,6 @@ class LengthBias(base.PairMetric):
 
     extra_inputs = ("chosen_lengths", "rejected_lengths")
 
-    def measure(self, chosen, rejected, chosen_lengths, rejected_lengths, **_):
-        differences = np.subtract(chosen_lengths, rejected_lengths)
+    def measure(self, chosen, rejected, **options):
+        differences = np.subtract(options["chosen_lengths"], options["rejected_lengths"])
         return formulas.length_bias(formulas.pair_margins(chosen, rejected), differences)

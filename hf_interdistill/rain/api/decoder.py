@@ -146,7 +146,8 @@ class RainDecoder:
         sequences = _pad(input_ids, [record.tokens for record in records], generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
-        return RainDecoderOutput(sequences=sequences, rain=records, rain_totals=dict(engine.totals))
+        totals = dict(engine.totals)
+        return RainDecoderOutput(sequences=sequences, rain=records, rain_totals=totals)  # type: ignore[arg-type]
 
     def _run(self, engine: RainEngine, input_ids: torch.Tensor) -> None:
         """Search until all texts have ended; send committed tokens to the streamer."""

@@ -95,14 +95,18 @@ class RainJobConfig:
                 f"`scorer` is {self.scorer!r} and `reward_model` is {self.reward_model!r}, but `scorer: reward` "
                 "requires `reward_model`, and no other scorer accepts it."
             )
-        known = GenerationConfig().to_dict()
-        refuse_unknown("`generation`", self.generation, [name for name in known if not name.startswith("_")])
+        known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
+        refuse_unknown("`generation`", self.generation_settings(), known)
         self.rain_config()
 
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
-        config = RainConfig.from_dict(self.rain)
+        config = RainConfig.from_dict(as_mapping("rain", self.rain))
         return config if config.seed is not None else config.replace(seed=self.seed)
+
+    def generation_settings(self) -> dict[str, Any]:
+        """`generation` as a dictionary."""
+        return as_mapping("generation", self.generation)
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that the results depend on."""
@@ -152,7 +156,7 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
     if config.scorer == "self":
         rain = config.rain_config()
         return as_scorer("self", rain.judge, rain.judge_vote)
-    if config.scorer == "reward":
+    if config.reward_model is not None:  # with `scorer: reward`, and only then
         from ...scoring.scorer import RewardScorer
 
         reward = RewardScorer.from_pretrained(config.reward_model)
@@ -169,11 +173,12 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
 
 def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> dict[Any, Prompt]:
     """Prompts by id; all of them are checked before the first search."""
-    settings = dict(config.generation)
+    settings = dict(config.generation_settings())
     strings = settings.pop("stop_strings", None)
     criteria = [StopStringCriteria(tokenizer, strings)] if strings else []
     generation_config = GenerationConfig(**settings)
-    prompts, seen = {}, Counter()
+    prompts: dict[Any, Prompt] = {}
+    seen: Counter[Any] = Counter()
     for row in rows:
         ids = tokenize_prompt(tokenizer, row["prompt"]).to(model.device)
         try:

@@ -80,7 +80,7 @@ class RAINLogitsProcessor(LogitsProcessor):
         """One record per row of the last `generate` call."""
         return self._engine.records() if self._engine is not None else []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores `(rows, vocabulary)`: 0 for the committed token, `-inf` for all others."""
         engine = self._engine if self._is_continuation(input_ids) else None
         if engine is None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...utils.random_streams import stream_key
 from ..config import RainConfig
 from ..kv_cache.factory import build_cache
-from ..kv_cache.forward import ForwardInput
 from ..results.records import RainRecord, record_tree
 from ..scorers.base import Scorer
 from ..scorers.score_cache import ScoreCache, ScoreRequest
@@ -24,7 +23,8 @@ from ..search.requests import Commit, Decode, Embed, Judge
 from ..search.search import PromptSearch
 from .model_runner import ModelRunner
 from .request_state import RequestState
-from .scheduler import Outputs, RequestScheduler
+from .scheduler import RequestScheduler
+from .steps import RunningSteps
 from .stopping import StopChecker, StopConditions
 
 _STILL_DECODING = 0.5  # share of the searches in flight that a step leaves behind at most
@@ -78,28 +78,6 @@ class EngineRequest:
         return self.running
 
 
-@dataclass
-class _Decoding:
-    """A `Decode` request under way: its scheduler's steps, and the inputs that it needs next."""
-
-    steps: Generator[list[ForwardInput], Outputs, tuple]
-    inputs: list[ForwardInput] = field(default_factory=list)
-    is_finished: bool = False
-    result: tuple = ()
-
-    def __post_init__(self):
-        self._move(lambda: next(self.steps))
-
-    def advance(self, outputs: Outputs) -> None:
-        self._move(lambda: self.steps.send(outputs))
-
-    def _move(self, step: Callable[[], list[ForwardInput]]) -> None:
-        try:
-            self.inputs = step()
-        except StopIteration as stop:
-            self.inputs, self.is_finished, self.result = [], True, stop.value
-
-
 class RainEngine:
     """Runs searches.
 
@@ -123,7 +101,7 @@ class RainEngine:
         self.requests: list[EngineRequest] = []
         self._queue: deque[EngineRequest] = deque()
         self._active: list[EngineRequest] = []
-        self._decoding: dict[EngineRequest, _Decoding] = {}
+        self._decoding: dict[EngineRequest, RunningSteps] = {}
         self._commits: list[tuple[int, tuple[int, ...]]] = []
 
     def start(self, prompts: Sequence[Prompt], seed: int) -> None:
@@ -205,7 +183,7 @@ class RainEngine:
             for request in self._active:
                 if isinstance(request.waiting, Decode) and request not in decoding:
                     scheduler = RequestScheduler(request.state, request.waiting, self.config, self.cache)
-                    decoding[request] = _Decoding(scheduler.run())
+                    decoding[request] = RunningSteps(scheduler.run())
             finished = [request for request, each in decoding.items() if each.is_finished]
             for request in finished:
                 self._advance(request, decoding.pop(request).result)

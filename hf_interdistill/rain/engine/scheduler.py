@@ -6,8 +6,7 @@ be decoded before the search asks for it: speculative jobs share passes that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -21,49 +20,24 @@ from ..search.search import weight_candidates
 from ..search.tree import Candidate, Node
 from .request_state import JobKey, NodeState, RequestState
 from .sampler import choose_tokens
-
-Outputs = dict[ForwardInput, ForwardOutput]
-Steps = Generator[list[ForwardInput], Outputs, Any]
+from .steps import Outputs, RunningSteps, Steps
 
 
-class DecodeJob:
+class DecodeJob(RunningSteps):
     """A rollout (its result: tokens) or an expansion (candidates).
 
     Args:
         state: the prompt. key: what to decode. config: the constants. cache: where keys and values are kept.
 
     Attributes:
-        inputs: what the job needs of the next forward pass; empty while another job runs the node. is_finished,
-        result: the end.
+        inputs: as in `RunningSteps`; empty while another job runs the node.
     """
 
     def __init__(self, state: RequestState, key: JobKey, config: RainConfig, cache: TreeCache | CopyCache):
         self.generated, self.expansion = key
         self.state, self.config, self.cache = state, config, cache
         self.node: NodeState = state.nodes[self.generated]
-        self.inputs: list[ForwardInput] = []
-        self.is_finished = False
-        self.result: Any = None
-        self._steps = self._run()
-        self._move(lambda: next(self._steps))
-
-    def advance(self, outputs: Outputs) -> None:
-        """Take the outputs of a forward pass, and come to the next inputs.
-
-        Args:
-            outputs: of all inputs of the pass; the job takes its own.
-        """
-        self._move(lambda: self._steps.send(outputs))
-
-    def _move(self, step: Callable[[], list[ForwardInput]]) -> None:
-        try:
-            self.inputs = step()
-        except StopIteration as stop:
-            self.inputs, self.is_finished, self.result = [], True, stop.value
-
-    def close(self) -> None:
-        """Drop it."""
-        self._steps.close()
+        super().__init__(self._run())
 
     def _run(self) -> Steps:
         output: ForwardOutput = yield from self._run_node()

@@ -28,8 +28,8 @@ class SlotLayer(CacheLayerMixin):
     gathers."""
 
     is_sliding = False
-    keys: torch.Tensor  # type: ignore[assignment]
-    values: torch.Tensor  # type: ignore[assignment]
+    keys: torch.Tensor
+    values: torch.Tensor
     metadata: AttentionMetadata
 
     @torch.inference_mode(False)  # else nothing could be written once that mode is left; in `grow` too

@@ -16,7 +16,7 @@ from students import decoder_config, make_student, student_tokenizer
 from transformers import PreTrainedModel
 
 from hf_interdistill import InteractionTeacher
-from hf_interdistill.interaction.teacher.training import InteractionTeacherConfig
+from hf_interdistill.interaction.teacher.config import InteractionTeacherConfig
 from hf_interdistill.scoring.formatting import RewardFormatter
 
 

@@ -100,13 +100,15 @@ class FusedMap:
         chunk, stride = self._longest(start, stop), _tiles_in(self.length, 16) * 16
         weights = self.query.new_empty(self.pairs, chunk, stride, dtype=torch.float32)
         grid = (_tiles_in(chunk, self._tiles.rows), _tiles_in(self.length, self._tiles.columns), self.pairs)
-        sizes = (start, stop, self.units, self.content, self.length, chunk, stride)
+        mean_sizes = (start, stop, self.units, self.content, self.length, chunk, stride)
         states = (self.query, self.key, self.key_mask, self._sums, self.starts)
-        kernels.head_mean[grid](*states, weights, *self._scores, *sizes, KV_HEADS=self.kv_heads, **self._constants)
+        kernels.head_mean[grid](
+            *states, weights, *self._scores, *mean_sizes, KV_HEADS=self.kv_heads, **self._constants
+        )
         rows = weights.new_empty(self.pairs, stop - start, self.units)
         grid = (stop - start, _tiles_in(self.units, _POOL_COLUMNS), self.pairs)
-        sizes = (start, self.units, self.content, chunk, stride)
-        row_kernels.pool[grid](weights, self.order, self.starts, rows, *sizes, COLUMNS=_POOL_COLUMNS)
+        pool_sizes = (start, self.units, self.content, chunk, stride)
+        row_kernels.pool[grid](weights, self.order, self.starts, rows, *pool_sizes, COLUMNS=_POOL_COLUMNS)
         return rows
 
     def add_gradients(self, gradient: torch.Tensor, result: _Gradients, start: int, stop: int) -> None:
@@ -186,8 +188,8 @@ def fused_loss_and_gradients(
             ),  # at most 16 elements of each tensor per thread: no register spills
         }
         row_weights = torch.stack([weights.weights[name] for name in _SCOPES]).float()
-        unit_arguments = (weights.segments.int(), weights.shared.contiguous().view(torch.uint8), row_weights)
-        unit_arguments = (*unit_arguments, student.tokens.sizes.int())
+        shared = weights.shared.contiguous().view(torch.uint8)
+        unit_arguments = (weights.segments.int(), shared, row_weights, student.tokens.sizes.int())
         budget = max(1, _CHUNK_ELEMENTS // max(1, own.pairs * own.length))
         for start, stop in unit_ranges(own.host_starts, budget):
             rows = own.pooled(start, stop)
@@ -196,10 +198,9 @@ def fused_loss_and_gradients(
             row_kernels.row_losses[(stop - start, own.pairs)](
                 rows, target, *unit_arguments, values, *sizes, **constants
             )
-            if needs_gradient:
+            if gradients is not None:
                 own.add_gradients(rows, gradients, start, stop)
-        states = gradients.of_states() if needs_gradient else None
-        return values.sum((1, 2)), states
+        return values.sum((1, 2)), None if gradients is None else gradients.of_states()
 
 
 def _tiles_in(count: int, size: int) -> int:

@@ -1,0 +1,50 @@
+"""Settings of a teacher's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class InteractionTeacherConfig(TrainingArguments):
+    """Settings for `InteractionTeacher.fit`: those of `TrainingArguments` and the fields below.
+
+    Args:
+        teacher_model: encoder to start from (command line only; `fit` has its model already).
+        teacher_max_length: tokens per row (see `InteractionTeacher`); `None`: as many as the encoder can read.
+        interaction_layers: top layers in which the two responses attend to each other (see `InteractionTeacher`);
+            `None` leaves the teacher unchanged.
+        warm_start_epochs: epochs on single responses before the pairs. Without them a pretrained encoder learns little
+            from a few thousand pairs.
+        num_train_epochs: epochs on pairs.
+        eval_fraction: part of the prompts that is held out when `fit` is given no `eval_dataset`.
+        early_stopping_patience: evaluations without a better held-out loss after which a stage stops.
+    """
+
+    teacher_model: str | None = field(default=None, metadata={"help": "Encoder to start from: Hub name or folder."})
+    teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens per row; None: all it can read."})
+    interaction_layers: int | None = field(
+        default=None, metadata={"help": "Top layers in which the responses attend to each other; 0: all, in one row."}
+    )
+    warm_start_epochs: float = field(default=2.0, metadata={"help": "Epochs on single responses before the pairs."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs on pairs."})
+    eval_fraction: float = field(default=0.1, metadata={"help": "Part of the prompts held out for early stopping."})
+    early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, their fraction of all."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs per device and step."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Pairs per device and evaluation step."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
+    evals_per_epoch: int = field(default=2, metadata={"help": "Held-out evaluations in each epoch."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"`eval_fraction` must lie between 0 and 1, got {self.eval_fraction}.")
+        if self.warm_start_epochs < 0 or self.num_train_epochs <= 0:
+            raise ValueError(
+                f"`warm_start_epochs` ({self.warm_start_epochs}) must not be negative and `num_train_epochs` "
+                f"({self.num_train_epochs}) must be positive."
+            )
