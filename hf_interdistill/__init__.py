@@ -1,7 +1,7 @@
 """Interaction-distilled reward models for the Hugging Face ecosystem.
 
 Names are loaded when used, so that `import hf_interdistill` costs nothing. It also makes `strategy="rain"` known to
-`generate`, as soon as transformers' generation is there (see `rain/registration.py`).
+`generate`, as soon as transformers' generation is there (see `rain/api/registration.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .rain.api.registration import register_when_loaded
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _MODULES = {
     "BestOfNConfig": "selection.job",
