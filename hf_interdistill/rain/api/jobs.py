@@ -97,7 +97,22 @@ class RainJobConfig:
             )
         known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
         refuse_unknown("`generation`", self.generation_settings(), known)
+        self._refuse_settings_of_a_call()
         self.rain_config()
+
+    def _refuse_settings_of_a_call(self) -> None:
+        """Settings that mean something in one call of `generate`, and nothing in a job over a file."""
+        settings = self.generation_settings()
+        if (settings.get("num_return_sequences") or 1) != 1:
+            raise ValueError(
+                f"`num_return_sequences` is {settings['num_return_sequences']}, but a job writes one answer to each "
+                "row of `prompts`. Repeat the prompt in further rows: equal prompts get answers of their own."
+            )
+        if settings.get("max_time") is not None:
+            raise ValueError(
+                f"`max_time` is {settings['max_time']}, but the prompts of a job share their forward passes, so no "
+                "time is a prompt's own. Limit `max_new_tokens`, or `iterations` in `rain`."
+            )
 
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
@@ -155,7 +170,7 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
     """The scorer of a job."""
     if config.scorer == "self":
         rain = config.rain_config()
-        return as_scorer("self", rain.judge, rain.judge_vote)
+        return as_scorer("self", rain.judge, rain.judge_vote, rain.cuda_graphs)
     if config.reward_model is not None:  # with `scorer: reward`, and only then
         from ...scoring.scorer import RewardScorer
 
@@ -182,7 +197,10 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     for row in rows:
         ids = tokenize_prompt(tokenizer, row["prompt"]).to(model.device)
         try:
-            full_config, processors = prepare_generation(model, generation_config, ids, None)
+            new_tokens = None
+            if settings.get("max_new_tokens") is None and settings.get("max_length") is not None:
+                new_tokens = settings["max_length"] - ids.shape[1]
+            full_config, processors = prepare_generation(model, generation_config, ids, new_tokens)
             prepared = PreparedGeneration(full_config, [row["prompt"]], processors, criteria)
             (prompt,) = build_prompts(model, ids, None, prepared)
         except ValueError as error:
@@ -200,10 +218,11 @@ def _search(config: RainJobConfig, job: JsonlJob, loaded: tuple, work: Sequence[
     engine: RainEngine = decoder.build_engine(model)
     engine.start([prompt for _, prompt in work], decoder.seed())
     bar = tqdm(total=len(work), desc="RAIN", unit="prompt", disable=not PartialState().is_local_main_process)
+    tokens = finished_iterations = 0
     with job.appending() as append, bar:
         try:
             while not engine.is_finished:
-                tokens = sum(len(part) for _, part in engine.step())
+                tokens += sum(len(part) for _, part in engine.step())
                 for number, record in engine.take_finished():
                     row = work[number][0]
                     if config.trees is not None:
@@ -218,9 +237,11 @@ def _search(config: RainJobConfig, job: JsonlJob, loaded: tuple, work: Sequence[
                             "stats": record.stats,
                         }
                     )
+                    finished_iterations += int(record.stats["iterations"])
                     bar.update()
-                if tokens:
-                    bar.set_postfix(passes=engine.totals["forward_passes"], refresh=False)
+                iterations = finished_iterations + sum(each.search.iterations for each in engine.requests)
+                bar.set_postfix(tokens=tokens, iterations=iterations, refresh=False)
+                bar.update(0)  # redraws where it is time to: a prompt can take minutes
         except ScorerError as error:
             error.records = engine.records()
             raise ScorerError(
