@@ -24,7 +24,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from figures import columns, keep, row
+from figures import columns, keep, row, save_plot
 from hardware import describe_hardware, peak_resident_mib
 from rich.console import Console
 
@@ -185,7 +185,7 @@ def draw(measured: dict[str, list[dict]], tokens: list[int], path: Path) -> None
         axes.legend(frameon=False, loc="upper left")
         axes.grid(alpha=0.25)
     figure.suptitle(f"{describe_hardware()}; {HEADS} heads of width {WIDTH}, {str(DTYPE)[6:]}", fontsize=9)
-    figure.savefig(path, dpi=130)
+    save_plot(figure, path)
     plt.close(figure)
 
 

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hardware import describe_hardware
+from matplotlib.figure import Figure
 from rich.table import Table
+
+from hf_interdistill.utils.pictures import save_small_png
 
 
 def row(name: str, setting: str, ours: float | None, rival: float | None, unit: str) -> dict:
@@ -27,6 +30,11 @@ def keep(results: list[dict], path: Path) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(kept + results, indent=2), encoding="utf-8")
     os.replace(scratch, path)
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Write a plot of the size that a page shows."""
+    save_small_png(figure, path, dpi=100)
 
 
 def columns(title: str, names: Sequence[str], texts: Sequence[str] = ()) -> Table:

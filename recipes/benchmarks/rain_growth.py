@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-from figures import columns, keep, row
+from figures import columns, keep, row, save_plot
 from hardware import describe_hardware
 from rain_costs import Clock, Costs
 from rain_decoding import Bench, advance, argument_parser, done, prepare
@@ -47,7 +47,7 @@ def draw(grown: dict[str, dict[int, Costs]], title: str, path: Path) -> None:
             axes.set(xlabel=what, ylabel=f"{label} an iteration and prompt", ylim=(0, 1.08 * max(heights)))
             axes.grid(alpha=0.25)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    save_plot(figure, path)
     plt.close(figure)
 
 

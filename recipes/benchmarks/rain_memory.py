@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from figures import save_plot
 from hardware import peak_resident_mib
 
 from hf_interdistill.rain.api.decoder import RainDecoder
@@ -106,5 +107,5 @@ def draw(samples: list[Sample], path: Path, setting: str) -> None:
         axes.legend(frameon=False)
         axes.grid(alpha=0.25)
     figure.suptitle(setting, fontsize=9)
-    figure.savefig(path, dpi=130)
+    save_plot(figure, path)
     plt.close(figure)

@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from datasets import disable_progress_bars
-from figures import keep, row, table_of
+from figures import keep, row, save_plot, table_of
 from hardware import describe_hardware
 from reward_models import Case
 from reward_step import RIVAL, measure_case
@@ -91,7 +91,7 @@ def draw(
     panels[2].set(title=f"Step a pair, {lengths[0]} tokens", xlabel="pairs of a batch", ylabel="seconds a pair")
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    save_plot(figure, path)
     plt.close(figure)
 
 

@@ -139,7 +139,7 @@ def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, 
     row = next(
         (row for row, length in zip(rows, lengths, strict=True) if 45 <= length <= 65), rows[np.argmin(lengths)]
     )
-    plot_maps(pair_maps(row, teacher, scorers)).savefig(path, dpi=110)
+    plot_maps(pair_maps(row, teacher, scorers)).savefig(path, dpi=80, pil_kwargs={"optimize": True})
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ import copy
 import importlib
 import json
 import sys
+import zlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, build_encoder, read_rows
@@ -15,7 +17,7 @@ from conftest import ROOT, build_encoder, read_rows
 FOLDER = ROOT / "recipes" / "studies" / "attention_hacking"
 NAMES = (
     *("arms", "claims", "comparison", "materials", "measures", "objectives", "plots", "preferences", "pretraining"),
-    *("report", "rotary", "running", "students", "study", "tables"),
+    *("records", "report", "rotary", "running", "students", "study", "tables"),
 )
 CONFIG = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 SETS = ("hh_harmless", "truthfulqa", "pandalm", "bbq", "anthropic_evals")
@@ -80,3 +82,13 @@ def tiny_config(folder, encoder: str) -> dict:
     grid = {"name": "main", "train": ["hh_harmless"], "student": ["minilm"], "condition": ["clean"]}
     config["grids"] = [{**grid, "arm": ["bradley_terry", "interaction_joint", "uniform"], "seed": [0, 1, 2]}]
     return config
+
+
+def made_up_outcome(bench, run) -> dict:
+    """What `Bench.carry_out` returns, with random rewards in place of a trained model's."""
+    draw = np.random.default_rng(zlib.crc32(run.id.encode()))
+    names = ["validation", *([] if run.candidate else [*SETS, f"{SETS[0]}+cue"])]
+    rewards = {name: draw.normal(size=(8, 2)).astype(np.float32) for name in names}
+    bench.keep_rewards(run, rewards)
+    own = {"diagnosis": None, "hardware": "none", "seconds": {"training": 1.0}}
+    return {**bench.outcome(rewards), **own, "training": {"steps": 2, "last_log": {}}}

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from attention_hacking.conftest import CONFIG, FOLDER, SETS, tiny_config
+from attention_hacking.conftest import CONFIG, SETS, made_up_outcome, tiny_config
 
 EQUAL_AT_FIRST = ("bradley_terry", "bradley_terry_longer", "uniform")  # `uniform` is in the run above
 NOT_FOR_MINILM = ("interaction_before_rope",)
@@ -22,8 +22,12 @@ def write(config: dict, folder) -> str:
     return str(path)
 
 
-def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch, is_trained):
     config = tiny_config(tmp_path, encoder)
+    picture = "differences.hh_harmless.minilm.clean"
+    config["report"]["pictures"] = [picture, "masking.hh_harmless.minilm.cue"]  # there are no runs with a cue
+    config["report"]["rows"] = [{"arm": ["bradley_terry", "uniform"], "test_set": ["bbq"]}]
     path = write(config, tmp_path)
     study, done = modules.study, []
     carry_out = modules.running.Bench.carry_out
@@ -32,12 +36,12 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
         done.append(run.id)
         if len(done) == 4:
             raise KeyboardInterrupt
-        return carry_out(self, run, arm, settings)
+        return carry_out(self, run, arm, settings) if is_trained else made_up_outcome(self, run)
 
     monkeypatch.setattr(modules.running.Bench, "carry_out", stopping)
     with pytest.raises(KeyboardInterrupt):
         study.main(["--config", path])
-    kept = json.loads((tmp_path / "results" / "runs.json").read_text(encoding="utf-8"))
+    kept = modules.records.read_runs(tmp_path / "results")
     assert [record["id"] for record in kept] == done[:3]
     assert study.main(["--config", path, "--minutes", "-1"]) == kept and len(done) == 4  # no time, nothing begun
     results = study.main(["--config", path])
@@ -58,27 +62,14 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
         assert record["settings"]["arguments"]["learning_rate"] == best["settings"]["arguments"]["learning_rate"]
         assert set(record["tests"]) == set(SETS) and set(record["cued"]) == {"hh_harmless"}
         assert record["training"]["steps"] == 2 and record["seconds"]["training"] > 0 and record["hardware"]
-        aligned = record["training"]["last_log"].get("interaction/loss")
-        assert (aligned is None) == (record["arm"] == "bradley_terry")
     joint, uniform = (next(r for r in main if r["arm"] == arm) for arm in ("interaction_joint", "uniform"))
-    assert joint["training"]["last_log"]["interaction/loss"] != uniform["training"]["last_log"]["interaction/loss"]
     assert joint["teacher"]["checksum"] == uniform["teacher"]["checksum"] != 0
-
-    table = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
-    cell = next(row for row in table if (row["arm"], row["test_set"]) == ("uniform", "bbq"))
-    means = [record["tests"]["bbq"]["accuracy"] for record in main if record["arm"] == "uniform"]
-    assert cell["mean"] == pytest.approx(np.mean(means)) and cell["seeds"] == 3 and cell["metric"] == "accuracy"
-    assert cell["ci95"][0] <= cell["mean"] <= cell["ci95"][1]
-    assert cell["delta_ci95"][0] <= cell["delta_vs_bradley_terry"] <= cell["delta_ci95"][1]
-    plain = next(row for row in table if (row["arm"], row["test_set"]) == ("bradley_terry", "bbq"))
-    assert cell["delta_vs_bradley_terry"] == pytest.approx(cell["mean"] - plain["mean"])
-    assert (plain["delta_vs_bradley_terry"], plain["delta_ci95"]) == (0, [0, 0])
-    cell = next(row for row in table if (row["arm"], row["test_set"]) == ("uniform", "mean of five"))
-    means = [record["tests"][name]["accuracy"] for record in main if record["arm"] == "uniform" for name in SETS]
-    assert cell["mean"] == pytest.approx(np.mean(means)) and cell["pairs"] == 8 * len(SETS)
-    assert {"differences.hh_harmless.minilm.clean.png", "masking.hh_harmless.minilm.clean.png", "table.md"} <= {
-        file.name for file in (tmp_path / "results").iterdir()
-    }
+    if is_trained:
+        logs = {record["arm"]: record["training"]["last_log"].get("interaction/loss") for record in main}
+        assert logs["bradley_terry"] is None and logs["interaction_joint"] != logs["uniform"] is not None
+    assert_tables_show(main, tmp_path / "results")
+    assert (tmp_path / "results" / f"{picture}.png").stat().st_size > 1000
+    assert len(list((tmp_path / "results").iterdir())) == 4  # and no other picture
     assert study.main(["--config", path]) == results and len(done) == 2 + 9 + 1  # nothing is done twice
 
     config["max_length"] = 90
@@ -86,24 +77,43 @@ def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch):
         study.main(["--config", write(config, tmp_path)])
 
 
+def assert_tables_show(main: list[dict], folder) -> None:
+    """`results.json` has the means of the runs, for the tests of the short tables and those asked for."""
+    table = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    cell = next(row for row in table if (row["arm"], row["test_set"]) == ("uniform", "bbq"))
+    means = [record["tests"]["bbq"]["accuracy"] for record in main if record["arm"] == "uniform"]
+    assert cell["mean"] == round(np.mean(means), 4) and cell["seeds"] == 3 and cell["metric"] == "accuracy"
+    assert cell["ci95"][0] <= cell["mean"] <= cell["ci95"][1]
+    assert cell["delta_ci95"][0] <= cell["delta_vs_bradley_terry"] <= cell["delta_ci95"][1]
+    plain = next(row for row in table if (row["arm"], row["test_set"]) == ("bradley_terry", "bbq"))
+    assert cell["delta_vs_bradley_terry"] == pytest.approx(cell["mean"] - plain["mean"], abs=2e-4)
+    assert (plain["delta_vs_bradley_terry"], plain["delta_ci95"]) == (0, [0, 0])
+    cell = next(row for row in table if (row["arm"], row["test_set"]) == ("uniform", "mean of five"))
+    means = [record["tests"][name]["accuracy"] for record in main if record["arm"] == "uniform" for name in SETS]
+    assert cell["mean"] == round(np.mean(means), 4)
+    tests = {"mean of five", "mean of four, without anthropic_evals", "hh_harmless, cue on rejected"}
+    assert {row["test_set"] for row in table if row["arm"] == "interaction_joint"} == tests
+    assert {row["test_set"] for row in table if row["arm"] == "uniform"} == {*tests, "bbq"}
+    assert {"runs.json.xz", "table.md"} < {file.name for file in folder.iterdir()}
+
+
 def test_several_processes_share_the_runs(modules, encoder, tmp_path, monkeypatch):
     """What another process is at is left to it, and what it writes meanwhile is kept."""
     config = tiny_config(tmp_path, encoder)
-    config["selection"] = []
+    config["selection"], config["report"]["pictures"] = [], []
     path, study, done = write(config, tmp_path), modules.study, []
-    results = tmp_path / "results" / "runs.json"
+    results, records = tmp_path / "results", modules.records
     theirs = modules.running.Run("hh_harmless", "minilm", "clean", "uniform", 0)
-    carry_out = modules.running.Bench.carry_out
 
     def noting(self, run, arm, settings):
-        outcome = carry_out(self, run, arm, settings)
+        outcome = made_up_outcome(self, run)
         done.append(run)
         if len(done) == 4:  # the other process comes to the end of its run
             settings = self.settings(theirs, modules.arms.Arm(**config["arms"]["uniform"]))
             mark = modules.running.checksum(settings)
-            kept = json.loads(results.read_text(encoding="utf-8"))
+            kept = records.read_runs(results)
             record = {**kept[0], "id": theirs.id, "arm": "uniform", "checksum": mark, "settings": settings}
-            results.write_text(json.dumps([*kept, record]), encoding="utf-8")
+            records.write_runs(results, [*kept, record])
         return outcome
 
     monkeypatch.setattr(modules.running.Bench, "carry_out", noting)
@@ -113,9 +123,9 @@ def test_several_processes_share_the_runs(modules, encoder, tmp_path, monkeypatc
         first = study.main(["--config", path])
     assert theirs not in done and len(done) == 8 and len({record["id"] for record in first}) == 9 + 6
     assert study.main(["--config", path]) == first and len(done) == 8
-    assert json.loads(results.read_text(encoding="utf-8")) == first
+    assert records.read_runs(results) == first
 
-    results.unlink()
+    (results / records.PACKED).unlink()
     done.clear()
     study.main(["--config", path])  # the lock was let go
     assert theirs in done
@@ -178,23 +188,6 @@ def test_a_run_with_quite_another_teacher_is_refused(modules, encoder, tmp_path)
     study._require_one_teacher(run, {**mark, "checksum": 2, "accuracy": 0.83})
     with pytest.raises(ValueError, match=r"would have another teacher .* than the first had"):
         study._require_one_teacher(run, {**mark, "checksum": 2, "accuracy": 0.85})
-
-
-@pytest.mark.skipif(not (FOLDER / "runs.json").exists(), reason="the study has not been run yet")
-def test_the_tables_are_those_of_the_results(modules):
-    results = json.loads((FOLDER / "runs.json").read_text(encoding="utf-8"))
-    table = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    runs = [record for record in results if not record["candidate"]]
-    assert {(row["arm"], row["condition"]) for row in table} == {(run["arm"], run["condition"]) for run in runs}
-    assert modules.tables.markdown(table, results) == (FOLDER / "table.md").read_text(encoding="utf-8")
-    for row in table:
-        accuracies = [
-            run["tests"][row["test_set"]]["accuracy"]
-            for run in runs
-            if all(run[key] == row[key] for key in ("train", "student", "condition", "arm"))
-            and row["test_set"] in run["tests"]
-        ]
-        assert not accuracies or row["mean"] == pytest.approx(np.mean(accuracies))
 
 
 def test_a_pretrained_student_begins_as_a_language_model_of_its_texts(modules, encoder, tmp_path):

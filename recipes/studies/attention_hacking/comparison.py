@@ -10,6 +10,7 @@ import numpy as np
 from measures import decode_outcomes
 
 _DRAWS = 10_000
+_PART = 250  # draws at a time, so that what is multiplied stays in the processor's cache
 REFERENCES = ("bradley_terry", "uniform", "shuffled", "label_smoothing")
 Group = tuple[str, str, str]  # train, student, condition
 
@@ -125,7 +126,9 @@ def paired_difference(
     for number, (own, other) in enumerate(zip(mine, theirs, strict=True)):
         differences = np.stack([own[seed] - other[seed] for seed in common])  # (seeds, pairs)
         of_seeds, of_pairs = _weights(len(common), 0, draws), _weights(differences.shape[1], 1 + number, draws)
-        drawn += ((of_seeds @ differences) * of_pairs).sum(1) / len(mine)
+        for start in range(0, draws, _PART):
+            part = slice(start, start + _PART)
+            drawn[part] += ((of_seeds[part] @ differences) * of_pairs[part]).sum(1) / len(mine)
         values.append(differences.mean())
     low, high = np.quantile(drawn, (0.025, 0.975))
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "seeds": len(common)}

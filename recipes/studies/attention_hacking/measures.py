@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from preferences import Row, picked
+from records import rounded
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_interdistill import RewardScorer
@@ -80,27 +81,30 @@ def cued_margins(plain: np.ndarray, cued: np.ndarray, share: float, seed: int) -
 
 
 def summary(margins: np.ndarray) -> dict[str, Any]:
-    """Accuracy (ties count half and are counted), calibration, and which pairs were right, for later comparison."""
+    """Accuracy (ties count half and are counted), loss, and which pairs were right, for later comparison."""
     outcome = pairwise_accuracy(margins)
     return {
         "pairs": outcome["pairs"],
         "ties": outcome["ties"],
-        "accuracy": float((np.sign(margins) / 2 + 0.5).mean()),
-        **calibration(margins),
+        "accuracy": float((np.sign(margins) / 2 + 0.5).mean(dtype=np.float64)),
+        "nll": calibration(margins)["nll"],
         "right": encode_outcomes(margins),
     }
 
 
 def encode_outcomes(margins: np.ndarray) -> str:
-    """The signs of margins as text: wrong, tie and right as the digits of base 3, five to a byte."""
-    digits = (np.sign(margins) + 1).astype(np.uint8)
-    groups = np.concatenate([digits, np.zeros(-len(digits) % 5, np.uint8)]).reshape(-1, 5)
-    return base64.b64encode((groups * 3 ** np.arange(5)).sum(1).astype(np.uint8).tobytes()).decode()
+    """The signs of margins, a digit a pair: 0 for wrong, 1 for a tie, 2 for right.
+
+    Digits compress better than packed ones, because arms that agree on neighboring pairs repeat whole stretches.
+    """
+    return "".join(str(digit) for digit in np.sign(margins).astype(int) + 1)
 
 
 def decode_outcomes(text: str, pairs: int) -> np.ndarray:
     """What `encode_outcomes` made, as `(pairs,)` with 0 for wrong, 0.5 for a tie and 1 for right."""
-    values = np.frombuffer(base64.b64decode(text), np.uint8)[:, None] // 3 ** np.arange(5) % 3
+    if len(text) == pairs:
+        return (np.frombuffer(text.encode(), np.uint8) - ord("0")) / 2
+    values = np.frombuffer(base64.b64decode(text), np.uint8)[:, None] // 3 ** np.arange(5) % 3  # an older `runs.json`
     return values.ravel()[:pairs] / 2
 
 
@@ -136,6 +140,7 @@ def diagnosis_of(scorer: RewardScorer, rows: Sequence[Row], settings: dict[str, 
 
 
 def _plain(value):
+    """A value for JSON, with far more digits than the standard errors leave: those of 60 pairs are points."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
+    return None if isinstance(value, float) and np.isnan(value) else rounded(value, 6)

@@ -11,6 +11,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from hf_interdistill.utils.pictures import save_small_png
+
 
 def draw_differences(rows: Sequence[dict], name: str, path: Path) -> None:
     """Differences to Bradley-Terry, a panel a test; in brackets the seeds."""
@@ -38,7 +40,7 @@ def draw_differences(rows: Sequence[dict], name: str, path: Path) -> None:
     axes[0, 0].set_yticks(range(len(arms)), [f"{arm} ({seeds[arm]})" for arm in arms])
     axes[0, 0].invert_yaxis()
     figure.suptitle(f"{name}: accuracy minus Bradley-Terry's, points (blue: the interval leaves out 0)", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_small_png(figure, path, dpi=80, colors=16)
     plt.close(figure)
 
 
@@ -59,5 +61,5 @@ def draw_masking(runs: Sequence[dict], arms: Sequence[str], fractions: Sequence[
     axis.set_title(name, fontsize=9)
     axis.legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save_small_png(figure, path)
     plt.close(figure)

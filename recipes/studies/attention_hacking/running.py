@@ -94,7 +94,8 @@ class Bench(Materials):
             raise ValueError(f"{len(rows) - len(trainer.train_dataset)} of {len(rows)} pairs do not fit `max_length`.")
         trainer.train()
         logs = [log for log in trainer.state.log_history if "loss" in log]
-        kept = {key: value for key, value in (logs[-1] if logs else {}).items() if isinstance(value, int | float)}
+        last = logs[-1] if logs else {}
+        kept = {key: value for key, value in last.items() if key == "loss" or key.startswith("interaction/")}
         scorer = RewardScorer(trainer.model, self.tokenizer, batch_size=self.config["scoring_batch_size"])
         return scorer, {"steps": trainer.state.global_step, "last_log": kept}
 
@@ -140,6 +141,8 @@ class Bench(Materials):
         cue = self.config["cue"]
         margins = {name: values[:, 0] - values[:, 1] for name, values in rewards.items()}
         validation = margins.pop("validation")
+        judged = summary(validation)
+        del judged["right"]  # arms are compared pair by pair on the tests alone
         tests, cued = {}, {}
         for name, values in margins.items():
             if not name.endswith("+cue"):
@@ -149,7 +152,7 @@ class Bench(Materials):
             sides = cued_margins(plain, rewards[name], cue["share"], self.config["data_seed"])
             cued[name.removesuffix("+cue")] = {side: summary(each) for side, each in sides.items()}
         return {
-            "validation": {**summary(validation), "scaled_nll": scaled_nll(validation)},
+            "validation": {**judged, "scaled_nll": scaled_nll(validation)},
             "tests": tests,
             "cued": cued,
         }

@@ -1,9 +1,9 @@
 """Does interaction distillation make reward models better, and does it, rather than any map, do so?
 
 `python recipes/studies/attention_hacking/study.py [--config study.yaml] [--minutes N] [--report]` from the project's
-root: hyper-parameters on validation rows, then the runs of each grid, then tables and plots. Every run that is done is
-in `runs.json`; a study that was stopped goes on after the last one. Several processes may run the same command. The
-table is in `results.json` and, for a reader, `table.md`.
+root: hyper-parameters on validation rows, then the runs of each grid, then tables and plots. Every finished run is in
+`runs.json.xz`; a stopped study resumes after the last one. Several processes may run the same command. The results are
+in `results.json` and, for a reader, `table.md`; `report.py` prints the long tables.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import torch
 import yaml
 from arms import Arm
 from claims import claim
+from records import PACKED, read_runs, rounded, write_runs
 from report import write_report
 from rich.console import Console
 from running import Bench, Run, checksum, with_changes
 from students import embedded_encoder
-
-from hf_interdistill.utils.atomic_io import write_atomically
 
 HERE = Path(__file__).parent
 ALIKE = 0.02  # of the loss of two language models pretrained alike on two machines
@@ -52,7 +51,7 @@ class Study:
         self.config, self.deadline = config, deadline
         self.bench = Bench(config, config["encoder"] or embedded_encoder())
         self.arms = {name: Arm(**settings) for name, settings in config["arms"].items()}
-        self.path = Path(config["results_dir"]) / "runs.json"
+        self.path = Path(config["results_dir"]) / PACKED
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.results: list[dict[str, Any]] = []
         self._reload()
@@ -61,13 +60,16 @@ class Study:
     def run(self) -> list[dict[str, Any]]:
         """Everything that is not done yet and that no other process is at; returns all records."""
         if self._select():
-            for grid in self.config["grids"]:
-                for run in _runs(grid):
-                    if not self._once(run, self._arm(run)):
-                        return self.results
-                    self._ensembles(grid, run)
-        self._reload()
+            self._run_grids()
+        self._pack()
         return self.results
+
+    def _run_grids(self) -> None:
+        for grid in self.config["grids"]:
+            for run in _runs(grid):
+                if not self._once(run, self._arm(run)):
+                    return
+                self._ensembles(grid, run)
 
     # Hyper-parameters
 
@@ -123,15 +125,16 @@ class Study:
         outcome = self.bench.carry_out(run, arm, settings)
         own = {"checksum": checksum(settings), "settings": settings, "teacher": teacher}
         own |= {"pretraining": pretraining} if pretraining else {}
-        self._add({"id": run.id, **asdict(run), **own, **outcome})
+        self._add({"id": run.id, **asdict(run), **own, **rounded(outcome)})
         gc.collect()
 
     def _require_settings(self, run: Run, settings: dict[str, Any]) -> None:
         record = self._record(run)
         if record["checksum"] != checksum(settings):
             raise ValueError(
-                f"{run.id} is in {self.path.name}, but was made with other settings. Remove it from there, or "
-                f"choose other folders (`results_dir`, `output_dir`). Settings now: {json.dumps(settings)}; "
+                f"{run.id} is in {self.path.name}, but was made with other settings. Remove it from there "
+                f"(`unxz` makes a JSON file of it that is read too), or choose other folders (`results_dir`, "
+                f"`output_dir`). Settings now: {json.dumps(settings)}; "
                 f"then: {json.dumps(record['settings'])}"
             )
 
@@ -167,7 +170,7 @@ class Study:
 
     def _reload(self) -> None:
         """Find what other processes have added since."""
-        self.results = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        self.results = read_runs(self.path.parent)
 
     def _add(self, record: dict[str, Any]) -> None:
         with claim(self.bench.lock_path(self.path.name), is_waiting=True):
@@ -175,10 +178,16 @@ class Study:
             if self._record(Run(**{field.name: record[field.name] for field in fields(Run)})):
                 return
             self.results.append(record)
-            write_atomically(self.path, json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
+            write_runs(self.path.parent, self.results)
         tests = "  ".join(f"{name} {test['accuracy']:.3f}" for name, test in record["tests"].items())
         seconds = record.get("seconds", {})
         console.print(f"{record['id']}: validation {record['validation']['accuracy']:.3f}  {tests}  {seconds}")
+
+    def _pack(self) -> None:
+        """Write the file once more, as small as it gets; after each run that would take too long."""
+        with claim(self.bench.lock_path(self.path.name), is_waiting=True):
+            self._reload()
+            write_runs(self.path.parent, self.results, is_complete=True)
 
     # Ensembles
 
@@ -207,7 +216,7 @@ class Study:
         outcome = {**self.bench.outcome(rewards), "diagnosis": None, "hardware": hardware}
         mark = checksum([settings, *(self._record(member)["checksum"] for member in members)])
         own = {"checksum": mark, "settings": settings, "teacher": None}
-        self._add({"id": whole.id, **asdict(whole), **own, **outcome})
+        self._add({"id": whole.id, **asdict(whole), **own, **rounded(outcome)})
 
 
 def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np.ndarray]:

@@ -9,17 +9,25 @@ from operator import getitem
 import numpy as np
 from comparison import REFERENCES, group_of, of_group
 
+_LEGEND = [
+    "Accuracy in %, mean over seeds; in brackets the difference in points, with 95 % bootstrap intervals over",
+    "pairs and seeds, not corrected for their number. `*`: the interval leaves out 0. One seed gives an interval",
+    "over pairs alone. Means weigh each set alike.",
+]
+_LOSS_LEGEND = [
+    "Loss: Bradley-Terry's in nats; in brackets the mean difference to `bradley_terry`, and the",
+    "seeds in which it is lower.",
+]
 
-def markdown(table: Sequence[dict], results: Sequence[dict]) -> str:
-    """The tables for a reader, and what was chosen on the validation rows."""
-    lines = [
-        "Accuracy in %, mean over seeds; in brackets the difference in points, with 95 % bootstrap intervals over",
-        "pairs and seeds, not corrected for their number. `*`: the interval leaves out 0. One seed gives an interval",
-        "over pairs alone. Loss: Bradley-Terry's in nats; in brackets the mean difference to `bradley_terry`, and the",
-        "seeds in which it is lower. Means weigh each set alike.",
-        "",
-        *summary(table),
-    ]
+
+def short_tables(table: Sequence[dict], results: Sequence[dict]) -> str:
+    """The means of the tests, the distilled arms against the controls, and what was chosen on the validation rows."""
+    return _text([*_LEGEND, "", *summary(table), *_against_controls(table), *_selection(results)])
+
+
+def long_tables(table: Sequence[dict], results: Sequence[dict]) -> str:
+    """Every test of every arm, against each reference, with losses and what `diagnose` says."""
+    lines = [*_LEGEND, *_LOSS_LEGEND, ""]
     for group in dict.fromkeys(group_of(row) for row in table):
         rows = [row for row in table if group_of(row) == group]
         lines += [f"## Trained on {group[0]}, student {group[1]}, condition {group[2]}", ""]
@@ -30,7 +38,16 @@ def markdown(table: Sequence[dict], results: Sequence[dict]) -> str:
         lines += _lines_of("Loss, and against `bradley_terry`", rows, _loss_cell)
         lines += _diagnosis(of_group(results, group))
         lines += ["Ran on: " + "; ".join(sorted({name for row in rows for name in row["hardware"]})) + ".", ""]
-    return "\n".join([*lines, *_selection(results)]).rstrip() + "\n"
+    return _text(lines)
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def is_summarized(test: str) -> bool:
+    """Whether the short tables have a column for a test."""
+    return test.startswith("mean of") or test.endswith("cue on rejected")
 
 
 def summary(table: Sequence[dict]) -> list[str]:
@@ -39,7 +56,7 @@ def summary(table: Sequence[dict]) -> list[str]:
     for train, student in dict.fromkeys(group_of(row)[:2] for row in table):
         rows = [row for row in table if group_of(row)[:2] == (train, student)]
         names = list(dict.fromkeys(row["test_set"] for row in rows))
-        tests = [name for name in names if name.startswith("mean of") or name.endswith("cue on rejected")]
+        tests = [name for name in names if is_summarized(name)]
         lines += [f"## In short: trained on {train}, student {student}", ""]
         lines += ["| condition | arm | seeds | " + " | ".join(tests) + " |", "| --- " * (len(tests) + 3) + "|"]
         for condition, arm in dict.fromkeys((row["condition"], row["arm"]) for row in rows):
@@ -47,6 +64,23 @@ def summary(table: Sequence[dict]) -> list[str]:
             shown = [_cell(own[test], "bradley_terry") if test in own else "" for test in tests]
             seeds = next(iter(own.values()))["seeds"]
             lines.append(f"| {condition} | `{arm}` | {seeds} | " + " | ".join(shown) + " |")
+        lines.append("")
+    return lines
+
+
+def _against_controls(table: Sequence[dict]) -> list[str]:
+    """The means of the distilled arms against the maps that teach nothing, and against label smoothing."""
+    others = REFERENCES[1:]
+    lines = []
+    for train, student in dict.fromkeys(group_of(row)[:2] for row in table):
+        lines += [f"## Distilled arms minus controls, in points: trained on {train}, student {student}", ""]
+        lines += ["| condition | arm | test | " + " | ".join(f"`{other}`" for other in others) + " |"]
+        lines += ["| --- " * (len(others) + 3) + "|"]
+        for row in (row for row in table if group_of(row)[:2] == (train, student)):
+            found = [row["against"].get(other) for other in others]
+            if row["test_set"].startswith("mean of") and row["arm"].startswith("interaction") and any(found):
+                shown = " | ".join(_difference(each) if each else "" for each in found)
+                lines.append(f"| {row['condition']} | `{row['arm']}` | {row['test_set']} | {shown} |")
         lines.append("")
     return lines
 
@@ -70,9 +104,12 @@ def _cell(row: dict, other: str) -> str:
     found = row["against"].get(other)
     if found is None:
         return f"{accuracy} (-)"
+    return f"{accuracy} ({_difference(found)})"
+
+
+def _difference(found: dict) -> str:
     star = "*" if found["low"] > 0 or found["high"] < 0 else ""
-    interval = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
-    return f"{accuracy} ({100 * found['value']:+.1f}{star}: {interval})"
+    return f"{100 * found['value']:+.1f}{star}: {100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
 
 
 def _loss_cell(row: dict) -> str:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from hf_interdistill.utils.pictures import save_small_png
+
 _BATCH = 64
 _DRAWS = 10_000
 ARMS = ("vanilla", "best_of_n", "rain_self", "rain_reward")
@@ -139,7 +141,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
     axes.set_title(f"{results[0]['prompts']} prompts, 95 % bootstrap intervals", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    save_small_png(figure, path)
     plt.close(figure)
 
 
