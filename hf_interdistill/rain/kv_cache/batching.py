@@ -1,7 +1,7 @@
 """From branches to the batches of forward passes: which branches run in one pass, and its tensors, in NumPy.
 
-Each prompt has one batch row, in which its branches stand side by side under a tree mask: a token attends to its
-ancestors and to itself.
+Branches of all prompts stand side by side in few batch rows, under a tree mask: a token attends to its ancestors and
+to itself.
 
 Source: ours; the packing of branches under a mask is that of tree attention in speculative decoding.
 """
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from .row_packing import pack_rows
 
 _ALWAYS_TOGETHER = 32  # tokens; groups up to here never get a pass of their own
 _MUCH_LONGER = 4  # a group longer than so many times all shorter ones together gets one
@@ -83,12 +85,12 @@ def split_long(lengths: Sequence[int]) -> list[list[int]]:
     return [sorted(each) for each in passes]
 
 
-def batch_rows(branches: Sequence[Branch]) -> list[list[Branch]]:
-    """The branches of each batch row: one row a prompt, so that no prompt attends to another's tokens."""
-    rows: dict[int, list[Branch]] = {}
-    for branch in branches:
-        rows.setdefault(branch.row, []).append(branch)
-    return list(rows.values())
+def batch_rows(branches: Sequence[Branch], capacity: int) -> list[list[Branch]]:
+    """The branches of each batch row of a pass. capacity: slots of the pool."""
+    visible = float(np.mean([len(visible_slots([branch], capacity)) for branch in branches]))
+    together = len(visible_slots(branches, capacity))
+    rows = pack_rows([len(branch.tokens) for branch in branches], visible, together)
+    return [[branches[number] for number in row] for row in rows]
 
 
 def visible_slots(row: Sequence[Branch], capacity: int) -> np.ndarray:

@@ -80,7 +80,7 @@ class TreeCache(ForwardCounter):
         for chosen in plan_passes(list(branches.values())):
             rows, values = [chosen], self._replay(chosen, token_ids)
             if values is None:
-                rows = batch_rows(chosen)
+                rows = batch_rows(chosen, self.slots.capacity)
                 values = self._run_eagerly(build_batch(rows, self.slots.capacity), max(map(len, rows)), token_ids)
             self.count_pass(chosen)
             for row, row_values in zip(rows, values, strict=True):
