@@ -18,7 +18,7 @@ LOWEST_VENV ?= $(VENV)-lowest
 NEWEST_VENV ?= $(VENV)-newest
 LOWEST_TORCH ?= torch==2.6
 NEWEST_TORCH ?= torch
-FLOOR_TESTS := tests/test_upstream_contract.py tests/test_package.py tests/test_versions.py tests/rain/test_tree.py tests/interaction
+FLOOR_TESTS := tests/project tests/utils tests/rain/search tests/interaction
 
 .PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest test-pythons audit soak bench growth lint clean
 
@@ -47,19 +47,19 @@ journey: $(PPO_INSTALLED)
 	$(PPO_BIN)/python recipes/journey/journey.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -x tests/test_upstream_contract.py
+	$(BIN)/python -m pytest -q -x tests/project/test_upstream_contract.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 # The same with the extra `ppo`; RAIN knows nothing of TRL.
 test-ppo: $(PPO_INSTALLED)
-	$(PPO_BIN)/python -m pytest -q -x tests/test_upstream_contract.py
+	$(PPO_BIN)/python -m pytest -q -x tests/project/test_upstream_contract.py
 	OMP_NUM_THREADS=1 $(PPO_BIN)/python -m pytest -q -n 2 -m "not slow" --ignore tests/rain
 
 # The Triton kernels: on a GPU as compiled, elsewhere by Triton's interpreter and compiled for GPUs that are not there.
 # Triton takes a gigabyte (torch's builds for CUDA bring it), so the other tests do without.
 test-kernels: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[triton]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interaction/test_kernels.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interaction/losses/test_kernels.py
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not soak"

@@ -18,15 +18,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loopback_hub import LoopbackHub
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
 from hf_interdistill import RewardScorer
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.loopback_hub import LoopbackHub  # noqa: E402 - the Hub that the tests use
+
 HERE = Path(__file__).parent
-BENCHMARK = ROOT / "tests" / "benchmarks" / "samples" / "reward_bench" / "filtered.jsonl"
+BENCHMARK = ROOT / "tests" / "reward_benchmarks" / "samples" / "reward_bench" / "filtered.jsonl"
 TOKEN = "hf_" + "loopback" * 4  # of the small Hub here; it opens nothing else
 REPOSITORY = "user/journey-rm"
 PROMPTS = ["How do I boil an egg?", "My neighbour is loud at night. What can I do?"]

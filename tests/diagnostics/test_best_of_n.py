@@ -8,15 +8,14 @@ import math
 
 import numpy as np
 import pytest
-from conftest import build_student, read_rows, tokenizer_of
+from support.diagnostics import FAST, RuleModel
+from support.models import build_student, read_rows, tokenizer_of
 
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
 from hf_interdistill.diagnostics.collect.candidate_scores import _CandidateScorer
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.best_of_n import largest_of, measure_best_of_n
-
-from .conftest import FAST, RuleModel
 
 CONFIG = DiagnosisConfig(resamples=300)
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from conftest import build_encoder, build_student, read_rows, tokenizer_of
+from support.models import build_encoder, build_student, read_rows, tokenizer_of
 from transformers import AutoModelForSequenceClassification
 
 from hf_interdistill import RewardScorer, diagnose

@@ -6,15 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from conftest import build_student, read_rows, tokenizer_of
+from support.diagnostics import FAST, RuleModel
+from support.models import build_student, read_rows, tokenizer_of
 
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
 from hf_interdistill.diagnostics.collect.noise_models import _PairScorer
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.noise import measure_noise
-
-from .conftest import FAST, RuleModel
 
 CONFIG = DiagnosisConfig(resamples=300)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rain.test_views import node
+from support.rain import tree_node as node
 
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.best_of_n import measure_best_of_n

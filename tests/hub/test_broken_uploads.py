@@ -9,14 +9,13 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
 from huggingface_hub import constants
+from support.hub import NO_RIGHTS, TOKEN, save_full
+from support.loopback_hub import Fault
+from support.models import ROOT
 
 from hf_interdistill.cli import main
 from hf_interdistill.hub import push
-from recipes.journey.loopback_hub import Fault
-
-from .conftest import NO_RIGHTS, TOKEN, save_full
 
 
 @pytest.fixture

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import ROOT, build_encoder, build_student, tokenizer_of
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from support.hub import TOKEN, card_of, save_adapter, save_full
+from support.models import ROOT, build_encoder, build_student, tokenizer_of
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.hub.files import stage_model
 from hf_interdistill.hub.loading_section import trained_on_messages
 from hf_interdistill.utils.privacy import hub_name, public_name, redact
-
-from .conftest import TOKEN, card_of, save_adapter, save_full
 
 
 def contents(files) -> dict[str, bytes]:

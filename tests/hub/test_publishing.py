@@ -6,15 +6,14 @@ import logging
 
 import pytest
 import torch
-from conftest import build_student, tokenizer_of
 from huggingface_hub import ModelCard
 from safetensors.torch import load
+from support.hub import FORBIDDEN, TOKEN
+from support.loopback_hub import Fault
+from support.models import build_student, tokenizer_of
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
 from hf_interdistill.hub.push import HubPushError
-from recipes.journey.loopback_hub import Fault
-
-from .conftest import FORBIDDEN, TOKEN
 
 EXPECTED = {
     *(".gitattributes", "README.md", "config.json", "model.safetensors"),

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from support.hub import FORBIDDEN, TOKEN, language_model, save_adapter, save_full
 
 from hf_interdistill import RewardScorer
 from hf_interdistill.cli import main
-
-from .conftest import FORBIDDEN, TOKEN, language_model, save_adapter, save_full
 
 MESSAGES = [
     ([{"role": "user", "content": "What is the capital of France?"}], [{"role": "assistant", "content": answer}])

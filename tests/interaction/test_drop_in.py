@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import build_student, tokenizer_of
-from interaction.training_runs import COMMON, FORMATS, as_format, config, first_step, losses, weights
+from support.models import build_student, tokenizer_of
+from support.training_runs import COMMON, FORMATS, as_format, config, first_step, losses, weights
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer

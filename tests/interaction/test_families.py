@@ -10,15 +10,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import families_table
 import pytest
 import torch
 import transformers
 import trl
-from conftest import ROOT, build_encoder, build_student, read_rows, tokenizer_of
 from datasets import Dataset
-from families_table import STUDENT_COLUMNS, STUDENTS, TEACHER_COLUMNS, TEACHERS
-from interaction.training_runs import config
+from support import families_table
+from support.families_table import STUDENT_COLUMNS, STUDENTS, TEACHER_COLUMNS, TEACHERS
+from support.models import ROOT, build_encoder, build_student, read_rows, tokenizer_of
+from support.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.interaction import objective as objective_module

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build_student
-from interaction.training_runs import COMMON, losses
+from support.models import build_student
+from support.training_runs import COMMON, losses
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer

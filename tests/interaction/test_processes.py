@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, build_encoder, build_student, tokenizer_of
+from support.models import ROOT, build_encoder, build_student, tokenizer_of
 
 from hf_interdistill import InteractionTeacher
 

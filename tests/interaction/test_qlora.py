@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_student
-from interaction.training_runs import config, losses, weights
+from support.models import build_student
+from support.training_runs import config, losses, weights
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from hf_interdistill import InteractionDistillationTrainer

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, build_encoder
+from support.models import ROOT, build_encoder
 
 from hf_interdistill.training.unsharded import load_unsharded
 
@@ -17,7 +17,7 @@ import os, sys
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from conftest import build_student
+from support.models import build_student
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.losses.alignment import alignment_loss
 from hf_interdistill.interaction.attention.maps import UnitTokens, concatenate_rows, student_map

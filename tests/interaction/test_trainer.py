@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import STUDENT_FAMILIES, build_student
-from interaction.training_runs import config, first_step, losses, reward_loss, weights
+from support.models import STUDENT_FAMILIES, build_student
+from support.training_runs import config, first_step, losses, reward_loss, weights
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
 

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 import torch
-from conftest import STUDENT_FAMILIES, build_student
 from datasets import Dataset
-from interaction.training_runs import COMMON, config, first_step, losses, weights
+from support.models import STUDENT_FAMILIES, build_student
+from support.training_runs import COMMON, config, first_step, losses, weights
 from trl import RewardConfig
 
 from hf_interdistill import InteractionDistillationTrainer

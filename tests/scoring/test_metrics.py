@@ -7,9 +7,9 @@ import math
 import evaluate
 import numpy as np
 import pytest
-from conftest import build_student
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.models import build_student
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import (

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, ROOT, build_student, read_rows, tokenizer_of
+from support.models import CHAT_TEMPLATE, ROOT, build_student, read_rows, tokenizer_of
 from tokenizers import processors
 
 from hf_interdistill import RewardScorer

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from conftest import tokenizer_of
+from support.models import tokenizer_of
+from support.selection import build_policy
 
 from hf_interdistill.selection.candidates import CandidateSampler
-from selection.conftest import build_policy
 
 
 def test_samples_follow_the_distribution():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.selection import PROMPTS, read, write_rows
 
 from hf_interdistill import RewardScorer, run_best_of_n
 from hf_interdistill.scoring.best_of_n import best_of_n_scores
 from hf_interdistill.selection.rules import best_and_worst, best_candidates
-from selection.conftest import PROMPTS, read, write_rows
 
 
 def test_choices_can_be_changed_after_the_work(job, tmp_path):

@@ -10,12 +10,12 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from support.models import ROOT
+from support.selection import PROMPTS, read, samples, write_rows
 
 from hf_interdistill import RewardScorer, run_best_of_n
 from hf_interdistill.cli import main
 from hf_interdistill.scoring.best_of_n import best_of_n_kl
-from selection.conftest import PROMPTS, read, samples, write_rows
 
 
 def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):

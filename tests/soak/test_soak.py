@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import build_student, tokenizer_of
 from datasets import Dataset
+from support.models import build_student, tokenizer_of
+from support.pipeline import PAIRS, STEADY, Workshop
 from transformers import TrainerCallback
-from trust.workshop import PAIRS, STEADY, Workshop
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
@@ -142,7 +142,7 @@ def test_a_long_rain_job(tmp_path, monkeypatch):
         model=str(workshop.path("lm")),
         prompts=str(workshop.path("prompts.jsonl")),
         output=str(tmp_path / "answers.jsonl"),
-        scorer="trust.scorers:short",
+        scorer="support.pipeline_scorers:short",
         rain={**rain, "seed": 3},
         generation={"max_new_tokens": 8, "pad_token_id": 3},
     )

@@ -10,10 +10,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.faults import GO_ON, at_step, killed
 
 from hf_interdistill.cli import main
 from hf_interdistill.training.checkpoints import CheckpointError, checkpoint_error, checkpoint_to_resume
-from trust.spots import GO_ON, at_step, killed
 
 
 def cut(path, share: float = 0.5):

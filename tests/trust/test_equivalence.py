@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from support.faults import at_step, killed
 
 from hf_interdistill.cli import main
-from trust.spots import at_step, killed
 
 
 def close(one: list[float], other: list[float], relative: float) -> None:

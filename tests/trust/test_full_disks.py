@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from support.faults import GO_ON, at_call, forked, limit_files
 from transformers.trainer_callback import CallbackHandler
 
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
-from trust.spots import GO_ON, at_call, forked, limit_files
 
 
 @pytest.mark.parametrize(("kind", "size"), [("weights", 40_000), ("optimizer", 250_000)])

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 
 import torch
+from support.faults import GO_ON, at_call, at_step, killed, teacher_steps
 
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.teacher import files as teacher_files
 from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
 from hf_interdistill.training.checkpoints import checkpoint_error
-from trust.spots import GO_ON, at_call, at_step, killed, teacher_steps
 
 
 def test_a_kill_while_a_checkpoint_is_written(workshop):

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.faults import GO_ON
 
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.teacher import stages as teacher_stages
 from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
 from hf_interdistill.training.checkpoints import checkpoint_error
-from trust.spots import GO_ON
 
 
 def poison(monkeypatch, owner, number: int, spoil) -> None:

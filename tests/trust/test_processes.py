@@ -6,12 +6,12 @@ import json
 
 import pytest
 from safetensors.torch import load_file
+from support.faults import GO_ON
+from support.launching import launched
 
 from hf_interdistill import RewardScorer
 from hf_interdistill.cli import main
 from hf_interdistill.training.checkpoints import checkpoint_error
-from trust.launching import launched
-from trust.spots import GO_ON
 
 SIDES = ("chosen", "rejected")
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 6}
@@ -71,7 +71,7 @@ def test_two_processes_do_as_one(workshop):
 @pytest.mark.slow
 def test_a_killed_process_takes_the_job_down_and_the_job_goes_on(workshop):
     """Killed by its judge in the second process alone; one process then ends what two began."""
-    command = workshop.rain(scorer="trust.scorers:deadly")
+    command = workshop.rain(scorer="support.pipeline_scorers:deadly")
     run = launched([command], RAIN_TEST_DEADLY_RANK="1")
     assert run.returncode != 0 and "SIGKILL" in run.stdout
     shards = sorted(workshop.folder.glob("answers.jsonl.shard-*-of-00002"))

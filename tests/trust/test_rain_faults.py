@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from support import pipeline_scorers as scorers
+from support.faults import at_call, forked, kill_now, killed, limit_files
+
 from hf_interdistill.cli import main
 from hf_interdistill.utils import atomic_io as durable
 from hf_interdistill.utils import jsonl_jobs as job_files
-from trust import scorers
-from trust.spots import at_call, forked, kill_now, killed, limit_files
 
 
 def kept(workshop, output: str = "answers.jsonl") -> list[str]:
@@ -72,7 +73,7 @@ def test_a_full_disk_in_a_rain_job(workshop):
 def test_a_judge_that_fails_at_random(workshop, capsys, monkeypatch):
     """Each time the job is called again it goes on; no answer is lost, none written twice."""
     monkeypatch.setattr(scorers.moody, "calls", 0)
-    command = workshop.rain(scorer="trust.scorers:moody")
+    command = workshop.rain(scorer="support.pipeline_scorers:moody")
     failures, before = 0, []
     while main(command) == 2:
         failures += 1

@@ -1,9 +1,9 @@
 """Messages are recovered from rendered prompts, or not at all."""
 
 import pytest
-from conftest import tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.models import tokenizer_of
 
 from hf_interdistill.rain.api.chat_messages import has_chat_markup, recover_messages
 from hf_interdistill.rain.api.inputs import prompts_for_scorers

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tokenizer_of
-from rain.conftest import QUICK, build_causal
+from support.models import tokenizer_of
+from support.rain import QUICK, build_causal
 
 from hf_interdistill.rain.api import jobs
 from hf_interdistill.rain.api.jobs import RainJobConfig, load_scorer, run_rain_job
@@ -20,7 +20,7 @@ def job(tmp_path):
 
     def make(**changes) -> RainJobConfig:
         paths = {name: str(tmp_path / file) for name, file in (("model", "model"), ("prompts", "prompts.jsonl"))}
-        settings = {"output": str(tmp_path / "answers.jsonl"), "rain": QUICK, "scorer": "rain.job_scorers:short"}
+        settings = {"output": str(tmp_path / "answers.jsonl"), "rain": QUICK, "scorer": "support.job_scorers:short"}
         return RainJobConfig(**{**paths, **settings, **changes})
 
     return make

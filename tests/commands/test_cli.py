@@ -1,0 +1,254 @@
+"""The command line: parsing, errors, and each command for real on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support.models import ROOT, STUDENT_FAMILIES, build_encoder, build_student, tokenizer_of
+
+from hf_interdistill.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path, rows):
+    """Data, a student and an encoder in a folder."""
+    (tmp_path / "data").mkdir()
+    for name, part in (("train", rows[:24]), ("test", rows[24:32])):
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / "data" / f"{name}.jsonl").write_text(lines)
+    build_student().save_pretrained(tmp_path / "student")
+    tokenizer_of("bytes").save_pretrained(tmp_path / "student")
+    model, tokenizer = build_encoder()
+    model.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    return tmp_path
+
+
+QUICK = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+
+
+def write(path, **keys) -> str:
+    path.write_text(yaml.safe_dump(keys))
+    return str(path)
+
+
+def recipes(folder):
+    data = str(folder / "data")
+    teacher = write(
+        folder / "teacher.yaml",
+        dataset_name=data,
+        teacher_model=str(folder / "encoder"),
+        teacher_max_length=256,
+        warm_start_epochs=1,
+        num_train_epochs=1,
+        output_dir=str(folder / "teacher"),
+        **QUICK,
+    )
+    reward = write(
+        folder / "reward.yaml",
+        dataset_name=data,
+        model_name_or_path=str(folder / "student"),
+        bf16=False,
+        teacher_model=str(folder / "teacher"),
+        output_dir=str(folder / "rm"),
+        max_steps=4,
+        learning_rate=1.0e-3,
+        per_device_train_batch_size=4,
+        save_strategy="steps",
+        save_steps=2,
+        **QUICK,
+    )
+    return teacher, reward
+
+
+def test_teacher_reward_and_score(folder, capsys):
+    teacher, reward = recipes(folder)
+    assert main(["teacher", "--config", teacher]) == 0
+    assert (folder / "teacher" / "interaction_teacher.json").exists()
+    assert (
+        main(
+            [
+                "reward",
+                "--config",
+                reward,
+                "--alignment_weight",
+                "0.5",
+                "--student_layers",
+                "0",
+                "-1",
+                "--teacher_layers",
+                "-1",
+                "-1",
+            ]
+        )
+        == 0
+    )
+    history = json.loads((folder / "rm" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["interaction/weight"] == 0.5
+    assert "eval_accuracy" in (folder / "rm" / "README.md").read_text()
+    source = str(folder / "data" / "test.jsonl")
+    assert main(["score", "--model", str(folder / "rm"), "--input", source, "--output", str(folder / "o.jsonl")]) == 0
+    scored = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
+    assert len(scored) == 8 and all({"reward_chosen", "reward_rejected", "prompt"} <= set(row) for row in scored)
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_rain(folder, capsys):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    AutoModelForCausalLM.from_config(LlamaConfig(**STUDENT_FAMILIES["llama"])).save_pretrained(folder / "lm")
+    tokenizer_of("bytes").save_pretrained(folder / "lm")
+    (folder / "prompts.jsonl").write_text('{"prompt": "How do I"}\n{"prompt": "Where is"}\n')
+    recipe = write(
+        folder / "rain.yaml",
+        model=str(folder / "lm"),
+        prompts=str(folder / "prompts.jsonl"),
+        output=str(folder / "answers.jsonl"),
+        scorer="reward",
+        reward_model=str(folder / "student"),
+        rain={"iterations": 3, "candidates": 3},
+        generation={"max_new_tokens": 4},
+    )
+    assert main(["rain", "--config", recipe]) == 0
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 2 and all(0 < len(answer["tokens"]) <= 4 for answer in answers)
+    assert main(["rain", "--config", recipe, "--rain", '{"iteration": 3}']) == 2
+    assert "nearest is `iterations`" in capsys.readouterr().err
+    assert main(["rain", "--config", recipe, "--rain", "{"]) == 2
+    assert "must be JSON" in capsys.readouterr().err
+
+
+def test_score_resumes_where_it_stopped_and_mixes_nothing(folder, capsys):
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "q ", "completion": f"answer {i}"}) + "\n" for i in range(9)))
+    command = ["score", "--model", str(folder / "student"), "--input", str(source)]
+    assert main(command) == 0
+    target = folder / "in.scored.jsonl"
+    whole = target.read_text()
+    lines = whole.splitlines(keepends=True)
+    target.write_text("".join(lines[:4]) + lines[4][:9])  # killed in the middle of a line
+    assert main(command) == 0
+    again = [json.loads(line) for line in target.read_text().splitlines()]
+    for one, other in zip(again, map(json.loads, lines), strict=True):
+        assert one["completion"] == other["completion"] and one["reward"] == pytest.approx(other["reward"], abs=1e-5)
+    assert main([*command, "--dtype", "bfloat16"]) == 2
+    assert "made with other settings (dtype differ). Delete it, or write to another" in capsys.readouterr().err
+    source.write_text('{"prompt": "x"}\n')
+    assert main([*command, "--output", str(folder / "new.jsonl")]) == 2
+    assert "line 1 has the keys ['prompt']" in capsys.readouterr().err
+
+
+def test_settings_of_score_that_could_not_be_written_leave_nothing_behind(folder, monkeypatch, capsys):
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "q ", "completion": f"answer {i}"}) + "\n" for i in range(3)))
+    command = ["score", "--model", str(folder / "student"), "--input", str(source)]
+    original = Path.write_text
+
+    def cut_short(path, text, **options):
+        original(path, text[: len(text) // 2], **options)
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", cut_short)
+        assert main(command) == 2
+    assert "no room" in capsys.readouterr().err and not list(folder.glob("in.scored.jsonl*"))
+    assert main(command) == 0
+    assert len((folder / "in.scored.jsonl").read_text().splitlines()) == 3
+
+
+def test_killed_training_resumes_to_the_same_weights(folder):
+    _, reward = recipes(folder)
+    model, tokenizer = build_encoder()
+    from hf_interdistill import InteractionTeacher
+
+    InteractionTeacher(model, tokenizer, max_length=256).save_pretrained(str(folder / "teacher"))
+    code = (
+        "import os, signal, sys; from transformers import TrainerCallback; from hf_interdistill import cli;"
+        "from hf_interdistill.interaction import trainer as t\n"
+        "class Kill(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, **kwargs):\n"
+        "        if state.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "old = t.InteractionDistillationTrainer.__init__\n"
+        "t.InteractionDistillationTrainer.__init__ = lambda self, *a, **k: old(self, *a, callbacks=[Kill()], **k)\n"
+        f"cli.main(['reward', '--config', {reward!r}])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    assert (folder / "rm" / "checkpoint-2").exists() and not (folder / "rm" / "model.safetensors").exists()
+    assert main(["reward", "--config", reward, "--resume_from_checkpoint", "true"]) == 0
+    assert main(["reward", "--config", reward, "--output_dir", str(folder / "whole")]) == 0
+    from safetensors.torch import load_file
+
+    resumed, whole = (load_file(folder / name / "model.safetensors") for name in ("rm", "whole"))
+    for name, value in whole.items():
+        assert (value - resumed[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reward", "--alignment_wieght", "1"], "Did you mean `alignment_weight`?"),
+        (["teacher", "--teacher-modle=x"], "Did you mean `teacher_model`?"),
+        (["teacher", "--dataset_name", "./nowhere", "--teacher_model", "x", "--output_dir", "/tmp"], "is not there"),
+        (["teacher", "--dataset_name", "x"], "`teacher_model` is not set"),
+        (["score", "--model", "./none", "--input", "./none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_mistakes_are_explained(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_keys_of_a_file_are_errors(folder, capsys):
+    bad = write(folder / "bad.yaml", dataset_name="x", alignement_loss="kl")
+    assert main(["reward", "--config", bad]) == 2
+    error = capsys.readouterr().err
+    assert "Unknown key `alignement_loss` in" in error and "`alignment_loss`" in error
+    (folder / "list.yaml").write_text("- a\n")
+    assert main(["reward", "--config", str(folder / "list.yaml")]) == 2
+    assert "must hold a YAML mapping" in capsys.readouterr().err
+    (folder / "broken.yaml").write_text("a: [")
+    assert main(["reward", "--config", str(folder / "broken.yaml")]) == 2
+    assert "is no valid YAML" in capsys.readouterr().err
+
+
+def test_missing_split_is_named(folder, capsys):
+    teacher, _ = recipes(folder)
+    assert main(["teacher", "--config", teacher, "--dataset_train_split", "trian"]) == 2
+    assert "has no split `trian`; it has" in capsys.readouterr().err
+
+
+def test_help_and_version_cost_no_torch():
+    code = "import sys; from hf_interdistill.cli import main; main(['--help'])"
+    script = f"try:\n    {code}\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert run.stdout.strip().endswith("False") and "teacher" in run.stdout
+
+
+def test_lora_from_the_command_line(folder):
+    pytest.importorskip("peft")
+    _, reward = recipes(folder)
+    arguments = [
+        "--alignment_weight",
+        "0",
+        "--use_peft",
+        "--lora_task_type",
+        "SEQ_CLS",
+        "--lora_modules_to_save",
+        "score",
+    ]
+    assert main(["reward", "--config", reward, *arguments]) == 0
+    assert (folder / "rm" / "adapter_model.safetensors").exists()
+    source = str(folder / "data" / "test.jsonl")
+    assert main(["score", "--model", str(folder / "rm"), "--input", source, "--output", str(folder / "o.jsonl")]) == 0

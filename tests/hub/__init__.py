@@ -1,1 +1,0 @@
-"""The way to the Hub and back, over HTTP to a small Hub on this machine."""

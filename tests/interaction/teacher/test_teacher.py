@@ -1,0 +1,236 @@
+"""The teacher: every family, its map against eager attention, its training."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.models import ROOT, TEACHER_FAMILIES, build_encoder, build_student, tokenizer_of
+from support.teachers import LEARNABLE, batch_of, settings, small_teacher
+
+from hf_interdistill import InteractionTeacher
+from hf_interdistill.interaction.attention.map_sources import dense
+from hf_interdistill.interaction.attention.maps import pool_attention
+from hf_interdistill.interaction.data.orders import select_order
+from hf_interdistill.interaction.data.pairs import Preference, read_preference
+from hf_interdistill.interaction.data.preference_tokenizer import (
+    tokenize_without_units,
+)
+from hf_interdistill.interaction.teacher.stages import SimilarLengths, StageCollator, _StageTrainer
+from hf_interdistill.interaction.teacher.training import held_out_metrics, split_by_prompt
+
+
+@pytest.mark.parametrize("family", TEACHER_FAMILIES)
+def test_map_of_every_family_is_its_own_attention(rows, family):
+    model, tokenizer = build_encoder(family)
+    teacher = InteractionTeacher.from_pretrained(model, tokenizer, max_length=200, interaction_layers=0).freeze()
+    both, units = batch_of(teacher, rows[:4])
+    layers = [0, 2] if family == "modernbert" else [0, 1, -1]  # ModernBERT: layers 0 and 2 see everything
+    order = torch.tensor([0, 1, 0, 1])
+    margins, sources = teacher.forward(both, order, layers, units)
+    assert margins.shape == (4,) and margins.std() > 0
+    torch.testing.assert_close(
+        margins,
+        teacher.score_pairs(rows[:4], is_progress_shown=False)[range(4), order],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    batch = select_order(both, order)
+    eager = build_encoder(family)[0].eval()
+    if not family.startswith("deberta"):
+        eager.set_attn_implementation("eager")
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+    if getattr(eager.config, "type_vocab_size", 0) < 2:
+        inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        attentions = eager(**inputs, output_attentions=True).attentions
+    if attentions is None:  # ModernBERT
+        pytest.skip("this version of transformers returns no attention of it to compare with")
+    for layer, source in zip(layers, sources, strict=True):
+        expected = pool_attention(attentions[layer].mean(1), batch["units"], units)
+        torch.testing.assert_close(dense(source), expected, rtol=1e-3, atol=1e-5)
+        sums = dense(source).sum(-1)
+        assert ((sums > 0) == source.present).all() and (sums < 1 + 1e-5).all()
+
+
+def test_sliding_window_layers_are_refused(rows):
+    teacher = InteractionTeacher.from_pretrained(*build_encoder("modernbert"), max_length=200, interaction_layers=0)
+    batch, units = batch_of(teacher.freeze(), rows[:2])
+    with pytest.raises(ValueError, match=r"layer 1 attends within a sliding window .*: \[0, 2\]"):
+        teacher.forward(batch, torch.zeros(2, dtype=torch.long), [1], units)
+
+
+@pytest.mark.parametrize("interaction_layers", [0, 1])
+def test_padding_changes_no_map(rows, interaction_layers):
+    teacher = InteractionTeacher.from_pretrained(
+        *build_encoder(), max_length=256, interaction_layers=interaction_layers
+    ).freeze()
+    batch, units = batch_of(teacher, rows[:4])
+    order = torch.tensor([1, 0, 0, 1])
+    margins, sources = teacher.forward(batch, order, [-1], units)
+    whole = dense(sources[0])
+    for pair in range(4):
+        length = int(batch["attention_mask"][pair].sum(1).max())
+        single = {
+            key: value[pair : pair + 1, :, :length] if key != "score_positions" else value[pair : pair + 1]
+            for key, value in batch.items()
+        }
+        alone, sources = teacher.forward(single, order[pair : pair + 1], [-1], units)
+        torch.testing.assert_close(dense(sources[0])[0], whole[pair])
+        torch.testing.assert_close(alone[0], margins[pair], rtol=1e-4, atol=1e-5)
+
+
+def test_default_length_is_what_the_encoder_can_read():
+    tokenizer = tokenizer_of("wordpiece")
+    assert InteractionTeacher(build_encoder()[0], tokenizer).max_length == 512
+    assert InteractionTeacher(*build_encoder("roberta")).max_length == 512  # 516 positions, counted from 4
+    tokenizer.model_max_length = 128
+    assert InteractionTeacher(build_encoder()[0], tokenizer).max_length == 128
+
+
+def test_decoders_are_refused(tokenizer):
+    from transformers import T5Config, T5Model
+
+    t5 = T5Model(T5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1, vocab_size=900))
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        InteractionTeacher(t5, tokenizer_of("wordpiece"))
+    model = build_encoder(is_decoder=True)[0]
+    with pytest.raises(ValueError, match="bidirectional encoder"):
+        InteractionTeacher(model, tokenizer_of("wordpiece"))
+    with pytest.raises(ValueError, match="bidirectional encoder"):
+        InteractionTeacher(build_student(), tokenizer_of("wordpiece"))
+    with pytest.raises(ValueError, match=r"pass `tokenizer="):
+        InteractionTeacher.from_pretrained(build_encoder()[0])
+
+
+def test_fit_learns_scores_saves_and_loads(tmp_path):
+    teacher = small_teacher()
+    args = settings(tmp_path, warm_start_epochs=8, num_train_epochs=6)
+    metrics = teacher.fit(LEARNABLE, str(tmp_path), args=args)
+    assert metrics["accuracy"] > 0.8 and metrics["is_better_than_chance"] and metrics["pairs"] == 12
+    assert not teacher.network.training and not any(p.requires_grad for p in teacher.network.parameters())
+    margins = teacher.score_pairs(LEARNABLE[:5], is_progress_shown=False)
+    loaded = InteractionTeacher.from_pretrained(str(tmp_path))
+    assert loaded.metrics == metrics and loaded.is_fitted and loaded.max_length == teacher.max_length
+    torch.testing.assert_close(loaded.score_pairs(LEARNABLE[:5], is_progress_shown=False), margins)
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in LEARNABLE[:5]]
+    torch.testing.assert_close(teacher.score_pairs(swapped, is_progress_shown=False), -margins.flip(1))
+    torch.testing.assert_close(teacher.score_pairs(LEARNABLE[:5], batch_size=1, is_progress_shown=False), margins)
+    assert not list(tmp_path.glob("*/checkpoint-*"))
+
+
+def test_the_old_name_of_score_pairs_warns(rows):
+    teacher = small_teacher()
+    with pytest.warns(FutureWarning, match="`InteractionTeacher.judge` is now `score_pairs`"):
+        margins = teacher.judge(rows[:3], batch_size=2, is_progress_shown=False)
+    assert torch.equal(margins, teacher.score_pairs(rows[:3], batch_size=2, is_progress_shown=False))
+
+
+def test_fit_without_a_folder_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert small_teacher().fit(LEARNABLE, eval_dataset=LEARNABLE[:8])["pairs"] == 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_that_learns_nothing_is_a_loud_warning(tmp_path, caplog):
+    coin = [
+        {**row, "rejected": row["chosen"] + "."}
+        if i % 2
+        else {**row, "rejected": row["chosen"], "chosen": row["chosen"] + "."}
+        for i, row in enumerate(LEARNABLE)
+    ]
+    teacher = small_teacher()
+    with caplog.at_level(logging.WARNING):
+        metrics = teacher.fit(coin, args=settings(tmp_path, warm_start_epochs=1, num_train_epochs=1))
+    assert not metrics["is_better_than_chance"] and "IS NO BETTER THAN CHANCE" in caplog.text
+
+
+@pytest.mark.parametrize(("stage", "step"), [("single", 5), ("pair", 5)])
+def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
+    small_teacher().save_pretrained(str(tmp_path / "start"))
+    code = f"""
+        from hf_interdistill import InteractionTeacher
+        from support.teachers import LEARNABLE, StopAfter as _Stop, settings
+        teacher = InteractionTeacher.from_pretrained({str(tmp_path / "start")!r})
+        teacher.fit(LEARNABLE, args=settings({str(tmp_path / "a")!r}), callbacks=[_Stop({stage!r}, {step})])
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", "import conftest" + textwrap.dedent(code)],
+        env={**__import__("os").environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'interaction'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert list((tmp_path / "a" / stage).glob("checkpoint-*"))
+    resumed, unbroken = (InteractionTeacher.from_pretrained(str(tmp_path / "start")) for _ in range(2))
+    metrics = resumed.fit(LEARNABLE, args=settings(tmp_path / "a"), resume_from_checkpoint=True)
+    assert metrics == unbroken.fit(LEARNABLE, args=settings(tmp_path / "b"))
+    for one, other in zip(resumed.network.parameters(), unbroken.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_is_that_of_bradley_and_terry():
+    teacher = small_teacher()
+    teacher.network.eval()
+    pair = tokenize_without_units(teacher.tokenizer, read_preference(LEARNABLE[0]))
+    for teacher.interaction_layers in (0, 1):
+        margins = teacher.score_pairs(LEARNABLE[:1], is_progress_shown=False)[0]
+        batch = StageCollator(teacher.layout)([pair])
+        loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.network, batch)
+        expected = -margins.sigmoid().log().mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_batches_have_similar_lengths_and_every_example_once():
+    lengths = torch.randint(1, 200, (103,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = SimilarLengths(lengths, 8, seed=1)
+    epochs = []
+    for epoch in (0, 1, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert sorted(epochs[-1]) == list(range(103)) and len(sampler) == 103
+    assert epochs[0] != epochs[1] == epochs[2]
+    spreads = [
+        max(lengths[i] for i in batch) - min(lengths[i] for i in batch)
+        for batch in (epochs[0][i : i + 8] for i in range(0, 96, 8))
+    ]
+    assert sum(spreads) / len(spreads) < 80 < max(lengths) - min(lengths)
+
+
+def test_held_out_part_shares_no_prompt():
+    rows = [Preference(f"p{i % 7}", "a", "b") for i in range(70)]
+    training, held_out = split_by_prompt(rows, 0.2, seed=0)
+    assert sorted(training + held_out) == list(range(70)) and 10 <= len(held_out) <= 20
+    assert not {rows[i].prompt for i in training} & {rows[i].prompt for i in held_out}
+    assert split_by_prompt(rows, 0.2, seed=0) == (training, held_out) != split_by_prompt(rows, 0.2, seed=1)
+    with pytest.raises(ValueError, match="cannot be split"):
+        split_by_prompt([Preference("same", "a", "b")] * 9, 0.2, seed=0)
+
+
+def test_metrics_by_hand():
+    metrics = held_out_metrics(torch.tensor([[1.0, 3.0], [-1.0, 2.0], [-2.0, -1.0], [0.0, 0.0]]))
+    assert metrics["accuracy"] == 0.625  # right, right, wrong, tie
+    assert metrics["accuracy_chosen_first"] == 0.375 and metrics["accuracy_rejected_first"] == 0.625
+    assert metrics["order_agreement"] == 0.75 and not metrics["is_better_than_chance"]
+
+
+def test_config_is_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"`eval_fraction` must lie between 0 and 1, got 1.5"):
+        settings(tmp_path, eval_fraction=1.5)
+    with pytest.raises(ValueError, match="must be positive"):
+        settings(tmp_path, num_train_epochs=0)
+
+
+def test_rows_of_every_format_are_read():
+    message = {"role": "user", "content": "hi"}
+    row = {
+        "chosen": [message, {"role": "assistant", "content": "a"}],
+        "rejected": [message, {"role": "assistant", "content": "b"}],
+    }
+    assert read_preference(row).prompt == [message]

