@@ -12,8 +12,18 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 import pytest
 import torch
 from datasets import Dataset
-from support.models import build_encoder, read_rows, tokenizer_of
+from support.datasets import read_rows
+from support.models import build_encoder
+from support.tokenizers import tokenizer_of
 from transformers import PreTrainedTokenizerFast
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads, and a fork must have one
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.models import ROOT, STUDENT_FAMILIES, build_encoder, build_student, tokenizer_of
+from support.datasets import ROOT
+from support.models import STUDENT_FAMILIES, build_encoder, build_student
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.cli import main
 

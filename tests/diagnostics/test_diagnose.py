@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from support.models import build_encoder, build_student, read_rows, tokenizer_of
+from support.datasets import read_rows
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 from transformers import AutoModelForSequenceClassification
 
 from hf_interdistill import RewardScorer, diagnose

@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from support.datasets import read_rows
 from support.diagnostics import FAST, RuleModel
-from support.models import build_student, read_rows, tokenizer_of
+from support.models import build_student
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main

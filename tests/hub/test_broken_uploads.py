@@ -10,9 +10,9 @@ import time
 
 import pytest
 from huggingface_hub import constants
+from support.datasets import ROOT
 from support.hub import NO_RIGHTS, TOKEN, save_full
 from support.loopback_hub import Fault
-from support.models import ROOT
 
 from hf_interdistill.cli import main
 from hf_interdistill.hub import push

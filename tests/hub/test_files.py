@@ -7,8 +7,10 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from support.datasets import ROOT
 from support.hub import TOKEN, card_of, save_adapter, save_full
-from support.models import ROOT, build_encoder, build_student, tokenizer_of
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.hub.files import stage_model

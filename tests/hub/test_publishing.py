@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load
 from support.hub import FORBIDDEN, TOKEN
 from support.loopback_hub import Fault
-from support.models import build_student, tokenizer_of
+from support.models import build_student
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
 from hf_interdistill.hub.push import HubPushError

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from support.models import build_student, tokenizer_of
+from support.models import build_student
+from support.tokenizers import tokenizer_of
 from support.training_runs import COMMON, FORMATS, as_format, config, first_step, losses, weights
 from trl import RewardConfig, RewardTrainer
 

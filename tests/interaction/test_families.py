@@ -16,8 +16,10 @@ import transformers
 import trl
 from datasets import Dataset
 from support import families_table
+from support.datasets import ROOT, read_rows
 from support.families_table import STUDENT_COLUMNS, STUDENTS, TEACHER_COLUMNS, TEACHERS
-from support.models import ROOT, build_encoder, build_student, read_rows, tokenizer_of
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 from support.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher

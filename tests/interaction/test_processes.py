@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from support.models import ROOT, build_encoder, build_student, tokenizer_of
+from support.datasets import ROOT
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill import InteractionTeacher
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from support.models import ROOT, build_encoder
+from support.datasets import ROOT
+from support.models import build_encoder
 
 from hf_interdistill.training.unsharded import load_unsharded
 

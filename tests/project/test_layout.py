@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.models import ROOT
+from support.datasets import ROOT
 
 import hf_interdistill
 
@@ -156,10 +156,11 @@ def test_no_test_imports_another_or_a_recipe():
     folder = ROOT / "tests"
     names = {path.stem for path in folder.rglob("test_*.py")} | {"conftest"}
     for path in folder.rglob("*.py"):
-        found = {
-            node.module or ""
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.ImportFrom)
-        }
-        wrong = [name for name in found if name.split(".")[-1] in names or name.split(".")[0] == "recipes"]
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found |= {f"{node.module or ''}.{alias.name}" for alias in node.names}
+        wrong = [name for name in found if names & set(name.split(".")) or name.split(".")[0] == "recipes"]
         assert not wrong, (path, wrong)

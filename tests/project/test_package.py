@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.models import ROOT
+from support.datasets import ROOT
 
 import hf_interdistill
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from support.models import ROOT
+from support.datasets import ROOT
 
 import hf_interdistill
 

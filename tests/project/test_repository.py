@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.models import ROOT
+from support.datasets import ROOT
 
 LIMIT = 3_000_000  # bytes
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"}

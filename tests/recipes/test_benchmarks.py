@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import torch
-from support.models import ROOT, tokenizer_of
+from support.datasets import ROOT
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.config import RainConfig
 

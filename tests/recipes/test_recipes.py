@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.models import ROOT, build_student
+from support.datasets import ROOT
+from support.models import build_student
 
 from hf_interdistill.cli import COMMANDS, parse
 from hf_interdistill.commands import rain, reward, teacher

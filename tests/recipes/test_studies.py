@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from support.models import ROOT, SHARED_DATA, build_encoder
+from support.datasets import ROOT, SHARED_DATA
+from support.models import build_encoder
 
 SENTIMENT = ROOT / "recipes" / "studies" / "rain_sentiment"
 SST2 = SHARED_DATA / "sst2"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import ROOT, build_student, tokenizer_of
+from support.datasets import ROOT
+from support.models import build_student
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill import RewardScorer, run_benchmark
 from hf_interdistill.cli import main

@@ -11,7 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from support.models import CHAT_TEMPLATE, ROOT, build_student, read_rows, tokenizer_of
+from support.datasets import ROOT, read_rows
+from support.models import build_student
+from support.tokenizers import CHAT_TEMPLATE, tokenizer_of
 from tokenizers import processors
 
 from hf_interdistill import RewardScorer

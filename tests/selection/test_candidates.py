@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from support.models import tokenizer_of
 from support.selection import build_policy
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.selection.candidates import CandidateSampler
 

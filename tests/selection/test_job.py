@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from support.models import ROOT
+from support.datasets import ROOT
 from support.selection import PROMPTS, read, samples, write_rows
 
 from hf_interdistill import RewardScorer, run_best_of_n

@@ -19,8 +19,9 @@ import psutil
 import pytest
 import torch
 from datasets import Dataset
-from support.models import build_student, tokenizer_of
-from support.pipeline import PAIRS, STEADY, Workshop
+from support.models import build_student
+from support.pipeline import PAIRS, STEADY, Pipeline
+from support.tokenizers import tokenizer_of
 from transformers import TrainerCallback
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer, InteractionTeacher
@@ -81,7 +82,7 @@ class Watch:
 
 
 def test_a_long_training(tmp_path):
-    workshop = Workshop(tmp_path / "workshop")
+    pipeline = Pipeline(tmp_path / "pipeline")
     watch = Watch()
 
     class Sampler(TrainerCallback):
@@ -108,7 +109,7 @@ def test_a_long_training(tmp_path):
     trainer = InteractionDistillationTrainer(
         build_student(),
         args,
-        teacher=InteractionTeacher.from_pretrained(str(workshop.path("encoder")), max_length=128),
+        teacher=InteractionTeacher.from_pretrained(str(pipeline.path("encoder")), max_length=128),
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=tokenizer_of("bytes"),
         callbacks=[Sampler()],
@@ -120,10 +121,10 @@ def test_a_long_training(tmp_path):
 
 
 def test_a_long_rain_job(tmp_path, monkeypatch):
-    workshop = Workshop(tmp_path / "workshop")
-    workshop.add_language_model(prompts=1)
+    pipeline = Pipeline(tmp_path / "pipeline")
+    pipeline.add_language_model(prompts=1)
     rows = [{"id": number, "prompt": PAIRS[number % 96]["prompt"] + f" ({number})"} for number in range(PROMPTS)]
-    workshop.write_rows("prompts.jsonl", rows)
+    pipeline.write_rows("prompts.jsonl", rows)
     watch, appending = Watch(), JsonlJob.appending
 
     @contextmanager
@@ -139,10 +140,10 @@ def test_a_long_rain_job(tmp_path, monkeypatch):
     monkeypatch.setattr(JsonlJob, "appending", watched)
     rain = {"iterations": 6, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6, "max_batch_size": 4}
     config = RainJobConfig(
-        model=str(workshop.path("lm")),
-        prompts=str(workshop.path("prompts.jsonl")),
+        model=str(pipeline.path("lm")),
+        prompts=str(pipeline.path("prompts.jsonl")),
         output=str(tmp_path / "answers.jsonl"),
-        scorer="support.pipeline_scorers:short",
+        scorer="support.job_scorers:short",
         rain={**rain, "seed": 3},
         generation={"max_new_tokens": 8, "pad_token_id": 3},
     )

@@ -1,57 +1,25 @@
-"""Ways to run, kill and limit commands at a spot of one's choice."""
+"""Commands that are killed, or that run out of disk space, at a chosen moment."""
 
 from __future__ import annotations
 
 import os
 import resource
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from hf_interdistill.cli import main
 from hf_interdistill.interaction.teacher import stages as teacher_stages
+from support.processes import forked
 
-GO_ON = ["--resume_from_checkpoint", "true"]
-
-
-def forked(action: Callable[[], int | None], seconds: int = 120) -> tuple[int, str]:
-    """Run something in a process of its own that may be killed or limited.
-
-    A fork costs no import. It is safe here: one thread, and on the CPU autograd starts none of its own.
-
-    Returns:
-        The exit status, or minus the signal that ended it; and what was printed.
-    """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(seconds)
-            os.close(reading)
-            sys.stdout = sys.stderr = os.fdopen(writing, "w")  # not a file, which could be too large for a limit
-            torch.set_num_threads(1)
-            status = action() or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    os.close(writing)
-    with os.fdopen(reading, errors="replace") as output:
-        printed = output.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), printed
+RESUME = ["--resume_from_checkpoint", "true"]
 
 
-def killed(command: list[str], spot: Callable[[], None]) -> None:
-    """Run a command in a process of its own that `spot` arranges to kill, as `kill -9` does."""
+def killed(command: list[str], arrange: Callable[[], None]) -> None:
+    """Run a command in a process of its own that `arrange` prepares to be killed, as `kill -9` does."""
 
     def action():
-        spot()
+        arrange()
         return main(command)
 
     status, printed = forked(action)

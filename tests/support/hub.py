@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from huggingface_hub import constants
 
 from hf_interdistill import InteractionTeacher
-from hf_interdistill.hub import push
 from hf_interdistill.hub.card import TrainingFacts, build_card
-from support.loopback_hub import LoopbackHub
-from support.models import build_encoder, build_student, tokenizer_of
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 
 TOKEN = "hf_" + "right" * 7
 NO_RIGHTS = "hf_" + "other" * 7
@@ -22,21 +19,6 @@ FORBIDDEN = (
     "interaction_teacher.json",
     "interaction_teacher.safetensors",
 )
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The Hub of this process. The client reads these constants from the environment when it is imported."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(push, "WAIT_SECONDS", 0.0)
-    with LoopbackHub({TOKEN: "user", NO_RIGHTS: "stranger"}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield hub
 
 
 def card_of(name: str, is_conversational: bool = True, **changes):

@@ -1,4 +1,4 @@
-"""A workshop of tiny models, data and recipes for commands."""
+"""A pipeline of tiny models, data and recipes for commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from support.models import STUDENT_FAMILIES, build_encoder, build_student, tokenizer_of
+from support.models import STUDENT_FAMILIES, build_encoder, build_student
+from support.tokenizers import tokenizer_of
 
 TOPICS = ("bread", "milk", "water", "wine", "dogs", "cats", "rain", "snow")
 GOOD = ("Here is how to do it:", "You can try this:", "The best way is")
@@ -24,7 +25,7 @@ QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_st
 STEADY = {"adam_epsilon": 1e-4}
 
 
-class Workshop:
+class Pipeline:
     """A folder with `data` (32 and 13 pairs), `student`, `encoder` (no dropout), `lm`, and recipes that use them."""
 
     def __init__(self, folder: Path):
@@ -97,7 +98,7 @@ class Workshop:
             "prompts": str(self.path("prompts.jsonl")),
             "output": str(self.path(output)),
             "generation": {"max_new_tokens": 4, "pad_token_id": 3},
-            "scorer": "support.pipeline_scorers:short",
+            "scorer": "support.job_scorers:short",
             "rain": rain,
         }
         return self._write("rain", f"{Path(output).stem}.yaml", {**settings, **changes})

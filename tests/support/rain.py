@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from hf_interdistill.rain.config import RainConfig
-from hf_interdistill.rain.kv_cache.cuda_graphs import CAPTURES, CudaGraphs
+from hf_interdistill.rain.kv_cache.cuda_graphs import CudaGraphs
 from hf_interdistill.rain.kv_cache.forward import ForwardInput
 from hf_interdistill.rain.kv_cache.tree_cache import TreeCache
 from hf_interdistill.rain.results.views import walk
 from hf_interdistill.rain.search.tree import Candidate, SearchTree
-from support.models import SHARED_DATA, STUDENT_FAMILIES, tokenizer_of
+from support.datasets import SHARED_DATA
+from support.models import STUDENT_FAMILIES
 
 STORIES = SHARED_DATA / "stories260k"
 CAUSAL_FAMILIES = {**STUDENT_FAMILIES, "gemma": STUDENT_FAMILIES["llama"], "jamba": STUDENT_FAMILIES["llama"]}
@@ -24,8 +24,6 @@ COPYING_FAMILIES = ("mistral", "gemma3_text")
 # Few iterations, so that a test takes a second; long enough edges to branch and to be pruned.
 QUICK = {"seed": 3, "iterations": 8, "extra_iterations": 3, "min_visits": 2, "candidates": 4, "rollout_max_tokens": 6}
 TEXT, OTHER = list(range(10, 40)), list(range(50, 57))
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 
 
 def build_causal(family: str = "llama", attention: str = "sdpa", seed: int = 0, **changes):
@@ -69,31 +67,6 @@ def rain(model, tokenizer, prompts=PROMPTS, /, **settings):
     return model.generate(**inputs, **own)
 
 
-@pytest.fixture(scope="session")
-def _model():
-    return build_causal()
-
-
-@pytest.fixture
-def model(_model):
-    return _model
-
-
-@pytest.fixture
-def tokenizer():
-    return tokenizer_of("bytes")
-
-
-@pytest.fixture(scope="session")
-def stories():
-    """A real language model of 260,032 parameters, and its tokenizer."""
-    if not STORIES.is_dir():
-        pytest.skip(f"needs the stories260k model in {STORIES}")
-    tokenizer = AutoTokenizer.from_pretrained(STORIES)
-    tokenizer.pad_token_id = 0
-    return AutoModelForCausalLM.from_pretrained(STORIES).eval(), tokenizer
-
-
 class Repeating:
     """What a capture is on a CPU: a replay calls the pass again, on the same buffers, into the same tensor."""
 
@@ -111,19 +84,6 @@ class Repeating:
             return output.copy_(run())
 
         return replay
-
-
-@pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    """Where passes can be replayed, in plain float32."""
-    if request.param == "cpu":
-        monkeypatch.setitem(CAPTURES, "cpu", Repeating)
-    monkeypatch.setattr("hf_interdistill.rain.kv_cache.tree_cache._SLOTS_WITH_GRAPHS", 64)  # so that pools grow
-    monkeypatch.setattr(Repeating, "captured", 0)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield request.param
-    torch.set_float32_matmul_precision(precision)
 
 
 def build_on(device: str, *args, **changes):

@@ -7,7 +7,8 @@ import importlib.util
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
 
-from support.models import STUDENT_FAMILIES, build_student, tokenizer_of
+from support.models import STUDENT_FAMILIES, build_student
+from support.tokenizers import tokenizer_of
 
 HAS_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
 

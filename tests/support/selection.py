@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
 
-from hf_interdistill import BestOfNConfig
-from support.models import STUDENT_FAMILIES, build_student, tokenizer_of
+from support.models import STUDENT_FAMILIES
 
 PROMPTS = ["How do I bake bread?", "Tell me", "Why is the sky blue over the sea?", "Tell me", "What is a piano?"]
 
@@ -30,35 +28,6 @@ def write_rows(path, rows) -> str:
 def read(path) -> list[dict]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    build_policy().save_pretrained(folder / "policy")
-    build_student().save_pretrained(folder / "rm")
-    build_student(seed=5).save_pretrained(folder / "gold")
-    for name in ("policy", "rm", "gold"):
-        tokenizer_of("bytes").save_pretrained(folder / name)
-    return folder
-
-
-@pytest.fixture
-def job(models, tmp_path):
-    write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt, "id": f"p{i}"} for i, prompt in enumerate(PROMPTS)])
-
-    def make(**changes) -> BestOfNConfig:
-        settings = {
-            "prompts": str(tmp_path / "prompts.jsonl"),
-            "output": str(tmp_path / "out" / "scored.jsonl"),
-            "reward_model": str(models / "rm"),
-            "model": str(models / "policy"),
-            "n": 4,
-            "generation": {"max_new_tokens": 5},
-        }
-        return BestOfNConfig(**{**settings, **changes})
-
-    return make
 
 
 def samples(path) -> list:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import sys
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import yaml
 
-from support.models import ROOT, build_encoder, read_rows
+from support.datasets import ROOT, read_rows
 
 FOLDER = ROOT / "recipes" / "studies" / "attention_hacking"
 NAMES = (
@@ -22,28 +18,6 @@ NAMES = (
 )
 CONFIG = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 SETS = ("hh_harmless", "truthfulqa", "pandalm", "bbq", "anthropic_evals")
-
-
-@pytest.fixture(scope="module")
-def modules():
-    """The study's modules by name; another study has modules of the same names."""
-    before = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
-    yield found
-    sys.path.remove(str(FOLDER))
-    for name in NAMES:
-        sys.modules.pop(name)
-    sys.modules.update(before)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    model, tokenizer = build_encoder()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def lines(rows: list[dict]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from transformers import TrainerCallback
 
 from hf_interdistill import InteractionTeacher, InteractionTeacherConfig
 from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer, tokenized_pair
-from support.models import tokenizer_of
+from support.tokenizers import tokenizer_of
 
 
 def batch_of(teacher, rows):
@@ -62,7 +63,7 @@ def small_teacher() -> InteractionTeacher:
     return InteractionTeacher(BertModel(BertConfig(vocab_size=900, pad_token_id=0, **shape)), tokenizer)
 
 
-class StopAfter(TrainerCallback):
+class KillAt(TrainerCallback):
     """Kills the process, as `kill -9` would, at a step of a stage."""
 
     def __init__(self, stage, step):
@@ -70,6 +71,4 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith(self.stage) and state.global_step == self.step:
-            import os
-
             os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.faults import GO_ON, at_step, killed
+from support.faults import RESUME, at_step, killed
 
 from hf_interdistill.cli import main
 from hf_interdistill.training.checkpoints import CheckpointError, checkpoint_error, checkpoint_to_resume
@@ -106,19 +106,19 @@ def test_shards_and_other_kinds_of_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["weights cut", "state garbage", "optimizer lost"])
-def test_a_run_resumes_from_the_last_complete_checkpoint(workshop, caplog, capsys, damage):
+def test_a_run_resumes_from_the_last_complete_checkpoint(pipeline, caplog, capsys, damage):
     """Whatever befell the newest checkpoint, the run ends with the weights of one that nothing befell."""
     inflict, message = DAMAGES[damage]
-    shutil.copytree(workshop.path("plain"), workshop.path("damaged"))
-    shutil.rmtree(workshop.path("damaged", "checkpoint-6"))
-    workshop.path("damaged", "model.safetensors").unlink()
-    checkpoint = workshop.path("damaged", "checkpoint-4")
+    shutil.copytree(pipeline.path("plain"), pipeline.path("damaged"))
+    shutil.rmtree(pipeline.path("damaged", "checkpoint-6"))
+    pipeline.path("damaged", "model.safetensors").unlink()
+    checkpoint = pipeline.path("damaged", "checkpoint-4")
     inflict(checkpoint)
-    command = workshop.plain("damaged")
+    command = pipeline.plain("damaged")
     with caplog.at_level(logging.WARNING):
         assert main([*command, "--resume_from_checkpoint", "true"]) == 0
     assert re.search(f"checkpoint-4 is damaged and skipped: {message}", caplog.text)
-    assert workshop.farthest("plain", "damaged") == 0
+    assert pipeline.farthest("plain", "damaged") == 0
     assert checkpoint_error(checkpoint) is None  # made anew on the way
     inflict(checkpoint)
     assert main([*command, "--resume_from_checkpoint", str(checkpoint)]) == 2
@@ -129,35 +129,35 @@ def test_a_run_resumes_from_the_last_complete_checkpoint(workshop, caplog, capsy
     )
 
 
-def test_without_a_complete_checkpoint_training_starts_again_and_the_trainer_refuses(workshop):
+def test_without_a_complete_checkpoint_training_starts_again_and_the_trainer_refuses(pipeline):
     from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
     from hf_interdistill.utils.data import load_preferences
 
-    assert main(workshop.plain("cut", max_steps=2)) == 0
-    workshop.path("cut", "checkpoint-2", "trainer_state.json").unlink()
+    assert main(pipeline.plain("cut", max_steps=2)) == 0
+    pipeline.path("cut", "checkpoint-2", "trainer_state.json").unlink()
     args = InteractionDistillationConfig(
-        str(workshop.path("cut")), alignment_weight=0, use_cpu=True, bf16=False, report_to="none"
+        str(pipeline.path("cut")), alignment_weight=0, use_cpu=True, bf16=False, report_to="none"
     )
-    data = load_preferences(str(workshop.path("data")))["train"]
-    trainer = InteractionDistillationTrainer(str(workshop.path("student")), args, train_dataset=data)
+    data = load_preferences(str(pipeline.path("data")))["train"]
+    trainer = InteractionDistillationTrainer(str(pipeline.path("student")), args, train_dataset=data)
     with pytest.raises(CheckpointError, match=r"has no complete checkpoint\. Train without it"):
         trainer.train(resume_from_checkpoint=True)
-    assert main([*workshop.plain("cut"), "--resume_from_checkpoint", "true"]) == 0
-    assert workshop.farthest("plain", "cut") == 0
+    assert main([*pipeline.plain("cut"), "--resume_from_checkpoint", "true"]) == 0
+    assert pipeline.farthest("plain", "cut") == 0
 
 
-def test_a_new_run_is_not_mixed_with_an_older_one(workshop, capsys):
+def test_a_new_run_is_not_mixed_with_an_older_one(pipeline, capsys):
     """It is refused, or the older one's checkpoints go first: nothing of them is gone on from."""
-    assert main(workshop.plain("used", learning_rate=5e-3)) == 0
-    before = {path: path.stat().st_mtime_ns for path in workshop.path("used").rglob("*")}
-    assert main(workshop.plain("used")) == 2
+    assert main(pipeline.plain("used", learning_rate=5e-3)) == 0
+    before = {path: path.stat().st_mtime_ns for path in pipeline.path("used").rglob("*")}
+    assert main(pipeline.plain("used")) == 2
     error = capsys.readouterr().err
     assert "used holds checkpoints of an earlier run (checkpoint-2, checkpoint-4, checkpoint-6)" in error
     assert "`--resume_from_checkpoint true`" in error and "`output_dir`" in error and "`--overwrite true`" in error
-    assert main([*workshop.plain("used"), *GO_ON, "--overwrite", "true"]) == 2
+    assert main([*pipeline.plain("used"), *RESUME, "--overwrite", "true"]) == 2
     assert "Leave one of them out" in capsys.readouterr().err
-    assert before == {path: path.stat().st_mtime_ns for path in workshop.path("used").rglob("*")}
-    killed([*workshop.plain("used"), "--overwrite", "true"], lambda: at_step(3))
-    assert [path.name for path in workshop.path("used").glob("checkpoint-*")] == ["checkpoint-2"]
-    assert main([*workshop.plain("used"), *GO_ON]) == 0
-    assert workshop.farthest("plain", "used") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in pipeline.path("used").rglob("*")}
+    killed([*pipeline.plain("used"), "--overwrite", "true"], lambda: at_step(3))
+    assert [path.name for path in pipeline.path("used").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert main([*pipeline.plain("used"), *RESUME]) == 0
+    assert pipeline.farthest("plain", "used") == 0

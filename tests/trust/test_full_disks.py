@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.faults import GO_ON, at_call, forked, limit_files
+from support.faults import RESUME, at_call, limit_files
+from support.processes import forked
 from transformers.trainer_callback import CallbackHandler
 
 from hf_interdistill.cli import main
@@ -12,26 +13,26 @@ from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
 
 
 @pytest.mark.parametrize(("kind", "size"), [("weights", 40_000), ("optimizer", 250_000)])
-def test_a_full_disk_in_training(workshop, kind, size):
+def test_a_full_disk_in_training(pipeline, kind, size):
     """The half checkpoint is removed, the one before it named; with room again the run ends as it would have."""
-    checkpoint = workshop.path("plain", "checkpoint-4")
+    checkpoint = pipeline.path("plain", "checkpoint-4")
     sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
     assert sizes["model.safetensors"] > 40_000 and sizes["optimizer.pt"] > 250_000 > sizes["model.safetensors"]
 
     def action():
         at_call(CallbackHandler, "on_step_begin", 4, lambda self, *args: limit_files(size) or args[-1])
-        return main(workshop.plain("full"))
+        return main(pipeline.plain("full"))
 
     status, error = forked(action)
     assert status == 2
     assert "Step 4 is not saved" in error and "checkpoint-2. Free disk space" in error
     assert "run the same command with `--resume_from_checkpoint true`" in error
-    assert sorted(path.name for path in workshop.path("full").glob("checkpoint-*")) == ["checkpoint-2"]
-    assert main([*workshop.plain("full"), *GO_ON]) == 0
-    assert workshop.farthest("plain", "full") == 0
+    assert sorted(path.name for path in pipeline.path("full").glob("checkpoint-*")) == ["checkpoint-2"]
+    assert main([*pipeline.plain("full"), *RESUME]) == 0
+    assert pipeline.farthest("plain", "full") == 0
 
 
-def test_a_full_disk_at_the_end(workshop):
+def test_a_full_disk_at_the_end(pipeline):
     """The last step is in a checkpoint; only the finished model is missing."""
 
     def action():
@@ -40,17 +41,17 @@ def test_a_full_disk_at_the_end(workshop):
             trainer.save_model()
 
         at_call(InteractionDistillationTrainer, "save_model", 4, full)
-        return main(workshop.plain("full"))
+        return main(pipeline.plain("full"))
 
     status, error = forked(action)
     assert status == 2
     assert "The model is not saved in" in error and "checkpoint-6. Free disk space" in error
-    assert main([*workshop.plain("full"), *GO_ON]) == 0
-    assert workshop.farthest("plain", "full") == 0
+    assert main([*pipeline.plain("full"), *RESUME]) == 0
+    assert pipeline.farthest("plain", "full") == 0
 
 
-def test_a_full_disk_while_a_teacher_is_trained(workshop):
-    command = [*workshop.teacher("full"), *GO_ON]
+def test_a_full_disk_while_a_teacher_is_trained(pipeline):
+    command = [*pipeline.teacher("full"), *RESUME]
 
     def weights_of_the_stage():
         at_call(teacher_stages, "save_file", 1, lambda state, path: limit_files(9_000) or original(state, path))
@@ -60,6 +61,6 @@ def test_a_full_disk_while_a_teacher_is_trained(workshop):
     status, error = forked(weights_of_the_stage)
     assert status == 2
     assert "best.safetensors is not saved" in error and "The stage's checkpoints are kept. Free disk space" in error
-    assert not list(workshop.path("full", "single").glob("best*"))  # no half file, and none of scratch
+    assert not list(pipeline.path("full", "single").glob("best*"))  # no half file, and none of scratch
     assert main(command) == 0
-    assert workshop.farthest("teacher", "full") == 0
+    assert pipeline.farthest("teacher", "full") == 0

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from support import pipeline_scorers as scorers
-from support.faults import at_call, forked, kill_now, killed, limit_files
+from support import job_scorers
+from support.faults import at_call, kill_now, killed, limit_files
+from support.processes import forked
 
 from hf_interdistill.cli import main
 from hf_interdistill.utils import atomic_io as durable
 from hf_interdistill.utils import jsonl_jobs as job_files
 
 
-def kept(workshop, output: str = "answers.jsonl") -> list[str]:
+def kept(pipeline, output: str = "answers.jsonl") -> list[str]:
     """Ids with an answer, in the output and in its shards, in the order of writing."""
-    paths = [workshop.path(output), *sorted(workshop.folder.glob(f"{output}.shard-*"))]
+    paths = [pipeline.path(output), *sorted(pipeline.folder.glob(f"{output}.shard-*"))]
     text = "".join(path.read_text() for path in paths if path.is_file())
     return [json.loads(line)["id"] for line in text.splitlines() if line.endswith("}")]
 
 
-def test_a_rain_job_killed_anywhere_ends_the_same(workshop):
+def test_a_rain_job_killed_anywhere_ends_the_same(pipeline):
     """After an answer, in the middle of one's line, while the output is put together, when its shard is removed."""
 
     def half_a_line():
@@ -29,59 +30,59 @@ def test_a_rain_job_killed_anywhere_ends_the_same(workshop):
         def cut(file):
             calls[0] += 1
             if calls[0] == 2:
-                shard = next(workshop.folder.glob("answers.jsonl.shard-*"))
+                shard = next(pipeline.folder.glob("answers.jsonl.shard-*"))
                 shard.write_text(shard.read_text()[:-20])
                 kill_now()
             return original(file)
 
         job_files.os.fsync = cut
 
-    command = workshop.rain()
-    spots = {
+    command = pipeline.rain()
+    moments = {
         "after the third answer": (lambda: at_call(job_files.os, "fsync", 5, is_after=True), 3),
         "in a line": (half_a_line, 4),
         "before the output is there": (lambda: at_call(durable.os, "replace", 1), 7),
         "before the shard is gone": (lambda: at_call(Path, "unlink", 1), 14),
     }
-    for spot, (arrange, finished) in spots.items():
-        before = set(kept(workshop))
+    for moment, (arrange, finished) in moments.items():
+        before = set(kept(pipeline))
         killed(command, arrange)
-        assert set(kept(workshop)) >= before, spot
-        assert len(kept(workshop)) == finished, spot  # each answer once; at the end in the output and in its shard
+        assert set(kept(pipeline)) >= before, moment
+        assert len(kept(pipeline)) == finished, moment  # each answer once; at the end in the output and in its shard
     assert main(command) == 0
-    assert workshop.answers() == workshop.answers("straight.jsonl")
-    assert not list(workshop.folder.glob("answers.jsonl.shard-*"))
+    assert pipeline.answers() == pipeline.answers("uninterrupted.jsonl")
+    assert not list(pipeline.folder.glob("answers.jsonl.shard-*"))
 
 
-def test_a_full_disk_in_a_rain_job(workshop):
+def test_a_full_disk_in_a_rain_job(pipeline):
     """Half a line may be left; the answers before it count, and are not searched again."""
-    size, original = workshop.path("straight.jsonl").stat().st_size // 2, job_files.JsonlJob.appending
+    size, original = pipeline.path("uninterrupted.jsonl").stat().st_size // 2, job_files.JsonlJob.appending
 
     def action():
         at_call(job_files.JsonlJob, "appending", 1, lambda files: limit_files(size) or original(files))
-        return main(workshop.rain())
+        return main(pipeline.rain())
 
     status, error = forked(action)
     assert status == 2
     assert "File too large. There is no room to write. What was finished is kept" in error
-    finished = kept(workshop)
+    finished = kept(pipeline)
     assert 1 <= len(finished) < 7
-    assert main(workshop.rain()) == 0
-    assert workshop.answers() == workshop.answers("straight.jsonl")
+    assert main(pipeline.rain()) == 0
+    assert pipeline.answers() == pipeline.answers("uninterrupted.jsonl")
 
 
-def test_a_judge_that_fails_at_random(workshop, capsys, monkeypatch):
+def test_a_judge_that_fails_at_random(pipeline, capsys, monkeypatch):
     """Each time the job is called again it goes on; no answer is lost, none written twice."""
-    monkeypatch.setattr(scorers.moody, "calls", 0)
-    command = workshop.rain(scorer="support.pipeline_scorers:moody")
+    monkeypatch.setattr(job_scorers.failing_at_random, "calls", 0)
+    command = pipeline.rain(scorer="support.job_scorers:failing_at_random")
     failures, before = 0, []
     while main(command) == 2:
         failures += 1
         error = capsys.readouterr().err
         assert "the judge is out" in error and "run the job again to resume" in error
-        now = kept(workshop)
+        now = kept(pipeline)
         assert now[: len(before)] == before and len(now) == len(set(now))
         before = now
         assert failures < 200
     assert failures >= 2 and len(before) >= 1
-    assert workshop.answers() == workshop.answers("straight.jsonl")
+    assert pipeline.answers() == pipeline.answers("uninterrupted.jsonl")

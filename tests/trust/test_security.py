@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.datasets import ROOT
 from support.hub import save_full
-from support.models import ROOT, build_encoder, build_student, tokenizer_of
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 from support.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher, RewardScorer

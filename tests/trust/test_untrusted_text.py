@@ -12,8 +12,9 @@ import torch
 from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.models import build_student, tokenizer_of
+from support.models import build_student
 from support.rain import build_causal
+from support.tokenizers import tokenizer_of
 from support.training_runs import COMMON, config
 from transformers import PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer

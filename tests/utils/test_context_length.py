@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.models import build_encoder, build_student, tokenizer_of
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 from transformers import AutoConfig, AutoModel
 
 from hf_interdistill.utils.context_length import context_length

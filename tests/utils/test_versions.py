@@ -9,7 +9,7 @@ import re
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support.models import ROOT
+from support.datasets import ROOT
 
 PYTHON_FILES = sorted(path for folder in ("hf_interdistill", "recipes") for path in (ROOT / folder).rglob("*.py"))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.models import STUDENT_FAMILIES, build_student, tokenizer_of
+from support.models import STUDENT_FAMILIES, build_student
+from support.tokenizers import tokenizer_of
 from transformers import AttentionInterface
 
 from hf_interdistill import RewardScorer

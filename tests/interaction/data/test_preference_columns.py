@@ -9,7 +9,8 @@ import zlib
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.models import read_rows, tokenizer_of
+from support.datasets import read_rows
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer
 from hf_interdistill.interaction.data.units import NO_UNIT, word_spans

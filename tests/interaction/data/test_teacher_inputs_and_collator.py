@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.models import tokenizer_of
+from support.tokenizers import tokenizer_of
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill.interaction.data.collator import AlignmentCollator

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.models import tokenizer_of
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.interaction.data.pairs import FlatText, Preference, read_preference
 from hf_interdistill.interaction.data.preference_tokenizer import PreferenceTokenizer

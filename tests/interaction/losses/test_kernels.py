@@ -10,8 +10,9 @@ import sys
 
 import pytest
 import torch
+from support.datasets import ROOT
 from support.maps import SHAPES, make_case, tokens_of
-from support.models import ROOT, build_student
+from support.models import build_student
 from support.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.models import ROOT, build_encoder, build_student, tokenizer_of
+from support.datasets import ROOT
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from hf_interdistill import InteractionTeacher

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from support.models import ROOT
+from support.datasets import ROOT
 
 from hf_interdistill.interaction.map_cache.store import RecordStore
 

@@ -7,7 +7,8 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from support.models import build_encoder, build_student, tokenizer_of
+from support.models import build_encoder, build_student
+from support.tokenizers import tokenizer_of
 from support.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import signal
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support.models import ROOT, TEACHER_FAMILIES, build_encoder, build_student, tokenizer_of
-from support.teachers import LEARNABLE, batch_of, settings, small_teacher
+from support.models import TEACHER_FAMILIES, build_encoder, build_student
+from support.processes import forked
+from support.teachers import LEARNABLE, KillAt, batch_of, settings, small_teacher
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.interaction.attention.map_sources import dense
 from hf_interdistill.interaction.attention.maps import pool_attention
 from hf_interdistill.interaction.data.orders import select_order
 from hf_interdistill.interaction.data.pairs import Preference, read_preference
-from hf_interdistill.interaction.data.preference_tokenizer import (
-    tokenize_without_units,
-)
+from hf_interdistill.interaction.data.preference_tokenizer import tokenize_without_units
 from hf_interdistill.interaction.teacher.stages import SimilarLengths, StageCollator, _StageTrainer
 from hf_interdistill.interaction.teacher.training import held_out_metrics, split_by_prompt
 
@@ -151,23 +148,18 @@ def test_a_teacher_that_learns_nothing_is_a_loud_warning(tmp_path, caplog):
     assert not metrics["is_better_than_chance"] and "IS NO BETTER THAN CHANCE" in caplog.text
 
 
-@pytest.mark.parametrize(("stage", "step"), [("single", 5), ("pair", 5)])
-def test_killed_fit_resumes_to_the_same_weights(tmp_path, stage, step):
+def test_a_fit_killed_in_both_stages_resumes_to_the_same_weights(tmp_path):
     small_teacher().save_pretrained(str(tmp_path / "start"))
-    code = f"""
-        from hf_interdistill import InteractionTeacher
-        from support.teachers import LEARNABLE, StopAfter as _Stop, settings
-        teacher = InteractionTeacher.from_pretrained({str(tmp_path / "start")!r})
-        teacher.fit(LEARNABLE, args=settings({str(tmp_path / "a")!r}), callbacks=[_Stop({stage!r}, {step})])
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", "import conftest" + textwrap.dedent(code)],
-        env={**__import__("os").environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'interaction'}"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    assert list((tmp_path / "a" / stage).glob("checkpoint-*"))
+    for stage, is_resumed in (("single", False), ("pair", True)):
+
+        def fit(stage=stage, is_resumed=is_resumed):
+            teacher = InteractionTeacher.from_pretrained(str(tmp_path / "start"))
+            options = {"callbacks": [KillAt(stage, 5)], "resume_from_checkpoint": is_resumed}
+            teacher.fit(LEARNABLE, args=settings(tmp_path / "a"), **options)
+
+        status, printed = forked(fit)
+        assert status == -signal.SIGKILL, printed
+        assert list((tmp_path / "a" / stage).glob("checkpoint-*"))
     resumed, unbroken = (InteractionTeacher.from_pretrained(str(tmp_path / "start")) for _ in range(2))
     metrics = resumed.fit(LEARNABLE, args=settings(tmp_path / "a"), resume_from_checkpoint=True)
     assert metrics == unbroken.fit(LEARNABLE, args=settings(tmp_path / "b"))

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import tokenizer_of
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.api.chat_messages import has_chat_markup, recover_messages
 from hf_interdistill.rain.api.inputs import prompts_for_scorers

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 import transformers
-from support.models import ROOT, tokenizer_of
+from support.datasets import ROOT
 from support.rain import build_causal, encode, likes_short_words, quick_config
+from support.tokenizers import tokenizer_of
 from transformers import GenerationConfig
 from transformers.generation.utils import GenerationMixin
 

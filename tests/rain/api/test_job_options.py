@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support.models import tokenizer_of
 from support.rain import QUICK, build_causal
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.api import jobs
 from hf_interdistill.rain.api.jobs import RainJobConfig, load_scorer, run_rain_job

@@ -10,8 +10,9 @@ from dataclasses import asdict
 
 import pytest
 from support import job_scorers
-from support.models import ROOT, tokenizer_of
+from support.datasets import ROOT
 from support.rain import QUICK, build_causal, encode, likes_short_words, quick_config
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
 from hf_interdistill.rain.scorers.base import ScorerError

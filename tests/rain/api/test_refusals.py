@@ -4,8 +4,8 @@ import time
 
 import pytest
 import torch
-from support.models import tokenizer_of
 from support.rain import PROMPTS, build_causal, encode, likes_short_words, quick_config, rain
+from support.tokenizers import tokenizer_of
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 from hf_interdistill import RainDecoder

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.models import tokenizer_of
 from support.rain import PROMPTS, build_causal, encode, rain
+from support.tokenizers import tokenizer_of
 from transformers import LogitsProcessor
 
 ALLOWED = [list(range(10 + 20 * row, 30 + 20 * row)) for row in range(6)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.models import ROOT
+from support.datasets import ROOT
 
 MODEL_TESTS = "tests/models/llama/test_modeling_llama.py"
 SELECTION = "LlamaModelTest and generate"  # the methods and marker of GenerationTesterMixin

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import tokenizer_of
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.engine.stopping import StopChecker, StopConditions

@@ -8,7 +8,6 @@ import torch
 from support.cuda_graphs import search
 from support.judges import SHORT
 from support.rain import (
-    NO_GPU,
     OTHER,
     TEXT,
     TREE_FAMILIES,
@@ -171,7 +170,7 @@ def test_no_graphs_where_they_are_not_wanted(tokenizer, device):
     assert {texts.cache.graphs for texts in _PREFIX_CACHES[model].values()} == {None}
 
 
-@NO_GPU
+@pytest.mark.gpu
 def test_a_judge_keeps_no_weights(tokenizer):
     model = build_on("cuda")
     scorer = SelfEvaluationScorer(SHORT, model=model, tokenizer=tokenizer)
@@ -199,7 +198,7 @@ def test_graphs_serve_in_and_out_of_inference_mode(is_captured_inside, device):
     assert len(cache.graphs) == 1 and cache.graphs.failure is None
 
 
-@NO_GPU
+@pytest.mark.gpu
 def test_graphs_are_replayed_on_the_current_stream():
     model = build_on("cuda")
     cache, stream = grown(model), torch.cuda.Stream()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from support.cuda_graphs import search
 from support.rain import (
-    NO_GPU,
     OTHER,
     Repeating,
     assert_reads_separately,
@@ -170,7 +169,7 @@ def test_graphs_that_cannot_be_are_refused(model, tokenizer, caplog):
     assert RainConfig(cuda_graphs=True).to_dict()["cuda_graphs"] is True
 
 
-@NO_GPU
+@pytest.mark.gpu
 def test_a_capture_that_breaks_leaves_torch_in_order():
     """Not found out beforehand: a wait that is none of torch's operators."""
     model = build_on("cuda")

@@ -1,8 +1,8 @@
 """A scorer that gives all texts one value is told of, with the remedy."""
 
 import pytest
-from support.models import tokenizer_of
 from support.rain import build_causal
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.builtin import FunctionScorer, RewardModelScorer
 from hf_interdistill.rain.scorers.score_cache import ScoreCache, ScoreRequest

@@ -2,8 +2,8 @@
 
 import pytest
 from support.judges import SHORT, by_hand
-from support.models import tokenizer_of
 from support.rain import build_causal
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support.models import tokenizer_of
 from support.rain import PROMPTS, build_causal, encode, rain
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from support.judges import SHORT, by_hand
-from support.models import build_student, tokenizer_of
+from support.models import build_student
 from support.rain import build_causal
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.base import Exchange, ScorerError
 from hf_interdistill.rain.scorers.builtin import FunctionScorer, RewardModelScorer

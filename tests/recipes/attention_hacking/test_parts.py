@@ -7,7 +7,7 @@ import base64
 import numpy as np
 import pytest
 import torch
-from support.models import read_rows
+from support.datasets import read_rows
 
 
 def test_texts_that_begin_alike_score_as_alone(modules, encoder):

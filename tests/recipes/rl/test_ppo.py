@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 import torch
 from datasets import Dataset
-from support.models import STUDENT_FAMILIES, build_student, tokenizer_of
+from support.models import STUDENT_FAMILIES, build_student
 from support.rl import needs_ppo, save_reward_model
+from support.tokenizers import tokenizer_of
 from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
 
 from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model

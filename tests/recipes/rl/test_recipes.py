@@ -10,8 +10,10 @@ import sys
 
 import pytest
 import yaml
-from support.models import ROOT, build_student, tokenizer_of
+from support.datasets import ROOT
+from support.models import build_student
 from support.rl import HAS_PPO, needs_ppo, save_policy
+from support.tokenizers import tokenizer_of
 
 from hf_interdistill.cli import main
 

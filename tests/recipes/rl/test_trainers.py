@@ -7,8 +7,10 @@ import importlib
 import pytest
 import torch
 from datasets import Dataset
-from support.models import SHARED_DATA, STUDENT_FAMILIES, build_student, tokenizer_of
+from support.datasets import SHARED_DATA
+from support.models import STUDENT_FAMILIES, build_student
 from support.rl import save_policy
+from support.tokenizers import tokenizer_of
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,

@@ -1,4 +1,4 @@
-"""Runs commands one after the other, in each process it is launched in: `commands.py '[["reward", ...], ...]'`."""
+"""Runs commands one after the other, in each process that is launched: `run_commands.py '[["reward", ...], ...]'`."""
 
 import json
 import sys
