@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.datasets import ROOT
+from support.faults import at_step, killed
 from support.models import STUDENT_FAMILIES, build_encoder, build_student
 from support.tokenizers import tokenizer_of
 
@@ -171,20 +171,7 @@ def test_killed_training_resumes_to_the_same_weights(folder):
     from hf_interdistill import InteractionTeacher
 
     InteractionTeacher(model, tokenizer, max_length=256).save_pretrained(str(folder / "teacher"))
-    code = (
-        "import os, signal, sys; from transformers import TrainerCallback; from hf_interdistill import cli;"
-        "from hf_interdistill.interaction import trainer as t\n"
-        "class Kill(TrainerCallback):\n"
-        "    def on_step_end(self, args, state, control, **kwargs):\n"
-        "        if state.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "old = t.InteractionDistillationTrainer.__init__\n"
-        "t.InteractionDistillationTrainer.__init__ = lambda self, *a, **k: old(self, *a, callbacks=[Kill()], **k)\n"
-        f"cli.main(['reward', '--config', {reward!r}])"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    killed(["reward", "--config", reward], lambda: at_step(3))
     assert (folder / "rm" / "checkpoint-2").exists() and not (folder / "rm" / "model.safetensors").exists()
     assert main(["reward", "--config", reward, "--resume_from_checkpoint", "true"]) == 0
     assert main(["reward", "--config", reward, "--output_dir", str(folder / "whole")]) == 0

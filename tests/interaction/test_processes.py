@@ -37,6 +37,7 @@ if trainer.is_world_process_zero():
 """
 
 
+@pytest.mark.slow  # `trust/test_processes.py` does it by command
 def test_two_processes_equal_one(tmp_path, rows):
     build_student().save_pretrained(tmp_path / "student")
     tokenizer_of("bytes").save_pretrained(tmp_path / "student")

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from support.datasets import ROOT
-from support.models import build_encoder
+import torch.distributed as dist
+from support.models import build_encoder, build_student
+from support.processes import forked_ranks
+from torch.distributed.fsdp import fully_shard
 
+from hf_interdistill import InteractionTeacher
+from hf_interdistill.interaction.attention.map_sources import DenseMapSource
+from hf_interdistill.interaction.attention.maps import UnitTokens, concatenate_rows, student_map
+from hf_interdistill.interaction.attention.recorder import AttentionRecorder
+from hf_interdistill.interaction.losses.alignment import alignment_loss
 from hf_interdistill.training.unsharded import load_unsharded
 
-SCRIPT = """
-import os, sys
-import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-from support.models import build_student
-from hf_interdistill import InteractionTeacher
-from hf_interdistill.interaction.losses.alignment import alignment_loss
-from hf_interdistill.interaction.attention.maps import UnitTokens, concatenate_rows, student_map
-from hf_interdistill.interaction.attention.map_sources import DenseMapSource
-from hf_interdistill.interaction.attention.recorder import AttentionRecorder
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-
-torch.manual_seed(0)  # for what the checkpoint lacks: pooler and score head
-teacher = InteractionTeacher.from_pretrained(sys.argv[1])
-weights = [parameter.detach() for parameter in teacher.network.parameters()]
-assert not any(weight.is_meta for weight in weights), "the teacher has weights on no device"
-sums = torch.stack([weight.double().abs().sum() for weight in weights])
-everywhere = [torch.zeros_like(sums) for _ in range(2)]
-dist.all_gather(everywhere, sums)
-assert torch.equal(*everywhere) and (sums > 0).sum() > 5, "the processes have different teachers"
-
-
-def gradients(is_sharded):
-    # every process reads the same pair, so the mean over processes is what one process computes
+def gradients(is_sharded: bool) -> dict[str, torch.Tensor]:
+    """Every process reads the same pair, so the mean over processes is what one process computes."""
     model = build_student("qwen3").double().train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     recorder = AttentionRecorder(model, [1])
@@ -60,21 +40,28 @@ def gradients(is_sharded):
     result = alignment_loss(student, DenseMapSource(target), segments)
     loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).mean() + result.loss
     loss.backward()
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            found[name] = parameter.grad.full_tensor() if is_sharded else parameter.grad
-    return found
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {name: gradient.full_tensor() for name, gradient in found.items()} if is_sharded else found
 
 
-whole, sharded = gradients(False), gradients(True)
-assert whole.keys() == sharded.keys() and len(whole) > 10
-for name, gradient in whole.items():
-    assert torch.allclose(gradient, sharded[name], rtol=1e-7, atol=1e-10), name
-key = next(name for name in whole if "layers.1.self_attn.k_proj" in name)
-assert whole[key].abs().max() > 1e-6
-print("sharded", rank)
-"""
+def check_teacher_and_gradients(encoder: str) -> None:
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)  # for what the checkpoint lacks: pooler and score head
+    teacher = InteractionTeacher.from_pretrained(encoder)
+    weights = [parameter.detach() for parameter in teacher.network.parameters()]
+    assert not any(weight.is_meta for weight in weights), "the teacher has weights on no device"
+    sums = torch.stack([weight.double().abs().sum() for weight in weights])
+    everywhere = [torch.zeros_like(sums) for _ in range(2)]
+    dist.all_gather(everywhere, sums)
+    assert torch.equal(*everywhere) and (sums > 0).sum() > 5, "the processes have different teachers"
+
+    whole, sharded = gradients(False), gradients(True)
+    assert whole.keys() == sharded.keys() and len(whole) > 10
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, sharded[name], rtol=1e-7, atol=1e-10), name
+    key = next(name for name in whole if "layers.1.self_attn.k_proj" in name)
+    assert whole[key].abs().max() > 1e-6
+    print("sharded", dist.get_rank())
 
 
 @pytest.fixture
@@ -90,20 +77,11 @@ def encoder_without_pooler(tmp_path):
 @pytest.mark.skipif(
     not hasattr(torch.cpu.current_stream(), "record_event"), reason="this version of torch shards on no CPU (FSDP2)"
 )
-def test_teacher_is_whole_and_gradients_are_exact(encoder_without_pooler, tmp_path):
-    (tmp_path / "shard.py").write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_FSDP": "true",  # as `accelerate launch` sets them for fsdp2.yaml
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    }
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, str(tmp_path / "shard.py"), str(encoder_without_pooler)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("sharded") == 2
+def test_teacher_is_whole_and_gradients_are_exact(encoder_without_pooler):
+    # As `accelerate launch` sets them for fsdp2.yaml.
+    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    printed = forked_ranks(2, lambda: check_teacher_and_gradients(str(encoder_without_pooler)), **settings)
+    assert ["sharded 0" in printed[0], "sharded 1" in printed[1]] == [True, True]
 
 
 def test_loading_whole_leaves_the_settings_as_they_were(monkeypatch):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support.datasets import ROOT
+from support.faults import at_call, killed
 from support.models import build_student
 from support.tokenizers import tokenizer_of
 
@@ -94,18 +90,7 @@ def count_scored(monkeypatch) -> list[int]:
 def test_a_killed_run_resumes(model, tmp_path, monkeypatch):
     command = ["eval", "--model", model, "--benchmark", "reward_bench", "--batch_size", "1"]
     command += ["--data", str(SAMPLES / "reward_bench" / "filtered.jsonl"), "--output", str(tmp_path / "out")]
-    code = (
-        "import os, signal; from hf_interdistill import RewardScorer, cli\n"
-        "score, calls = RewardScorer.score_ids, []\n"
-        "def killed(self, rows, **kwargs):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return score(self, rows, **kwargs)\n"
-        f"RewardScorer.score_ids = killed; cli.main({command!r})"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    killed(command, lambda: at_call(RewardScorer, "score_ids", 2))
     scores = tmp_path / "out" / "scores.jsonl"
     assert len(scores.read_text().splitlines()) == 4 and not (tmp_path / "out" / "results.json").exists()
     scores.write_text(scores.read_text()[:-9])  # and half a line

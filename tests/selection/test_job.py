@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from support.datasets import ROOT
+from support.processes import killed_when
 from support.selection import PROMPTS, read, samples, write_rows
 
 from hf_interdistill import RewardScorer, run_best_of_n
@@ -64,23 +59,8 @@ def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path):
     rows = [{"prompt": f"Tell me about {i}", "id": i} for i in range(24)]
     prompts = write_rows(tmp_path / "many.jsonl", rows)
     config = job(prompts=prompts, batch_size=4, generation={"max_new_tokens": 8})
-    flags = {"prompts": config.prompts, "output": config.output, "reward_model": config.reward_model,
-             "model": config.model, "n": 4, "batch_size": 4, "generation": json.dumps(config.generation)}  # fmt: skip
-    command = [sys.executable, "-m", "hf_interdistill.cli", "best-of-n"]
-    process = subprocess.Popen(
-        command + [part for key, value in flags.items() for part in (f"--{key}", str(value))],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     shard = tmp_path / "out" / "scored.jsonl.shard-00000-of-00001"
-    deadline = time.time() + 90
-    while time.time() < deadline and not (shard.is_file() and shard.read_text().count("\n") >= 2):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed_when(lambda: shard.is_file() and shard.read_text().count("\n") >= 2, lambda: run_best_of_n(config))
     kept = (
         read(shard)
         if shard.read_text().endswith("\n")

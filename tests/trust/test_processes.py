@@ -41,7 +41,7 @@ def test_two_processes_do_as_one(pipeline):
     assert run.returncode == 0, run.stdout[-6000:]
     assert pipeline.farthest("teacher", "teacher2") < 1e-4
     assert pipeline.farthest("rm", "rm2") < 1e-4
-    for key in ("loss", "interaction/loss"):
+    for key in ("loss", "interaction/loss", "interaction/intra", "interaction/inter"):
         assert pipeline.log("rm2", key) == pytest.approx(pipeline.log("rm", key), rel=1e-4)
     assert pipeline.answers("answers2.jsonl") == pipeline.answers("uninterrupted.jsonl")
     assert not list(pipeline.folder.glob("answers2.jsonl.shard-*"))

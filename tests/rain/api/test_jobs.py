@@ -2,15 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
 import pytest
 from support import job_scorers
 from support.datasets import ROOT
+from support.processes import killed_when
 from support.rain import QUICK, build_causal, encode, likes_short_words, quick_config
 from support.tokenizers import tokenizer_of
 
@@ -107,16 +106,12 @@ def launch(config: RainJobConfig, *command, **environment) -> subprocess.Popen:
     )
 
 
-def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path):
+def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path, monkeypatch):
     config = job(scorer="support.job_scorers:slow", rain={"max_batch_size": 1})
-    process = launch(config, RAIN_TEST_DELAY="0.15")
+    monkeypatch.setenv("RAIN_TEST_DELAY", "0.05")
     shard = tmp_path / "out" / "answers.jsonl.shard-00000-of-00001"
-    deadline = time.time() + 60
-    while time.time() < deadline and not (shard.is_file() and shard.read_text().count("\n") >= 2):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed_when(lambda: shard.is_file() and shard.read_text().count("\n") >= 2, lambda: run_rain_job(config))
+    monkeypatch.delenv("RAIN_TEST_DELAY")
     kept = completions(shard)
     assert 2 <= len(kept) < 6
     with shard.open("a") as file:
@@ -128,6 +123,7 @@ def test_a_killed_job_resumes_and_ends_the_same(job, tmp_path):
     assert set(map(str, kept)) <= set(map(str, completions(result["output"])))
 
 
+@pytest.mark.slow  # `trust/test_processes.py` does it by command
 def test_processes_share_the_prompts(job, tmp_path):
     config = job()
     # Not `accelerate launch --cpu --num_processes 2`: without MPI it starts one process.
