@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """Every end of a training collects garbage, and would look at all modules again: a third of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads, and a fork must have one

@@ -66,12 +66,9 @@ def student_attention(student, batch, layer, pair):
 
 def pooled(weights, units, count):
     """Mean over the query tokens and sum over the key tokens of each unit."""
-    rows = []
-    for unit in range(count):
-        own = weights[units == unit]
-        row = own.mean(0) if len(own) else weights.new_zeros(weights.shape[1])
-        rows.append(torch.stack([row[units == other].sum() for other in range(count)]))
-    return torch.stack(rows)
+    is_of_unit = (units[:, None] == torch.arange(count)).to(weights.dtype)
+    sizes = is_of_unit.sum(0).clamp(min=1)
+    return (is_of_unit.T @ weights @ is_of_unit) / sizes[:, None]
 
 
 def oracle(student, teacher, batch, visit):
