@@ -47,6 +47,12 @@ def dataset(rows) -> Dataset:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """The picture of maps on the model card takes longer than a tiny model's training."""
+    monkeypatch.setattr("hf_interdistill.interaction.publishing.draw_example_maps", lambda *args: None)
+
+
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer_of("bytes")
 

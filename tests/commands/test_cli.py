@@ -165,7 +165,7 @@ def test_settings_of_score_that_could_not_be_written_leave_nothing_behind(folder
     assert len((folder / "in.scored.jsonl").read_text().splitlines()) == 3
 
 
-def test_killed_training_resumes_to_the_same_weights(folder):
+def test_killed_training_resumes_to_the_same_weights(folder, no_pictures):
     _, reward = recipes(folder)
     model, tokenizer = build_encoder()
     from hf_interdistill import InteractionTeacher

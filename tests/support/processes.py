@@ -27,13 +27,7 @@ ACCELERATE = (
 def launched(commands: list[list[str]], *launcher: str, **environment) -> subprocess.CompletedProcess:
     """Run commands one after the other in two processes, as `accelerate launch` starts them."""
     return subprocess.run(
-        [
-            sys.executable,
-            *ACCELERATE,
-            *launcher,
-            str(ROOT / "tests" / "support" / "run_commands.py"),
-            json.dumps(commands),
-        ],
+        [sys.executable, *ACCELERATE, *launcher, "--module", "support.run_commands", json.dumps(commands)],
         env=environment_with(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,8 +44,8 @@ def environment_with(**more) -> dict[str, str]:
 class Fork:
     """A copy of this process that runs something, and that a test may kill or limit.
 
-    A number that it returns is its exit status.
-    A fork costs no import. It is safe here: one thread, and on the CPU autograd starts none of its own.
+    A number that it returns is its exit status. A fork costs no import. It is safe here: there is one thread, and on
+    the CPU autograd starts none of its own.
     """
 
     def __init__(self, action: Callable[[], object], seconds: int = 120):

@@ -1,4 +1,4 @@
-"""Runs commands one after the other, in each process that is launched: `run_commands.py '[["reward", ...], ...]'`."""
+"""Runs commands one after the other: `python -m support.run_commands '[["reward", ...], ...]'`."""
 
 import json
 import sys

@@ -167,7 +167,7 @@ def test_no_graphs_where_they_are_not_wanted(tokenizer, device):
     assert build_cache(model, 1, cuda_graphs=False).graphs is None
     search(model, tokenizer, quick_config(cuda_graphs=False), "self", max_new_tokens=2)
     assert Repeating.captured == 0
-    assert {texts.cache.graphs for texts in _PREFIX_CACHES[model].values()} == {None}
+    assert {kept.cache.cache.graphs for kept in _PREFIX_CACHES[model].values()} == {None}
 
 
 @pytest.mark.gpu
@@ -177,9 +177,9 @@ def test_a_judge_keeps_no_weights(tokenizer):
     for end in "abcd":
         scorer.score([Exchange("Tell me", f" that {end}")])
     (kept,) = _PREFIX_CACHES[model].values()
-    assert len(kept.cache.graphs) > 0
+    assert len(kept.cache.cache.graphs) > 0
     head = weakref.ref(model.get_output_embeddings().weight)
-    graphs = kept.cache.graphs
+    graphs = kept.cache.cache.graphs
     del model, scorer, kept
     gc.collect()
     assert head() is None and len(graphs) > 0
