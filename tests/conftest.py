@@ -72,7 +72,7 @@ def teacher():
 
 @pytest.fixture
 def fitted_teacher(teacher):
-    """A teacher that counts as trained (random weights, invented metrics): for what does not depend on its wisdom."""
+    """A teacher that counts as trained (random weights, made-up metrics), where its quality does not matter."""
     teacher.metrics = {
         "accuracy": 0.7,
         "accuracy_chosen_first": 0.7,

@@ -192,7 +192,7 @@ def test_file_of_best_of_n_resumed_after_a_kill(tmp_path, faulty_pairs, candidat
     assert limited.pairs == 4 and limited.best_of_n.drop.pairs == 4
 
 
-def test_gold_functions_are_told_apart(tmp_path, faulty_pairs, candidates):
+def test_gold_functions_are_distinguished(tmp_path, faulty_pairs, candidates):
     options = {"candidates": candidates, "records_dir": str(tmp_path), "is_progress_shown": False}
     diagnose(rule("length"), faulty_pairs[:3], FAST, gold=counts_good, **options)
 

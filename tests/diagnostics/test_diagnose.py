@@ -94,7 +94,7 @@ def test_cue_goes_to_the_last_text():
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
-def test_taking_away_is_hiding_from_attention(family, padding_side):
+def test_removing_tokens_equals_masking_them(family, padding_side):
     """Leaving tokens out and keeping positions gives the reward of the whole row with those tokens masked."""
     scorer = scorer_of(family, padding_side, **({"sliding_window": 512} if family == "mistral" else {}))
     rows = [read_pair(scorer.formatter, example, CUE).rows[0] for example in preferences(3)]
@@ -215,7 +215,7 @@ def test_scored_token_of_an_encoder_is_its_first():
     assert record["attention"][0][0] == pytest.approx(float(weights[0]), abs=1e-5)
 
 
-def test_pairs_that_say_nothing_are_left_out_and_counted():
+def test_uninformative_pairs_are_dropped_and_counted():
     rows = preferences(4)
     rows[1]["rejected"] = rows[1]["chosen"]
     rows[2]["chosen"] = [{"role": "assistant", "content": " ".join(["word"] * 600)}]

@@ -1,4 +1,4 @@
-"""Each measure finds the model that was built to have its fault, and clears the innocent."""
+"""Each measure detects the model that was built to have its fault, and clears the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_model_that_scores_the_end_alone(diagnoses):
     assert curve.last[0].value != curve.whole.value
 
 
-def test_taking_away_hurts_a_model_that_reads_all(diagnoses):
+def test_removal_hurts_a_model_that_uses_the_whole_text(diagnoses):
     curve = diagnoses["perfect"].masking
     values = [curve.whole.value, *(estimate.value for estimate in curve.first)]
     assert values == sorted(values, reverse=True) and values[-1] < 0.8
@@ -56,7 +56,7 @@ def test_model_that_scores_length(diagnoses):
     assert found.examples and all(example["margin"] < 0 for example in found.examples)
 
 
-def test_model_that_loves_the_phrase(diagnoses):
+def test_model_that_rewards_the_cue(diagnoses):
     found = diagnoses["cue"]
     assert verdicts(found) == {**verdicts(diagnoses["perfect"]), "cue": "suspect"}
     assert found.cue.on_rejected.value == 0.0 and found.cue.on_chosen.value == found.cue.plain.value == 1.0
@@ -72,7 +72,7 @@ def test_constant_model(diagnoses):
     assert found.to_dict()["accuracy"]["accuracy"]["value"] is None
 
 
-def test_attention_that_cannot_be_seen_is_said(diagnoses):
+def test_missing_attention_is_reported(diagnoses):
     found = diagnoses["perfect"]
     assert found.attention is None and "no softmax attention" in found.attention_problem
     assert "attention" not in found.findings()
@@ -102,7 +102,7 @@ def test_attention_of_wrong_pairs(shift, verdict):
     assert found.wrong.sink.pairs + found.right.sink.pairs == 400 and found.right.sink.value == 0.5
 
 
-def test_few_wrong_pairs_say_nothing_of_attention():
+def test_few_wrong_pairs_give_no_conclusion_on_attention():
     margins = np.array([1.0] * 50 + [-1.0] * 9)
     found = measure_attention(results(margins, np.full((59, 6), 0.2)), CONFIG)
     assert found.finding().verdict == "unclear" and "9 wrong ones" in found.finding().sentence
@@ -127,7 +127,7 @@ def test_calibration_against_plain_python():
     assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0]), 10) == 0.0
 
 
-def test_calibration_of_few_pairs_says_nothing():
+def test_calibration_of_few_pairs_gives_no_conclusion():
     assert (
         measure_calibration(results(np.random.default_rng(5).normal(0.5, 1.0, 20)), CONFIG).finding().verdict
         == "unclear"
@@ -135,7 +135,7 @@ def test_calibration_of_few_pairs_says_nothing():
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "good"), (8.0, "suspect"), (0.1, "suspect")])
-def test_calibration_of_models_too_sure_and_not_sure_enough(factor, verdict):
+def test_calibration_of_overconfident_and_underconfident_models(factor, verdict):
     generator = np.random.default_rng(3)
     true = generator.normal(0, 2.0, size=2000)
     is_right = generator.random(2000) < 1 / (1 + np.exp(-np.abs(true)))

@@ -1,4 +1,4 @@
-"""Text of models and data on the pages: shown, never run."""
+"""Text of models and data on the pages is shown, and never runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path, diagnoses):
 
 
 def title_after_running(page, profile) -> str:
-    """The page's title once a browser has run what is to be run."""
+    """The page's title after a browser has run its scripts."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={profile}"]
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Uploads that break off: tried again by the client, by us, by the user; never half a model, nothing sent twice."""
+"""Interrupted uploads are retried by the client, by us or by the user: no half model, nothing sent twice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def command(tmp_path):
     ],
     ids=lambda fault: f"{fault.method} {fault.path} {fault.kind}",
 )
-def test_what_breaks_in_passing_is_tried_again(fault, hub, command):
+def test_transient_failures_are_retried(fault, hub, command):
     fault = Fault(**vars(fault))
     hub.faults = [fault]
     assert main(command) == 0
@@ -44,7 +44,7 @@ def test_what_breaks_in_passing_is_tried_again(fault, hub, command):
     assert "model.safetensors" in hub.files("user/rm") and hub.commits("user/rm") == 2  # its creation, the model
 
 
-def test_what_stays_broken_is_explained_and_resumes_later(hub, command, capsys):
+def test_lasting_failures_are_explained_and_resumed_later(hub, command, capsys):
     hub.faults = [Fault("POST", "/commit/", "status", 503, times=push.ATTEMPTS)]
     assert main(command) == 2
     error = capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_a_killed_upload_resumes_where_it_stopped(hub, tmp_path):
         (TOKEN, ["--revision", "refs/pr/9"], "failed (status 404). There is no such repository or revision"),
     ],
 )
-def test_refusals_say_what_to_do_and_hold_no_token(token, options, message, hub, command, monkeypatch, capsys, caplog):
+def test_refusals_give_the_fix_and_no_token(token, options, message, hub, command, monkeypatch, capsys, caplog):
     assert main(command) == 0
     monkeypatch.delenv("HF_TOKEN")
     if token is not None:

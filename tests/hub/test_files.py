@@ -1,4 +1,4 @@
-"""What travels, and which folders are refused."""
+"""Which files are pushed, and which folders are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def replace_in_card(folder, old, new):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)[:30]),
 )
-def test_folders_that_are_not_fit_to_travel(damage, message, tmp_path):
+def test_folders_that_cannot_be_pushed(damage, message, tmp_path):
     folder = save_full(tmp_path / "rm")
     stage_model(folder, "user/rm")
     damage(folder)
@@ -162,7 +162,7 @@ def test_a_card_moves_to_its_repository(tmp_path):
     assert again.content == once.content.replace("first", "second")
 
 
-def test_names_that_others_may_see(tmp_path, monkeypatch):
+def test_public_names_leave_out_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "alice" / "runs" / "rm").mkdir(parents=True)
     monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "alice")
     assert public_name(str(tmp_path / "alice" / "runs" / "rm")) == "runs/rm"

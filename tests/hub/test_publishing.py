@@ -1,4 +1,4 @@
-"""What the trainer publishes: its card, the final model, models on the way; to a Hub on loopback."""
+"""What the trainer pushes to a Hub on loopback: its card, checkpoints and the final model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def trainer_of(args, dataset, teacher, model=None, **options):
     )
 
 
-def test_the_final_model_is_pushed_alone(hub, tmp_path, dataset, fitted_teacher):
+def test_the_final_model_is_pushed_without_other_files(hub, tmp_path, dataset, fitted_teacher):
     trainer = trainer_of(config(tmp_path), dataset, fitted_teacher)
     trainer.train()
     trainer.evaluate()
@@ -85,7 +85,7 @@ def test_the_final_model_is_pushed_alone(hub, tmp_path, dataset, fitted_teacher)
     assert "| `optimizer steps` | 2 |" in card.text and 'from_pretrained("user/rm"' in card.text
 
 
-def test_models_on_the_way_are_pushed_alone(hub, tmp_path, dataset, fitted_teacher):
+def test_checkpoints_are_pushed_without_other_files(hub, tmp_path, dataset, fitted_teacher):
     args = config(tmp_path, push_to_hub=True, hub_strategy="every_save", hub_always_push=True, hub_private_repo=True)
     trainer = trainer_of(args, dataset, fitted_teacher)
     assert hub.repositories["user/rm"].is_private
@@ -98,7 +98,7 @@ def test_models_on_the_way_are_pushed_alone(hub, tmp_path, dataset, fitted_teach
     assert "| `optimizer steps` | 1 |" in commits[1][1]["README.md"][1].decode()
 
 
-def test_a_push_on_the_way_that_fails_is_told_and_training_goes_on(hub, tmp_path, dataset, fitted_teacher, caplog):
+def test_a_failed_push_is_reported_and_training_continues(hub, tmp_path, dataset, fitted_teacher, caplog):
     trainer = trainer_of(config(tmp_path, push_to_hub=True), dataset, fitted_teacher)
     hub.faults = [Fault("POST", "/commit/", "status", 403)]
     with caplog.at_level(logging.ERROR):

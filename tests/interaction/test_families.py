@@ -1,4 +1,4 @@
-"""The matrix of families: one training step each, compared with what docs/families.md says.
+"""The matrix of families: one training step each, compared with docs/families.md.
 
 By default the cells of `QUICK`; `python -m pytest tests/interaction/test_families.py` runs the whole grid.
 """
@@ -52,7 +52,7 @@ def cells(role: str, families, columns) -> list:
 
 @pytest.fixture(scope="session")
 def told() -> dict[str, dict]:
-    """What the committed page says."""
+    """The outcomes of the committed page."""
     return families_table.read(PAGE.read_text(encoding="utf-8"))
 
 
@@ -113,7 +113,7 @@ def makers(trainer) -> dict[str, torch.Tensor]:
 
 
 def train_one_step(trainer, monkeypatch) -> None:
-    """One step; fails unless loss, gradients and weights are as docs/families.md says of `yes`."""
+    """One step; fails unless loss, gradients and weights are what `yes` means in docs/families.md."""
     gradients: dict[str, list[torch.Tensor]] = {"query": [], "key": []}
     student_map = objective_module.student_map
 
@@ -191,7 +191,7 @@ def test_teacher(family, column, pairs, told, outcomes, tmp_path, monkeypatch):
     compare(told, name, outcomes[name])
 
 
-def test_the_page_is_what_its_own_cells_give(told):
+def test_the_page_is_rendered_from_its_cells(told):
     expected = [f"student {family}: {column}" for family in STUDENTS for column in STUDENT_COLUMNS]
     expected += [f"teacher {family}: {column}" for family in TEACHERS for column in TEACHER_COLUMNS]
     assert list(told) == expected
@@ -202,7 +202,7 @@ def test_the_page_is_what_its_own_cells_give(told):
     assert all(each.replace(" ", "==") in pins for each in versions.split(", ")), "run the grid with the new pins"
 
 
-def test_a_page_that_says_something_else_is_found_out(told):
+def test_a_page_that_differs_is_detected(told):
     name = "student llama: sdpa float32 full"
     lie = {**told, name: {"trained": "it exploded", "sharing": ""}}
     assert families_table.read(families_table.render(lie, VERSIONS))[name]["trained"] == "it exploded"

@@ -20,7 +20,7 @@ from hf_interdistill.training.unsharded import load_unsharded
 
 
 def gradients(is_sharded: bool) -> dict[str, torch.Tensor]:
-    """Every process reads the same pair, so the mean over processes is what one process computes."""
+    """Every process gets the same pair, so the mean over processes equals one process's."""
     model = build_student("qwen3").double().train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     recorder = AttentionRecorder(model, [1])

@@ -39,6 +39,19 @@ def test_the_paths_that_it_names_are_there():
         assert (ROOT / path).exists() or (ROOT / "hf_interdistill" / path).exists(), path
 
 
+def test_the_tests_that_pages_name_are_there():
+    pages = ("tests/README.md", "README.md", "CONTRIBUTING.md", "docs/security.md", "docs/families.md")
+    named = set()
+    for page in pages:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        start = "" if page == "tests/README.md" else "tests/"
+        named |= set(re.findall(rf"`{start}((?:\w+/)*\w+\.py)(?:::(\w+))?`", text))
+    assert len(named) > 45
+    for path, test in named:
+        assert (ROOT / "tests" / path).is_file(), path
+        assert f"def {test}(" in (ROOT / "tests" / path).read_text(encoding="utf-8") or not test, (path, test)
+
+
 def test_the_changelog_begins_with_the_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## (\S+)", text, re.MULTILINE)[1] == hf_interdistill.__version__

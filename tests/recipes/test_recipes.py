@@ -115,7 +115,7 @@ def published_encoder(name: str):
 
 
 @pytest.mark.parametrize("path", [p for p in TEACHER if p.parent.name != "demo"], ids=name_of)
-def test_teachers_read_what_the_recipes_ask_for(path):
+def test_teachers_fit_the_lengths_of_the_recipes(path):
     """The aligned layer (the last) attends to the whole pair; inputs are no longer than the encoder can read."""
     from hf_interdistill.interaction.teacher.pair_encoder import EAGER_MODEL_TYPES
 
@@ -161,7 +161,7 @@ def test_rain_recipe_parses(path):
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=name_of)
-def test_accelerate_configs_make_what_they_say(path, monkeypatch):
+def test_accelerate_configs_build_their_plugins(path, monkeypatch):
     """Read by accelerate's own loader; every nested key is an option of `accelerate launch`; the plugin is built."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
@@ -246,7 +246,7 @@ def _after_accelerate(words: list[str]) -> list[str]:
 
 
 def test_readmes_name_every_recipe():
-    """A recipe that no README leads to is a recipe that nobody finds."""
+    """Nobody finds a recipe that no README names."""
     for path in [*REWARD, *TEACHER, *RAIN]:
         readme = RECIPES / path.relative_to(RECIPES).parts[0] / "README.md"
         assert path.name in readme.read_text(encoding="utf-8") or path.stem in readme.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The studies: the small form of each runs to its end, goes on where it stopped, and its README shows its results."""
+"""The studies: the small form of each runs to its end and resumes, and its README shows its results."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def tiny_config(folder) -> dict:
 
 
 @needs_sst2
-def test_rain_sentiment_runs_and_goes_on(modules, tmp_path, monkeypatch):
+def test_rain_sentiment_runs_and_resumes(modules, tmp_path, monkeypatch):
     study, calls = modules.study, []
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(tiny_config(tmp_path)), encoding="utf-8")
@@ -127,7 +127,7 @@ def test_rain_sentiment_runs_and_goes_on(modules, tmp_path, monkeypatch):
         study.main(["--config", str(config)])
 
 
-def test_a_half_written_checkpoint_is_not_gone_on_from(modules, tmp_path):
+def test_a_half_written_checkpoint_is_not_resumed(modules, tmp_path):
     asked = []
     trainer = SimpleNamespace(
         train=lambda resume_from_checkpoint: asked.append(resume_from_checkpoint), save_model=lambda folder: None

@@ -130,7 +130,7 @@ def test_long_texts_are_refused_or_cut_and_counted(scorer, tmp_path):
         run_benchmark(scorer, "judge_bench", data, is_truncating=True)
 
 
-def test_broken_models_are_no_wrong_models(scorer):
+def test_broken_models_are_not_scored_as_wrong(scorer):
     with torch.no_grad():
         scorer.model.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"line 1: the rewards are \[nan, nan\]"):

@@ -33,7 +33,7 @@ def items_of(name):
 
 
 def score(name, rows_and_rewards):
-    """The result for rows (with the place they would come from) and rewards."""
+    """The result for rows (with the line they would come from) and rewards."""
     benchmark = BENCHMARKS[name]
     items = [benchmark.parse(Row("file, line 1", part, values)) for part, values, _ in rows_and_rewards]
     return benchmark.aggregate(items, [rewards for *_, rewards in rows_and_rewards])
@@ -109,7 +109,7 @@ def many(subset, right, wrong, name="0"):
 def test_reward_bench_2_best_of_four():
     rows = [
         ("test", many("Math", 1, 3), (4, 1, 2, 3)),
-        ("test", many("Math", 1, 3), (4, 4, 2, 4)),  # three share the first place
+        ("test", many("Math", 1, 3), (4, 4, 2, 4)),  # three share the first rank
         ("test", many("Math", 1, 3), (1, 4, 2, 3)),
         ("test", many("Focus", 1, 3), (5, 1, 1, 1)),
     ]

@@ -1,4 +1,4 @@
-"""`RewardScorer`: the same reward however it is asked."""
+"""`RewardScorer`: the same reward however it is called."""
 
 from __future__ import annotations
 

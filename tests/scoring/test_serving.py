@@ -64,7 +64,7 @@ def served(tmp_path_factory):
 
 
 class VllmLike:
-    """Answers `/classify` and `/pooling` as vLLM documents them: the last token scored, sigmoid unless told not to."""
+    """Answers `/classify` and `/pooling` as vLLM documents them: last token, sigmoid unless switched off."""
 
     def __init__(self, folder, fault=None):
         scorer = RewardScorer.from_pretrained(str(folder))

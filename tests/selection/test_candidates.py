@@ -28,7 +28,7 @@ def test_samples_follow_the_distribution():
         model.lm_head.weight.zero_()  # all tokens alike at every step
     uniform = CandidateSampler(model, tokenizer, {"max_new_tokens": 12, "top_k": 0}, seed=0, batch_size=50)
     texts = [candidate.text for candidate in uniform([("x", "Tell me", i) for i in range(20)])]
-    assert min(len(set(tokenizer(text)["input_ids"])) for text in texts) > 6  # each step draws anew
+    assert min(len(set(tokenizer(text)["input_ids"])) for text in texts) > 6  # each step samples again
 
 
 def test_ends_of_texts():

@@ -35,7 +35,7 @@ def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scored.jsonl", "scored.jsonl.settings.json"]
 
 
-def test_samples_hang_on_seed_and_prompt_alone(job, tmp_path):
+def test_samples_depend_on_seed_and_prompt_alone(job, tmp_path):
     config = job()
     run_best_of_n(config)
     expected = samples(config.output)

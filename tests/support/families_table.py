@@ -1,4 +1,4 @@
-"""The table of docs/families.md: which cells it has, how it is written, how it is read back.
+"""The table of docs/families.md: which cells it has, how it is written, how it is parsed.
 
 FAMILIES_JSON=runs/families.json python -m pytest tests/interaction/test_families.py
 python tests/support/families_table.py runs/families.json docs/families.md
@@ -84,19 +84,19 @@ def read_versions(page: str) -> str:
 
 
 def read(page: str) -> dict[str, dict]:
-    """The outcomes that a page tells."""
+    """Parse the outcomes of a page."""
     letters = dict(re.findall(r"^- ([a-z]): (.*)$", page, re.MULTILINE))
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if line[:2] == "| "]
     sharing = {row[0]: row[1] for row in rows if len(row) == 2}
-    told: dict[str, dict] = {}
+    outcomes: dict[str, dict] = {}
     for role, families, columns in (("student", STUDENTS, STUDENT_COLUMNS), ("teacher", TEACHERS, TEACHER_COLUMNS)):
         for row in rows:
             if len(row) == len(columns) + 1 and row[0] in families:
                 for column, cell in zip(columns, row[1:], strict=True):
                     trained = letters.get(cell, cell)
                     shared = sharing.get(row[0], "") if role == "student" and trained == "yes" else ""
-                    told[f"{role} {row[0]}: {column}"] = {"trained": trained, "sharing": shared}
-    return told
+                    outcomes[f"{role} {row[0]}: {column}"] = {"trained": trained, "sharing": shared}
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PICTURE = "hf_interdistill.interaction.publishing.draw_example_maps"
 
 @pytest.fixture(scope="package")
 def uninterrupted(tmp_path_factory):
-    """A pipeline with runs to which nothing happened: `teacher`, `rm`, `plain` (no teacher), `uninterrupted.jsonl`."""
+    """A pipeline with uninterrupted runs: `teacher`, `rm`, `plain` (no teacher), `uninterrupted.jsonl`."""
     pipeline = Pipeline(tmp_path_factory.mktemp("uninterrupted") / "pipeline")
     pipeline.add_language_model(prompts=7)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are found, told, passed over or refused; a run never goes on from one."""
+"""Damaged checkpoints are detected and reported, then skipped or refused; a run never resumes from one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cut(path, share: float = 0.5):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
-# What befalls a checkpoint, and what is said of it.
+# Damages of a checkpoint, and the error of each.
 DAMAGES = {
     "weights cut": (lambda folder: cut(folder / "model.safetensors", 0.9), r"model\.safetensors is damaged"),
     "weights empty": (lambda folder: cut(folder / "model.safetensors", 0), r"model\.safetensors is damaged"),
@@ -107,7 +107,7 @@ def test_shards_and_other_kinds_of_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("damage", ["weights cut", "state garbage", "optimizer lost"])
 def test_a_run_resumes_from_the_last_complete_checkpoint(pipeline, caplog, capsys, damage):
-    """Whatever befell the newest checkpoint, the run ends with the weights of one that nothing befell."""
+    """Whatever damaged the newest checkpoint, the run ends with the weights of an undisturbed one."""
     inflict, message = DAMAGES[damage]
     shutil.copytree(pipeline.path("plain"), pipeline.path("damaged"))
     shutil.rmtree(pipeline.path("damaged", "checkpoint-6"))
@@ -119,7 +119,7 @@ def test_a_run_resumes_from_the_last_complete_checkpoint(pipeline, caplog, capsy
         assert main([*command, "--resume_from_checkpoint", "true"]) == 0
     assert re.search(f"checkpoint-4 is damaged and skipped: {message}", caplog.text)
     assert pipeline.farthest("plain", "damaged") == 0
-    assert checkpoint_error(checkpoint) is None  # made anew on the way
+    assert checkpoint_error(checkpoint) is None  # written again
     inflict(checkpoint)
     assert main([*command, "--resume_from_checkpoint", str(checkpoint)]) == 2
     error = capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_without_a_complete_checkpoint_training_starts_again_and_the_trainer_ref
 
 
 def test_a_new_run_is_not_mixed_with_an_older_one(pipeline, capsys):
-    """It is refused, or the older one's checkpoints go first: nothing of them is gone on from."""
+    """It is refused, or the older run's checkpoints are removed first: nothing resumes from them."""
     assert main(pipeline.plain("used", learning_rate=5e-3)) == 0
     before = {path: path.stat().st_mtime_ns for path in pipeline.path("used").rglob("*")}
     assert main(pipeline.plain("used")) == 2

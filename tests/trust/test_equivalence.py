@@ -40,7 +40,7 @@ def test_accumulation_is_a_large_batch(pipeline):
     ids=["checkpointing", "two passes", "eager"],
 )
 def test_other_ways_to_compute_train_the_same(pipeline, changes, losses, farthest):
-    """Recomputed activations, a prompt read twice, another attention kernel: only the order of sums differs."""
+    """Recomputed activations, a prompt computed twice, another attention kernel: only the order of sums differs."""
     base = {"share_prompt": "true", "gradient_checkpointing": False, "attn_implementation": "sdpa"}
     assert main(pipeline.reward("base", **base)) == 0
     assert main(pipeline.reward("other", **{**base, **changes})) == 0
@@ -50,9 +50,9 @@ def test_other_ways_to_compute_train_the_same(pipeline, changes, losses, farthes
 
 
 def test_a_reward_model_killed_at_every_step_ends_the_same(pipeline):
-    """Killed at the end of step 1, gone on with, killed at the end of step 2, and so on; checkpoints at steps 2, 4, 6.
+    """Killed at the end of step 1, resumed, killed at the end of step 2, and so on; checkpoints at steps 2, 4, 6.
 
-    All random states are in the checkpoint, and the order in which the teacher reads a pair is a coin of its own, so
+    All random states are in the checkpoint, and the order in which the teacher gets a pair is drawn for itself, so
     the weights are equal to the last bit.
     """
     command = [*pipeline.reward("killed"), "--resume_from_checkpoint", "true"]

@@ -1,4 +1,4 @@
-"""A full disk in training: what is whole stays, what is half goes, and the run goes on as if there had been room."""
+"""A full disk in training: whole files stay, half files go, and the resumed run ends as if there had been room."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from hf_interdistill.training.checkpoints import checkpoint_error
 
 
 def test_a_kill_while_a_checkpoint_is_written(pipeline):
-    """Weights are there, the optimizer's state is not: the folder is passed over, and made anew on the way."""
+    """Weights are there, the optimizer's state is not: the folder is skipped, and written again."""
     command = [*pipeline.plain("killed"), *RESUME]
-    for call in (5, 2):  # four files by torch a checkpoint: of the second one, then of the one made anew
+    for call in (5, 2):  # four files by torch a checkpoint: of the second one, then of the one written again
         killed(command, lambda call=call: at_call(torch, "save", call))
         assert "the save did not finish" in checkpoint_error(pipeline.path("killed", "checkpoint-4"))
         assert checkpoint_error(pipeline.path("killed", "checkpoint-2")) is None
@@ -63,7 +63,7 @@ def test_half_a_teacher_is_refused_with_what_to_do(pipeline, capsys):
     assert main([*pipeline.teacher(), *RESUME]) == 0 and main(pipeline.reward("new", max_steps=1)) == 0
 
 
-def test_early_stopping_counts_on_after_a_kill(pipeline, monkeypatch):
+def test_early_stopping_keeps_its_count_after_a_kill(pipeline, monkeypatch):
     """The evaluations without progress are in the checkpoint; killed at the stop itself, no step is added."""
     settings = {"warm_start_epochs": 0, "num_train_epochs": 6, "early_stopping_patience": 3, "learning_rate": 1e-6}
     steps = teacher_steps(monkeypatch)
@@ -79,7 +79,7 @@ def test_early_stopping_counts_on_after_a_kill(pipeline, monkeypatch):
 
 
 def test_a_new_run_takes_nothing_from_an_old_one(pipeline, monkeypatch):
-    """Started anew (not gone on with) in the folder of an older teacher, killed, then gone on with."""
+    """Started, not resumed, in the folder of an older teacher; killed; then resumed."""
     assert main(pipeline.teacher("used", learning_rate=5e-3)) == 0
     killed(pipeline.teacher("used"), lambda: at_step(4, "single"))
     assert main([*pipeline.teacher("used"), *RESUME]) == 0

@@ -1,4 +1,4 @@
-"""Gradients and weights that are no numbers stop a run before anything of them is saved."""
+"""Nonfinite gradients and weights stop a run before they are saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_interdistill.training.checkpoints import checkpoint_error
 
 
 def poison(monkeypatch, owner, number: int, spoil) -> None:
-    """After the backward pass of a step, spoil something of the model."""
+    """Corrupt something of the model after the backward pass of a step."""
     original, calls = owner.training_step, [0]
 
     def poisoned(self, model, *args, **kwargs):
@@ -31,7 +31,7 @@ def poison(monkeypatch, owner, number: int, spoil) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_gradients_that_are_no_numbers_stop_a_run_before_they_reach_the_weights(pipeline, monkeypatch, capsys, value):
+def test_nonfinite_gradients_stop_a_run_before_they_reach_the_weights(pipeline, monkeypatch, capsys, value):
     with monkeypatch.context() as patch:
         poison(patch, InteractionDistillationTrainer, 4, lambda p: p.grad[0].fill_(value))
         assert main(pipeline.plain("stopped")) == 2
@@ -60,7 +60,7 @@ def test_rows_of_all_micro_batches_are_noted(pipeline, monkeypatch):
     [(3, "The loss is not finite at step 3"), (4, "The weights are not finite at step 4 and are not saved")],
     ids=["found by the loss", "found by the save"],
 )
-def test_weights_that_are_no_numbers_are_not_saved(pipeline, monkeypatch, capsys, step, message):
+def test_nonfinite_weights_are_not_saved(pipeline, monkeypatch, capsys, step, message):
     with monkeypatch.context() as patch:
         poison(patch, InteractionDistillationTrainer, step, lambda p: p.fill_(float("nan")))
         assert main(pipeline.plain("stopped")) == 2
@@ -71,7 +71,7 @@ def test_weights_that_are_no_numbers_are_not_saved(pipeline, monkeypatch, capsys
     assert pipeline.farthest("plain", "stopped") == 0
 
 
-def test_a_teacher_stops_on_gradients_that_are_no_numbers(pipeline, monkeypatch, capsys):
+def test_a_teacher_stops_on_nonfinite_gradients(pipeline, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         poison(patch, teacher_stages._StageTrainer, 8, lambda p: p.grad[0].fill_(float("nan")))
         assert main(pipeline.teacher("stopped")) == 2

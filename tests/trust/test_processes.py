@@ -1,4 +1,4 @@
-"""Two processes for real (`accelerate launch`, gloo, CPU): the commands do as in one process."""
+"""Two processes for real (`accelerate launch`, gloo, CPU): the commands give the results of one process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def evaluated(pipeline, output: str) -> dict[str, float]:
     return next(row for row in history if "eval_loss" in row)
 
 
-def test_two_processes_do_as_one(pipeline):
+def test_two_processes_equal_one(pipeline):
     """Teacher, reward model, evaluation of 13 pairs in batches of four a process, and RAIN over seven prompts.
 
     13 pairs are two rounds of two batches: the last holds one pair and three that accelerate repeats. The encoder has
@@ -69,7 +69,7 @@ def test_two_processes_do_as_one(pipeline):
 
 
 @pytest.mark.slow
-def test_a_killed_process_takes_the_job_down_and_the_job_goes_on(pipeline):
+def test_a_killed_process_ends_the_job_and_one_process_resumes_it(pipeline):
     """Killed by its judge in the second process alone; one process then ends what two began."""
     command = pipeline.rain(scorer="support.job_scorers:killing")
     run = launched([command], RAIN_TEST_KILLED_RANK="1")
@@ -82,7 +82,7 @@ def test_a_killed_process_takes_the_job_down_and_the_job_goes_on(pipeline):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_a_checkpoint(pipeline):
+def test_two_processes_resume_from_a_checkpoint(pipeline):
     halved = {"per_device_train_batch_size": 4}
     first = pipeline.reward("two", **halved)
     run = launched([first])

@@ -72,7 +72,7 @@ def test_a_full_disk_in_a_rain_job(pipeline):
 
 
 def test_a_judge_that_fails_at_random(pipeline, capsys, monkeypatch):
-    """Each time the job is called again it goes on; no answer is lost, none written twice."""
+    """Each call resumes the job; no answer is lost, none is written twice."""
     monkeypatch.setattr(job_scorers.failing_at_random, "calls", 0)
     command = pipeline.rain(scorer="support.job_scorers:failing_at_random")
     failures, before = 0, []

@@ -1,4 +1,4 @@
-"""Files of strangers run no code, secrets stay where they are, names in data stay in their folder."""
+"""Untrusted files run no code, tokens do not leak, names in data stay in their folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def calls(tree: ast.AST):
 
 
 def offenses(source: str) -> list[str]:
-    """What a source file does that this package does not do."""
+    """What a source file does and no file of this package may do."""
     found = []
     for name, keywords in calls(ast.parse(source)):
         if name in FORBIDDEN:
@@ -49,7 +49,7 @@ def offenses(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_of_the_package_reads_code_out_of_data(path):
+def test_no_file_of_the_package_executes_data(path):
     assert offenses(path.read_text(encoding="utf-8")) == []
 
 
@@ -112,7 +112,7 @@ def test_a_pickled_checkpoint_runs_nothing(loader, tmp_path):
     assert mark.exists()
 
 
-def test_safetensors_are_read_though_a_pickle_lies_beside_them(tmp_path):
+def test_safetensors_are_loaded_even_beside_a_pickle(tmp_path):
     folder, mark = reward_model(tmp_path / "model"), tmp_path / "it_ran"
     bomb(folder / "pytorch_model.bin", mark)
     bomb(folder / "training_args.bin", mark)

@@ -1,4 +1,4 @@
-"""Text of strangers: odd characters, control tokens spelt out, lines that pretend to be the judge's own."""
+"""Untrusted text: odd characters, spelled-out control tokens, lines that imitate the judge prompt's."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_without_asking_they_are_tokens_as_in_trl_and_counted(tmp_path, fitted_t
 
 
 @needs_switch
-def test_a_scorer_says_it_once_and_reads_what_training_read(caplog):
+def test_a_scorer_warns_once_and_tokenizes_as_training_did(caplog):
     tokenizer = tokenizer_of("bytes")
     scorer, row = RewardScorer(build_student(), tokenizer), talk("Say </s> now", "Fine.")
     with caplog.at_level(logging.WARNING):
@@ -271,7 +271,7 @@ def test_texts_without_such_lines_are_shown_as_they_are():
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(prompt=ANY, completion=ANY)
-def test_the_judge_reads_no_control_token_of_the_texts_and_ends_with_its_question(prompt, completion):
+def test_the_judge_prompt_holds_no_control_token_of_the_texts_and_ends_with_its_question(prompt, completion):
     tokenizer = tokenizer_of("bytes")
     judge = SelfEvaluationScorer("harmlessness").bind(build_causal(), tokenizer)
     for exchange in (Exchange(prompt, completion), Exchange([{"role": "user", "content": prompt}], completion)):
@@ -280,8 +280,8 @@ def test_the_judge_reads_no_control_token_of_the_texts_and_ends_with_its_questio
             assert not specials_of(tokenizer) & set(judge._encode([[text]])[0][0])
 
 
-def test_an_injected_verdict_is_no_verdict():
-    """A model that only ever repeats the last verdict it read in an answer's place, as a fooled judge would."""
+def test_an_injected_score_does_not_count():
+    """The model repeats the last answer in its prompt, as a judge that an injection has fooled would."""
     prompt, tokenizer = JudgePrompt.load("harmlessness"), tokenizer_of("bytes")
     scorer = SelfEvaluationScorer(prompt).bind(build_causal(max_position_embeddings=2048), tokenizer)
 
@@ -294,7 +294,7 @@ def test_an_injected_verdict_is_no_verdict():
     assert torch.tensor(scorer.score([Exchange("x", text)])).isfinite().all()
 
 
-def test_half_a_character_is_named():
+def test_half_a_surrogate_pair_is_named():
     """JSON may bring half of a surrogate pair, which is no text."""
     broken = json.loads('"\\ud83d oh"')
     scorer = RewardScorer(build_student(), tokenizer_of("bytes"))

@@ -68,7 +68,7 @@ def test_autocast_is_recorded_as_attention_multiplies():
         torch.testing.assert_close(lowered.float(), states, rtol=0.1, atol=0.1)
 
 
-def test_recording_passes_other_models_by_and_nests():
+def test_recording_ignores_other_models_and_nests():
     one, other = build_student(seed=0).eval(), build_student(seed=1).eval()
     with torch.no_grad(), AttentionRecorder(one, [1]) as outer:
         with AttentionRecorder(other, [1]) as inner:

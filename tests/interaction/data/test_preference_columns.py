@@ -33,7 +33,7 @@ def contents_of(value) -> list[str]:
 
 
 def teacher_characters(value, is_prompt: bool) -> tuple[str, list[tuple[int, int] | None]]:
-    """The teacher's text, and for each of its characters the content and the place in it."""
+    """The teacher's text, and for each of its characters the content and the index in it."""
     if isinstance(value, str):
         return value, [(0, place) for place in range(len(value))]
     text, owners, number = "", [], 0
@@ -48,7 +48,7 @@ def teacher_characters(value, is_prompt: bool) -> tuple[str, list[tuple[int, int
 
 
 def student_characters(tokenizer, prompt, response) -> tuple[str, list[tuple[int, int] | None]]:
-    """The student's text, and for each of its characters the content (prompt's first) and the place in it.
+    """The student's text, and for each of its characters the content (prompt's first) and the index in it.
 
     The test's template writes `<|role|>`, a newline, the stripped content and `<|end|>`, a newline.
     """
@@ -69,7 +69,7 @@ def student_characters(tokenizer, prompt, response) -> tuple[str, list[tuple[int
 
 def expected_columns(row: dict, index: int, student, teacher) -> dict:
     parts = [row["prompt"], row["chosen"], row["rejected"]]
-    word_at, segment_of = {}, []  # of (segment, content, place) the word; of a word the segment
+    word_at, segment_of = {}, []  # the word of (segment, content, index); the segment of a word
     for segment, part in enumerate(parts):
         for number, content in enumerate(contents_of(part)):
             for start, end in word_spans(content).tolist():

@@ -170,7 +170,7 @@ def test_templates_that_strip_repeat_or_drop_contents():
         assert list(response.values()) == [key.replace("chosen", "user").replace("rejected", "assistant")] or (
             "".join(response.values()) == row[key][0]["content"].strip()
         )
-    # the system message that the template drops: the teacher reads it, the student does not
+    # the system message that the template drops: the teacher gets it, the student does not
     assert columns["shared_units"] == sum(columns["unit_sizes"]) - 2
 
 

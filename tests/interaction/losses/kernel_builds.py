@@ -1,4 +1,4 @@
-"""Compiles the kernels for GPUs that need not be here, and prints a line for each; run by `test_kernels.py`.
+"""Compiles the kernels for GPUs that need not be present, and prints a line for each; `test_kernels.py` runs it.
 
 Checks what Triton's interpreter does not: types, layouts, and that tiles fit in shared memory.
 """

@@ -42,7 +42,7 @@ def test_kernels():
 
 @needs_triton
 @pytest.mark.slow
-def test_kernels_compile_for_gpus_that_are_not_here():
+def test_kernels_compile_for_absent_gpus():
     lines = run("tests/interaction/losses/kernel_builds.py", TRITON_INTERPRET="0").splitlines()
     assert len(lines) == 12 and all(" ok" in line for line in lines)
 
@@ -80,7 +80,7 @@ def test_triton_where_it_cannot_run_is_an_error(case, dataset, tmp_path, tokeniz
         alignment_loss(*case, kernel="cuda")
 
 
-def test_auto_says_once_why_it_computes_in_torch(case, caplog):
+def test_auto_logs_once_why_it_computes_in_torch(case, caplog):
     with caplog.at_level(logging.INFO, logger="hf_interdistill"):
         automatic = alignment_loss(*case)
         alignment_loss(*case)

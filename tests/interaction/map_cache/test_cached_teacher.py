@@ -1,4 +1,4 @@
-"""What a cache of maps gives is what the teacher reads: families, keys, several processes."""
+"""The maps of a cache equal the teacher's: families, keys, several processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_interdistill.interaction.map_cache.codec import MapFormat
 
 @pytest.fixture
 def teacher():
-    """One that reads a pair in one row, so that the order matters."""
+    """One that encodes a pair in one row, so that the order matters."""
     return InteractionTeacher(*build_encoder(), max_length=256, interaction_layers=0)
 
 
@@ -130,7 +130,7 @@ with open(f"{folder}/log{world}-{rank}.json", "w") as file:
 
 
 @pytest.mark.slow
-def test_two_processes_share_what_they_read(tmp_path, rows):
+def test_two_processes_share_computed_maps(tmp_path, rows):
     build_student().save_pretrained(tmp_path / "student")
     tokenizer_of("bytes").save_pretrained(tmp_path / "student")
     InteractionTeacher(*build_encoder(), max_length=256).save_pretrained(str(tmp_path / "teacher"))

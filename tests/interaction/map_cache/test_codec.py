@@ -116,7 +116,7 @@ def test_a_map_is_the_same_alone_and_in_any_batch_and_by_blocks(map_format):
     assert torch.equal(torch.cat([rows.rows(0, 3), rows.rows(3, 40)], 1), together)
 
 
-def test_a_read_unit_without_weights_stays_read():
+def test_a_present_unit_without_weights_stays_present():
     values = make_maps([4])
     values[0, 1] = 0
     present = torch.tensor([[True, True, True, False]])
@@ -178,7 +178,7 @@ def test_top_k_is_nearer_the_more_it_keeps_and_beats_an_even_spread():
     assert lengths == sorted(lengths)
 
 
-def test_bytes_are_those_that_were_worked_out():
+def test_sizes_equal_the_formula():
     """A map of n units: n * n codes and n steps; with top_k = k, n * k codes, n * n bits, and rest and tail."""
     stored = MapFormat().compress(DenseMapSource(make_maps([64])), [64])[0]
     assert sum(one.nbytes for one in stored.values()) == 64 * 64 + 2 * 64 + 64

@@ -60,7 +60,7 @@ def test_nothing_is_made_until_something_is_written(tmp_path):
     assert store.get(key(1)) is None and not list(tmp_path.iterdir())
 
 
-def test_a_shard_cut_anywhere_loses_the_records_behind_the_cut_alone(tmp_path):
+def test_a_shard_cut_anywhere_loses_only_the_records_after_the_cut(tmp_path):
     write(tmp_path, range(3))
     path = shard(tmp_path)
     whole = path.read_bytes()
@@ -86,7 +86,7 @@ def test_a_record_that_was_being_written_is_found_when_it_is_whole(tmp_path):
     assert store.get(key(2)) == payload(2)
 
 
-def test_a_flipped_byte_is_never_read_and_is_told(tmp_path, caplog):
+def test_a_flipped_byte_is_detected_and_reported(tmp_path, caplog):
     write(tmp_path, range(3))
     path = shard(tmp_path)
     whole = path.read_bytes()
@@ -113,7 +113,7 @@ def test_a_damaged_record_is_replaced_by_a_good_one(tmp_path, caplog):
     assert later.get(key(2)) == payload(2) and not caplog.text
 
 
-def test_a_full_disk_is_told_and_stops_writing_alone(tmp_path, caplog):
+def test_a_full_disk_is_reported_and_stops_only_writing(tmp_path, caplog):
     store = write(tmp_path, range(2))
 
     class Full:
@@ -137,7 +137,7 @@ def test_a_full_disk_is_told_and_stops_writing_alone(tmp_path, caplog):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_what_a_killed_process_had_written_is_there(tmp_path):
+def test_records_of_a_killed_process_are_found(tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
         "from hf_interdistill.interaction.map_cache.store import RecordStore\n"

@@ -20,7 +20,7 @@ KEYS = ("loss", "interaction/loss", "interaction/intra", "interaction/inter", "i
 
 @pytest.fixture
 def teacher():
-    """One that computed a pair in one row, so that the order matters."""
+    """One that encodes a pair in one row, so that the order matters."""
     return InteractionTeacher(*build_encoder(), max_length=256, interaction_layers=0)
 
 
@@ -150,7 +150,7 @@ def test_options_equal_the_live_teacher_in_one_shared_folder(data, tmp_path, fit
 
 
 def test_what_changes_the_maps_finds_no_others(data, tmp_path, fitted_teacher, computed):
-    """Another teacher, score head, config, student tokenizer: each is computed anew and equals its live run."""
+    """Another teacher, score head, config, student tokenizer: each is computed again and equals its live run."""
     cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact", "max_steps": 1}
     trained(tmp_path, data, fitted_teacher, **cache)
     seen = {teacher_digest(fitted_teacher)}

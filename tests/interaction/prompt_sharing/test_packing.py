@@ -88,7 +88,7 @@ def test_rewards_and_gradients_are_those_of_two_passes(family, attention):
     assert sharing.relative_reward_error(model, ids, mask) < 1
 
 
-def test_a_model_that_ignores_the_mask_is_found_out():
+def test_a_model_that_ignores_the_mask_is_detected():
     model = build_student()
     sharing = PromptSharing(model, "auto", torch.float32)
     forward = model.model.forward
@@ -205,7 +205,7 @@ def test_choices(dataset, tmp_path, tokenizer, fitted_teacher, choice, weight, e
     )
     seen = count_rows(trainer)
     assert seen[-2:] == [expected, expected]
-    checks = 2 if expected == 4 else 0  # the first batch is read both ways
+    checks = 2 if expected == 4 else 0  # the first batch runs both ways
     assert len(seen) == 2 + checks
 
 

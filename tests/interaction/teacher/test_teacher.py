@@ -219,7 +219,7 @@ def test_config_is_checked(tmp_path):
         settings(tmp_path, num_train_epochs=0)
 
 
-def test_rows_of_every_format_are_read():
+def test_rows_of_every_format_are_accepted():
     message = {"role": "user", "content": "hi"}
     row = {
         "chosen": [message, {"role": "assistant", "content": "a"}],

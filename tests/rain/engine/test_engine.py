@@ -65,7 +65,7 @@ def test_without_a_seed_torch_decides(model, tokenizer):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_reading_ahead_changes_the_cost_and_not_the_tree(family, tokenizer):
+def test_speculation_changes_the_cost_and_not_the_tree(family, tokenizer):
     model = build_causal(family)
     outputs = [
         search(
@@ -91,8 +91,8 @@ def test_reading_ahead_changes_the_cost_and_not_the_tree(family, tokenizer):
         assert passes[2] == passes[1] == passes[0]
 
 
-def test_a_chain_of_expansions_is_read_ahead(model, tokenizer):
-    """A search that goes deeper with each visit is foreseen through expansions that it has not asked for."""
+def test_a_chain_of_expansions_is_predicted(model, tokenizer):
+    """The lookahead predicts a search that goes deeper with each visit, through expansions not yet requested."""
     config = quick_config(num_speculative=8, exploration=0.0, iterations=16, edge_lengths=(1, 2), min_visits=99)
     passes = []
     for ahead in (0, 8):
@@ -121,7 +121,7 @@ def test_a_compiled_model_grows_the_same_tree(tokenizer):
     assert not counters["recompile_limit"] and counters["stats"]["unique_graphs"] <= 12
 
 
-def test_rows_that_are_used_again_give_the_same(model, tokenizer):
+def test_reused_rows_give_the_same_tokens(model, tokenizer):
     whole = search(model, tokenizer)
     rationed = search(model, tokenizer, config=quick_config(max_batch_size=1))
     assert tokens_of(rationed) == tokens_of(whole)
@@ -153,7 +153,7 @@ def test_searches_do_not_wait_for_the_long_expansion_of_another(model, tokenizer
     assert left_behind > 0
 
 
-def test_works_ahead_are_shared(model, tokenizer):
+def test_prompts_share_the_number_of_speculative_inputs(model, tokenizer):
     assert [default_num_speculative("cpu", prompts) for prompts in (1, 2, 4, 16)] == [16, 8, 4, 3]
     assert [default_num_speculative("cuda", prompts) for prompts in (1, 2, 4, 16)] == [48, 24, 16, 16]
     engine = RainDecoder(tokenizer, quick_config(), likes_short_words).build_engine(model)
@@ -248,7 +248,7 @@ def test_the_score_steers(stories):
     assert sum("happy" in record.text for record in output.rain) / 2 > share
 
 
-def test_trees_that_were_taken_are_freed_at_once(model, tokenizer):
+def test_finished_trees_are_freed_at_once(model, tokenizer):
     """Not when Python's garbage collector comes by, which in a long job is after a thousand prompts."""
     decoder = RainDecoder(tokenizer, quick_config(), likes_short_words)
     engine = decoder.build_engine(model)

@@ -1,10 +1,11 @@
-"""The random streams of the search."""
+"""The random streams of the search, and the tokens that expansions choose with them."""
 
 import pytest
 import torch
 
+from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.engine import sampler as sampling
-from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _quick_gumbel, sample
+from hf_interdistill.rain.engine.sampler import _NEAR, _gumbel, _quick_gumbel, choose_tokens, sample
 from hf_interdistill.utils.random_streams import hash_bits, stream_key
 
 
@@ -54,7 +55,7 @@ def test_draws_are_the_same_a_few_rows_at_a_time(monkeypatch):
     assert sample(scores[:0], []).shape == (0,)
 
 
-def test_quick_noise_is_nowhere_further_off_than_is_allowed_for():
+def test_fast_noise_is_within_its_error_bound():
     bits = torch.tensor(
         [0, 1, 2, 1 << 20, 1 << 28, 1 << 29, 1 << 52, (1 << 53) - (1 << 29), (1 << 53) - 2, (1 << 53) - 1]
     )
@@ -63,6 +64,23 @@ def test_quick_noise_is_nowhere_further_off_than_is_allowed_for():
     assert (exact - quick).min() > -1e-3 and (exact - quick).max() < 0.83 < _NEAR
 
 
-def test_scores_that_are_no_numbers_are_said():
+def test_scores_that_are_not_numbers_are_reported():
     with pytest.raises(ValueError, match="scores hold NaN"):
         sample(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), [1, 2])
+
+
+def test_tokens_are_chosen_among_the_likeliest_at_the_temperature():
+    config = RainConfig(sample_top_k=3, expansion_temperature=0.5)
+    values = torch.tensor([[0.0, -0.5, -1.0, -1.5]], dtype=torch.float64).expand(20_000, -1)
+    ids = torch.tensor([[40, 30, 20, 10]]).expand(20_000, -1)
+    chosen = choose_tokens(values, ids, [stream_key(0, number) for number in range(20_000)], config)
+    expected = torch.log_softmax(torch.tensor([0.0, -1.0, -2.0], dtype=torch.float64), dim=0)
+    logs = dict(chosen)
+    assert set(logs) == {40, 30, 20}
+    assert [logs[token] for token in (40, 30, 20)] == pytest.approx(expected.tolist())
+    shares = [sum(token == each for token, _ in chosen) / len(chosen) for each in (40, 30, 20)]
+    assert shares == pytest.approx(expected.exp().tolist(), abs=0.015)
+    # Without a stream the likeliest is taken, and what is missing is never chosen.
+    assert choose_tokens(values[:1], ids[:1], [None], config) == [(40, pytest.approx(expected[0].item()))]
+    lone = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=torch.float64).expand(50, -1)
+    assert set(choose_tokens(lone, ids[:50, :3], list(range(50)), config)) == {(40, 0.0)}

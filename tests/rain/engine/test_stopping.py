@@ -1,4 +1,4 @@
-"""Where texts end and what they say."""
+"""Where texts end, why, and what they contain."""
 
 import pytest
 from hypothesis import given, settings
@@ -47,7 +47,7 @@ def test_markers_are_found_where_they_stand(kind, markers):
     check()
 
 
-def test_why_a_text_ends():
+def test_finish_reasons():
     texts, _ = rules(limit=3)
     assert [texts.finish_reason(tokens) for tokens in ([], [5], [5, 2], [5, 6, 7])] == [None, None, "eos", "length"]
     assert texts.remaining([5]) == 2

@@ -20,7 +20,7 @@ def test_branches_run_with_those_that_they_follow():
     assert found == [[first, child, grandchild], [second, cousin], [other]]
 
 
-def test_new_prompts_run_apart_from_running_texts():
+def test_new_prompts_run_in_passes_of_their_own():
     assert split_long([1, 300, 2, 1, 280]) == [[0, 2, 3], [1, 4]]
     assert split_long([70, 90, 60, 77]) == [[0, 1, 2, 3]]
     assert split_long([30]) == [[0]]

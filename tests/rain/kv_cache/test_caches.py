@@ -48,7 +48,7 @@ def test_logits_equal_those_of_separate_sequences(family, attention):
     assert_reads(model, branches, sequences)
     further = forward(cache, [Input(0, branches[4].handle, [1]), Input(0, branches[0].handle, [1])])
     assert_reads(model, further, [[*PROMPT, 7, 1], [*PROMPT, 3, 1]])
-    # After pruning, freed slots are written again, and the kept branch reads on.
+    # After pruning, freed slots are written again, and the kept branch continues.
     cache.retain(0, [branches[2].handle])
     after = forward(cache, [Input(0, branches[2].handle, [8, 9, 10]), Input(0, branches[1].handle, [1])])
     assert_reads(model, after, [[*PROMPT, 4, 5, 6, 8, 9, 10], [*PROMPT, 4, 5, 1]])
@@ -64,7 +64,7 @@ def test_logits_equal_those_of_separate_sequences(family, attention):
 
 
 @pytest.mark.parametrize("family", TREE_FAMILIES)
-def test_prompts_that_begin_alike_share_their_beginning(family):
+def test_prompts_share_a_common_prefix(family):
     model = build_causal(family)
     cache = TreeCache(model, 4)
     texts = [[*PROMPT, 60, 61], [*PROMPT[:20], 70, 71, 72], OTHER]
@@ -92,13 +92,13 @@ def test_prompts_that_begin_alike_share_their_beginning(family):
     assert_reads(model, forward(cache, [Input(1, None, texts[1])]), [texts[1]])  # nothing is shared with what is gone
 
 
-def test_short_beginnings_are_read_anew(model):
+def test_short_prefixes_are_computed_again(model):
     cache = TreeCache(model, 2)
     forward(cache, [Input(0, None, PROMPT), Input(1, None, [*PROMPT[:15], 60, 61])])
     assert cache.num_tokens == len(PROMPT) + 17
 
 
-def test_a_beginning_that_was_freed_in_part_is_not_shared(model):
+def test_a_prefix_freed_in_part_is_not_shared(model):
     cache = TreeCache(model, 2)
     (root,) = forward(cache, [Input(0, None, PROMPT)])
     cache.truncate(root.handle, keep=CacheHandle(0, 10, root.handle.slots[:10]))
@@ -143,7 +143,7 @@ def test_dropping_frees_what_lies_beyond(model):
     assert cache.num_tokens == len(PROMPT)
 
 
-def test_what_is_freed_twice_is_free_once(model):
+def test_slots_freed_twice_are_free_once(model):
     """Else two prompts would write their keys and values into the same slot."""
     cache = TreeCache(model, 2)
     (root,) = forward(cache, [Input(0, None, PROMPT)])
@@ -165,13 +165,13 @@ def test_passes_and_tokens_are_counted_by_row(model):
     assert cache.pop_row_counts(1) == (0, 0)
 
 
-def test_copying_is_said(caplog):
+def test_copying_is_logged(caplog):
     with caplog.at_level("WARNING", logger="hf_interdistill.rain.kv_cache.factory"):
         build_cache(build_causal("mistral"), 1)
     assert "branches by copying" in caplog.text and "not all of its layers have full attention" in caplog.text
 
 
-def test_a_model_is_tried_anew_when_circumstances_change():
+def test_a_model_is_probed_again_when_circumstances_change():
     model = build_causal("gpt2")
     assert isinstance(build_cache(model, 1), TreeCache)
     model.train()
@@ -180,7 +180,7 @@ def test_a_model_is_tried_anew_when_circumstances_change():
     assert isinstance(build_cache(model.eval(), 1), TreeCache)
 
 
-def test_a_model_that_ignores_the_mask_is_found_out(model):
+def test_a_model_that_ignores_the_mask_is_detected(model):
     """The trial on a few tokens catches what the structure does not tell."""
     lone = build_causal()
     forward = lone.forward
@@ -195,7 +195,7 @@ def test_a_model_that_ignores_the_mask_is_found_out(model):
     assert isinstance(build_cache(model, 1), TreeCache)
 
 
-def test_a_new_prompt_is_read_apart_from_running_rows(model):
+def test_a_new_prompt_runs_apart_from_running_rows(model):
     """Else every running row would be padded to the length of the new prompt."""
     cache = TreeCache(model, 3)
     first, second = forward(cache, [Input(0, None, OTHER), Input(1, None, OTHER)])

@@ -134,7 +134,7 @@ def test_changes_of_the_model_are_seen(change, device):
 
 @pytest.mark.parametrize("judges", [True, False])
 def test_searches_grow_the_same_trees(judges, tokenizer, device, monkeypatch):
-    """Of prompts in lock-step, with commits; a judge has a cache of its own, and reads two columns."""
+    """For prompts in lock-step, with commits. A judge has its own cache, and needs two columns of the logits."""
     model = build_on(device)
     made = []
     monkeypatch.setattr(module.CudaGraphs, "_capture_pass", _noting(module.CudaGraphs._capture_pass, made))

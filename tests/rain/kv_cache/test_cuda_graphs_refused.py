@@ -1,4 +1,4 @@
-"""What keeps passes from being replayed, and that it is said."""
+"""What prevents the replay of passes is detected and logged."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("reason", IN_THE_WAY)
-def test_what_is_in_the_way_is_said_once(reason, device, caplog):
+def test_unsupported_reasons_are_logged_once(reason, device, caplog):
     model = build_on(device)
     assert unsupported_reason(model) is None
     IN_THE_WAY[reason](model)
@@ -80,7 +80,7 @@ def test_a_hook_that_comes_and_goes(device, caplog):
     assert len(cache.graphs) == 1
 
 
-def test_hooks_of_transformers_are_not_in_the_way(device):
+def test_hooks_of_transformers_do_not_prevent_graphs(device):
     model = build_on(device)
     with torch.no_grad():
         model(input_ids=torch.tensor([OTHER], device=device), output_hidden_states=True)
@@ -118,7 +118,7 @@ class Behind(torch.nn.Module):
     "waits",
     [lambda states: states * (1 if states.sum().item() else 2), lambda states: (states[states > 0], states)[1]],
 )
-def test_a_model_that_waits_for_its_device_is_found_out(waits, device, caplog):
+def test_a_model_that_waits_for_its_device_is_detected(waits, device, caplog):
     model = build_on(device)
     model.model.layers[0].mlp = Behind(model.model.layers[0].mlp, waits)
     with caplog.at_level("WARNING", logger=module.__name__):
@@ -127,8 +127,8 @@ def test_a_model_that_waits_for_its_device_is_found_out(waits, device, caplog):
     torch.rand(2, device=device)  # torch's generator works on
 
 
-def test_a_replay_that_gives_something_else_is_found_out(monkeypatch, caplog):
-    """Here, the logits of the pass that was captured, for ever."""
+def test_a_replay_with_other_results_is_detected(monkeypatch, caplog):
+    """Here, always the logits of the captured pass."""
 
     def capture(run):
         once = run().clone()
@@ -141,7 +141,7 @@ def test_a_replay_that_gives_something_else_is_found_out(monkeypatch, caplog):
     assert "differ from those of separate sequences" in caplog.text
 
 
-def test_a_capture_that_fails_is_said_and_read_eagerly(device, monkeypatch, caplog):
+def test_a_failed_capture_is_logged_and_runs_eagerly(device, monkeypatch, caplog):
     model = build_on(device)
     cache = build_cache(model, 1)
     assert cache.graphs is not None
@@ -158,7 +158,7 @@ def test_a_capture_that_fails_is_said_and_read_eagerly(device, monkeypatch, capl
     assert caplog.text.count("a capture or its replay failed (RuntimeError: out of memory)") == 1
 
 
-def test_graphs_that_cannot_be_are_refused(model, tokenizer, caplog):
+def test_impossible_graphs_are_refused(model, tokenizer, caplog):
     with caplog.at_level("WARNING"):
         assert build_cache(model, 1).graphs is None
     assert not caplog.text  # nobody expects them on a CPU
@@ -171,7 +171,7 @@ def test_graphs_that_cannot_be_are_refused(model, tokenizer, caplog):
 
 @pytest.mark.gpu
 def test_a_capture_that_breaks_leaves_torch_in_order():
-    """Not found out beforehand: a wait that is none of torch's operators."""
+    """Not detected beforehand: a wait outside torch's operators."""
     model = build_on("cuda")
     model.model.layers[0].mlp = Behind(
         model.model.layers[0].mlp, lambda states: (torch.cuda.current_stream().synchronize(), states)[1]

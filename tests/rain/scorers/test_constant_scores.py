@@ -1,4 +1,4 @@
-"""A scorer that gives all texts one value is told of, with the remedy."""
+"""A scorer that gives all texts one value causes a warning that names the remedy."""
 
 import pytest
 from support.rain import build_causal
@@ -31,7 +31,7 @@ def test_equal_values_are_warned_of_once_and_others_not(caplog):
     assert not warnings(caplog)
 
 
-def test_rewards_beyond_the_scale_name_it_and_calibration_mends_it(caplog):
+def test_rewards_beyond_the_scale_name_it_and_calibration_fixes_it(caplog):
     def reward(prompts, completions):
         return [100.0 + len(completion) for completion in completions]
 

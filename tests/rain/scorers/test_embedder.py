@@ -21,7 +21,7 @@ def test_embeddings_are_masked_means_of_unit_length():
         assert vector == pytest.approx((states / states.norm()).numpy(), abs=1e-5)
 
 
-def test_texts_of_similar_lengths_are_read_together_on_a_cpu():
+def test_texts_of_similar_lengths_are_embedded_together_on_a_cpu():
     """Batching changes no vector, and no batch is mostly padding."""
     model, tokenizer = build_encoder()
     encoder, shapes = TextEncoder(model, tokenizer), []

@@ -10,7 +10,7 @@ from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 
 
 @pytest.mark.parametrize("kept", [0, 25, 10_000])
-def test_prompt_prefixes_are_read_once_while_there_is_room(monkeypatch, kept):
+def test_prompt_prefixes_are_computed_once_while_there_is_room(monkeypatch, kept):
     monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._PROMPT_TOKENS_KEPT", kept)
     model, tokenizer = build_causal("mistral"), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
@@ -30,7 +30,7 @@ def test_prompt_prefixes_are_read_once_while_there_is_room(monkeypatch, kept):
         assert abs(totals[1] - totals[0]) < 10
 
 
-def test_scoring_a_longer_answer_reads_only_its_end():
+def test_scoring_a_longer_answer_computes_only_its_end():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     answer = "It is a long story about a piano that nobody wanted to play, and of bread"
@@ -47,7 +47,7 @@ def test_scoring_a_longer_answer_reads_only_its_end():
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_a_prefix_evicted_between_two_passes_is_read_again(monkeypatch, family):
+def test_a_prefix_evicted_between_two_passes_is_computed_again(monkeypatch, family):
     monkeypatch.setattr("hf_interdistill.rain.scorers.prefix_cache._PROMPT_TOKENS_KEPT", 0)
     monkeypatch.setattr("hf_interdistill.rain.scorers.cached_forward._TOKENS_PER_PASS", 40)
     model, tokenizer = build_causal(family), tokenizer_of("bytes")

@@ -32,7 +32,7 @@ def test_threads_search_one_model_as_they_would_alone():
 
 
 def test_nothing_of_the_model_changes_during_a_search():
-    """Stop strings of the model's own config hold in other threads' calls meanwhile."""
+    """Meanwhile the stop strings of the model's config hold in the calls of other threads."""
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     model.generation_config.stop_strings = ["ab"]
     before, seen = model.generation_config, []

@@ -1,4 +1,4 @@
-"""What a judge keeps of the texts it has read."""
+"""The prefix cache of a judge: match, insert and evict."""
 
 import pytest
 import torch
@@ -33,13 +33,13 @@ def plain(contexts):
 
 
 def tokens_of(texts) -> set:
-    """Every different beginning of the texts: one token of a tree each."""
+    """Every different prefix of the texts: each is one token of a tree."""
     return {tuple(text[:stop]) for text in texts for stop in range(1, len(text) + 1)}
 
 
 @given(st.lists(_texts, min_size=1, max_size=5), st.sampled_from([PREFIX, []]))
 @settings(max_examples=25, deadline=None)
-def test_what_was_read_before_is_not_read_again_and_nothing_else_is_held(calls, prefix):
+def test_cached_prefixes_are_not_computed_again_and_nothing_else_is_held(calls, prefix):
     shared = CachedForward(MODEL, list(prefix), 0)
     seen: set = set()
     for texts in calls:
@@ -54,7 +54,7 @@ def test_what_was_read_before_is_not_read_again_and_nothing_else_is_held(calls, 
         assert shared.cache.num_tokens == len(prefix) + len(seen)
 
 
-def test_what_no_call_used_lately_is_forgotten():
+def test_prefixes_not_used_lately_are_evicted():
     shared = CachedForward(MODEL, list(PREFIX), 0)
     old, young = contexts_of([[11, 11, 11, 11]]), contexts_of([[11, 12]])
     read(shared, old)
@@ -68,7 +68,7 @@ def test_what_no_call_used_lately_is_forgotten():
     assert tokens == [4 + 3]  # all but the prefix and the first token
 
 
-def test_a_text_that_does_not_begin_as_all_do_is_read_whole():
+def test_a_text_without_the_common_prefix_is_computed_whole():
     shared = CachedForward(MODEL, list(PREFIX), 0)
     odd = contexts_of([[11, 11]], PREFIX[:2])
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_text_that_does_not_begin_as_all_do_is_read_whole():
 
 
 @pytest.mark.parametrize("orders", [1, 2])
-def test_the_same_text_again_reads_its_end(orders):
+def test_the_same_text_again_computes_its_end(orders):
     shared = CachedForward(MODEL, list(PREFIX), 0)
     contexts = [each[:orders] for each in contexts_of([[11, 12]])]
     read(shared, contexts)

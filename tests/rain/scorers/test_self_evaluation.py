@@ -34,7 +34,7 @@ def test_scores_equal_plain_forward_passes(family, vote, kind):
     assert values[1] == values[4]
 
 
-def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_read_once():
+def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_computed_once():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     first = SelfEvaluationScorer(SHORT).bind(model, tokenizer)
     _, costs = first.score_batch(EXCHANGES)
@@ -48,7 +48,7 @@ def test_both_orders_and_all_texts_are_one_pass_and_the_prefix_is_read_once():
     assert sum(again.tokens) < 0.7 * separate
 
 
-def test_only_what_is_read_is_counted():
+def test_only_computed_tokens_are_counted():
     """Without few-shot examples, prompts may share a prefix that is cached from an earlier call."""
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     bare = JudgePrompt("bare", "", "{prompt}{completion}", SHORT.question, SHORT.positive, SHORT.negative)
@@ -62,7 +62,7 @@ def test_only_what_is_read_is_counted():
         assert costs.total_tokens == judge._prefix_cache().cache.forward_tokens - before
 
 
-def test_the_prefix_is_read_again_when_the_weights_change():
+def test_the_prefix_is_computed_again_when_the_weights_change():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     before, _ = judge.score_batch(EXCHANGES)
@@ -75,7 +75,7 @@ def test_the_prefix_is_read_again_when_the_weights_change():
     assert after == pytest.approx(by_hand(model, tokenizer, SHORT, EXCHANGES, "probability"), abs=1e-4)
 
 
-def test_many_texts_are_read_in_several_passes(monkeypatch):
+def test_many_texts_are_scored_in_several_passes(monkeypatch):
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     judge = SelfEvaluationScorer(SHORT, vote="probability").bind(model, tokenizer)
     whole, _ = judge.score_batch(EXCHANGES)
@@ -129,7 +129,7 @@ def test_built_in_judge_prompts_load(name, kind):
     "labels",
     [("A", "A"), ("Apple", "Banana"), ("A", "BC"), ("☃", "☂")],
 )
-def test_labels_that_cannot_be_told_apart_are_refused(labels):
+def test_indistinguishable_labels_are_refused(labels):
     from dataclasses import replace
 
     with pytest.raises(ValueError, match=r"cannot tell the labels .* apart"):

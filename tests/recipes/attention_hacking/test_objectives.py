@@ -86,7 +86,7 @@ def rotated(states, cos, sin):
 
 
 @pytest.mark.parametrize("family", ROTARY_FAMILIES)
-def test_rotated_by_hand_they_are_what_the_model_multiplies(modules, family):
+def test_unrotated_states_rotated_by_hand_equal_the_models(modules, family):
     model = build_student(family, "eager").eval()
     rotary, seen = getattr(model, model.base_model_prefix).rotary_emb, []
     rotary.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -101,7 +101,7 @@ def test_rotated_by_hand_they_are_what_the_model_multiplies(modules, family):
         assert not torch.allclose(own.query, other.query, atol=1e-2)
 
 
-def test_they_do_not_depend_on_positions(modules):
+def test_unrotated_states_do_not_depend_on_positions(modules):
     model, positions = build_student().eval(), torch.arange(20)[None].expand(3, -1)
     for make_recorder, is_same in ((modules.rotary.RotaryRecorder, True), (AttentionRecorder, False)):
         near, far = (recorded(model, make_recorder, position_ids=factor * positions)[1][0] for factor in (1, 3))

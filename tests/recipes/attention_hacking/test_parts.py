@@ -185,7 +185,7 @@ def test_the_summary_has_a_line_for_each_condition_and_arm(modules):
 def test_teachers_are_alike_if_they_judge_alike(modules):
     first = {"kind": "fitted", "checksum": 1, "accuracy": 0.516, "pairs": 161}
     alike = modules.study._are_alike
-    for accuracy in (0.522, 0.461, 0.571):  # fitted anew elsewhere: within a difference's standard error, 0.056
+    for accuracy in (0.522, 0.461, 0.571):  # fitted again elsewhere: within a difference's standard error, 0.056
         assert alike(first, {**first, "checksum": 2, "accuracy": accuracy})
     assert not alike(first, {**first, "checksum": 2, "accuracy": 0.572})
     assert not alike(first, {**first, "checksum": 2, "accuracy": 0.460})

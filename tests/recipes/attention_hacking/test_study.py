@@ -1,4 +1,4 @@
-"""The study of attention hacking: its small form runs, goes on and reports; each arm trains."""
+"""The study of attention hacking: its small form runs, resumes and reports; each arm trains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(config: dict, folder) -> str:
 
 
 @pytest.mark.parametrize("is_trained", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_runs_goes_on_and_reports(modules, encoder, tmp_path, monkeypatch, is_trained):
+def test_the_small_study_resumes_and_reports(modules, encoder, tmp_path, monkeypatch, is_trained):
     config = tiny_config(tmp_path, encoder)
     picture = "differences.hh_harmless.minilm.clean"
     config["report"]["pictures"] = [picture, "masking.hh_harmless.minilm.cue"]  # there are no runs with a cue
@@ -97,7 +97,7 @@ def assert_tables_show(main: list[dict], folder) -> None:
 
 
 def test_several_processes_share_the_runs(modules, encoder, tmp_path, monkeypatch):
-    """What another process is at is left to it, and what it writes meanwhile is kept."""
+    """A run that another process holds is left to it, and the results that it writes are kept."""
     config = tiny_config(tmp_path, encoder)
     config["selection"], config["report"]["pictures"] = [], []
     path, study, done = write(config, tmp_path), modules.study, []
@@ -179,7 +179,7 @@ def arm_losses(tmp_path_factory):
     return losses
 
 
-def test_a_run_with_quite_another_teacher_is_refused(modules, encoder, tmp_path):
+def test_a_run_with_a_different_teacher_is_refused(modules, encoder, tmp_path):
     study = modules.study.Study(tiny_config(tmp_path, encoder))
     run = modules.running.Run("hh_harmless", "minilm", "clean", "interaction_joint", 1)
     mark = {"kind": "fitted", "checksum": 1, "accuracy": 0.80, "order_agreement": 1.0, "pairs": 157}

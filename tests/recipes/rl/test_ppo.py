@@ -249,7 +249,7 @@ def test_value_models_have_weights_of_their_own(any_trl, tmp_path):
     with torch.no_grad():
         value_model.score.weight.add_(1.0)
     assert not torch.equal(value_model.score.weight, scorer.model.score.weight)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # PPO takes it out of what the value model reads
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # PPO removes it from the value model's input
     ppo_value_model(scorer, tokenizer)
     with pytest.raises(ValueError, match="reads in both directions"):
         from transformers import BertConfig, BertForSequenceClassification

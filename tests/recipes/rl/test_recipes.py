@@ -88,7 +88,7 @@ def test_adapters_train_too(folder):
     assert (folder / "out" / "adapter_model.safetensors").is_file() and trainer.state.global_step == 2
 
 
-def test_a_killed_run_goes_on(folder):
+def test_a_killed_run_resumes(folder):
     script = load_script()
     script.main(command(folder, "grpo", save_steps=1, max_steps=1, logging_steps=1))
     half = folder / "out" / "checkpoint-2"  # as a kill in mid-save leaves it
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on(folder):
     assert not list((folder / "out").glob("checkpoint-*"))
 
 
-def test_what_is_wrong_is_named(folder):
+def test_mistakes_are_named(folder):
     script = load_script()
     with pytest.raises(SystemExit, match="must be one of grpo, rloo, online_dpo, ppo"):
         script.main(["dpo"])

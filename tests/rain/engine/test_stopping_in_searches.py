@@ -1,4 +1,4 @@
-"""Texts end as in `generate`: at the length, EOS, stop strings, criteria, a new turn, or the context."""
+"""Searches end texts as `generate` does: at the length, EOS, stop strings, criteria, a new turn, or the context."""
 
 import pytest
 import torch
