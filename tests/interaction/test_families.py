@@ -51,7 +51,7 @@ def cells(role: str, families, columns) -> list:
 
 
 @pytest.fixture(scope="session")
-def told() -> dict[str, dict]:
+def documented() -> dict[str, dict]:
     """The outcomes of the committed page."""
     return families_table.read(PAGE.read_text(encoding="utf-8"))
 
@@ -146,10 +146,10 @@ def sharing_of(trainer) -> str:
     return "yes" if sharing._window is None else "yes, if a row fits in its attention window"
 
 
-def compare(told: dict[str, dict], name: str, outcome: dict) -> None:
-    """The page must tell this outcome; with other versions than the page's, any clean refusal will do."""
+def compare(documented: dict[str, dict], name: str, outcome: dict) -> None:
+    """The page must have this outcome; with other versions than the page's, any clean refusal will do."""
     if families_table.read_versions(PAGE.read_text(encoding="utf-8")) == VERSIONS:
-        assert outcome == told.get(name), f"docs/families.md says something else of {name}"
+        assert outcome == documented.get(name), f"docs/families.md has another outcome for {name}"
 
 
 def attempt(work) -> tuple[str, object]:
@@ -161,7 +161,7 @@ def attempt(work) -> tuple[str, object]:
 
 
 @pytest.mark.parametrize(("family", "column"), cells("student", STUDENTS, STUDENT_COLUMNS))
-def test_student(family, column, prepared, told, outcomes, tmp_path, monkeypatch):
+def test_student(family, column, prepared, documented, outcomes, tmp_path, monkeypatch):
     attention, dtype, tuning = column.split()
 
     def work():
@@ -170,14 +170,14 @@ def test_student(family, column, prepared, told, outcomes, tmp_path, monkeypatch
         train_one_step(trainer, monkeypatch)
         return trainer
 
-    said, trainer = attempt(work)
+    trained, trainer = attempt(work)
     name = f"student {family}: {column}"
-    outcomes[name] = {"trained": said, "sharing": "" if trainer is None else sharing_of(trainer)}
-    compare(told, name, outcomes[name])
+    outcomes[name] = {"trained": trained, "sharing": "" if trainer is None else sharing_of(trainer)}
+    compare(documented, name, outcomes[name])
 
 
 @pytest.mark.parametrize(("family", "column"), cells("teacher", TEACHERS, TEACHER_COLUMNS))
-def test_teacher(family, column, pairs, told, outcomes, tmp_path, monkeypatch):
+def test_teacher(family, column, pairs, documented, outcomes, tmp_path, monkeypatch):
     attention, dtype = column.split()
 
     def work():
@@ -188,22 +188,22 @@ def test_teacher(family, column, pairs, told, outcomes, tmp_path, monkeypatch):
 
     name = f"teacher {family}: {column}"
     outcomes[name] = {"trained": attempt(work)[0], "sharing": ""}
-    compare(told, name, outcomes[name])
+    compare(documented, name, outcomes[name])
 
 
-def test_the_page_is_rendered_from_its_cells(told):
+def test_the_page_is_rendered_from_its_cells(documented):
     expected = [f"student {family}: {column}" for family in STUDENTS for column in STUDENT_COLUMNS]
     expected += [f"teacher {family}: {column}" for family in TEACHERS for column in TEACHER_COLUMNS]
-    assert list(told) == expected
+    assert list(documented) == expected
     page = PAGE.read_text(encoding="utf-8")
     versions = families_table.read_versions(page)
-    assert families_table.render(told, versions) == page
+    assert families_table.render(documented, versions) == page
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
     assert all(each.replace(" ", "==") in pins for each in versions.split(", ")), "run the grid with the new pins"
 
 
-def test_a_page_that_differs_is_detected(told):
+def test_a_page_that_differs_is_detected(documented):
     name = "student llama: sdpa float32 full"
-    lie = {**told, name: {"trained": "it exploded", "sharing": ""}}
-    assert families_table.read(families_table.render(lie, VERSIONS))[name]["trained"] == "it exploded"
-    assert families_table.render(lie, VERSIONS) != PAGE.read_text(encoding="utf-8")
+    changed = {**documented, name: {"trained": "it exploded", "sharing": ""}}
+    assert families_table.read(families_table.render(changed, VERSIONS))[name]["trained"] == "it exploded"
+    assert families_table.render(changed, VERSIONS) != PAGE.read_text(encoding="utf-8")

@@ -1,8 +1,7 @@
 """Long runs in one process (`make soak`): memory stays flat, no file stays open, the end is as quick as the start.
 
-Memory and open files are asserted; throughput is printed, for a machine that does other things besides would fail it.
-It is told twice: by the processor's seconds, and by the time that a fixed piece of work takes at the same moments,
-which a machine that slows down slows as well.
+Memory and open files are asserted. Throughput is only printed, for a busy machine would fail a limit. It is printed
+twice: per processor second, and relative to a fixed piece of work, which slows down with the machine.
 `SOAK_STEPS` and `SOAK_PROMPTS` make it shorter or longer.
 """
 

@@ -18,7 +18,7 @@ class Config(PretrainedConfig):
 
 
 class RuleModel(nn.Module):
-    """A reward that is a rule of the tokens: counts words that tell good from bad answers (or what the fault is)."""
+    """A reward that is a rule of the tokens: counts the words of good and bad answers, or shows its fault."""
 
     def __init__(self, tokenizer, rule):
         super().__init__()

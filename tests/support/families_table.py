@@ -23,14 +23,14 @@ TEACHER_COLUMNS = tuple(f"{a} {d}" for a in ATTENTIONS for d in DTYPES)
 _HEAD = """# Families of models
 
 What one training step did, by family of model: tiny models with random weights, a real
-`InteractionDistillationTrainer` with `alignment_weight=1`, the last layer aligned. `yes` says that the loss was finite
-and above zero, that the alignment loss alone sent finite gradients other than zero to the queries and to the keys of
-the aligned layer, and that the weights which make them changed. A letter stands for what happened instead, told below.
+`InteractionDistillationTrainer` with `alignment_weight=1`, the last layer aligned. `yes` means three things. The loss
+was finite and above zero. The alignment loss alone sent finite nonzero gradients to the queries and keys of the aligned
+layer. The weights which compute them changed. A letter stands for another outcome, explained below.
 
 Seen with {versions}. Other versions may offer other kinds of attention, or other heads.
 
-This file is written by `tests/support/families_table.py` from what the tests saw, and the same tests fail where it
-says something else. Tiny models show that the plumbing fits a family; they say nothing about how well it learns.
+`tests/support/families_table.py` writes this file from the results of the tests, which fail if the two differ. Tiny
+models show that a family works with the trainer, not how well it learns.
 """
 _SHARING = """
 ## Prompt and both responses in one row
@@ -52,12 +52,12 @@ def render(outcomes: dict[str, dict], versions: str) -> str:
     reasons: list[str] = []
 
     def cell(name: str) -> str:
-        said = outcomes[name]["trained"]
-        if said == "yes":
-            return said
-        if said not in reasons:
-            reasons.append(said)
-        return chr(ord("a") + reasons.index(said))
+        trained = outcomes[name]["trained"]
+        if trained == "yes":
+            return trained
+        if trained not in reasons:
+            reasons.append(trained)
+        return chr(ord("a") + reasons.index(trained))
 
     parts = [_HEAD.replace("{versions}", versions)]
     for role, families, columns in (("student", STUDENTS, STUDENT_COLUMNS), ("teacher", TEACHERS, TEACHER_COLUMNS)):
@@ -70,9 +70,9 @@ def render(outcomes: dict[str, dict], versions: str) -> str:
     parts.append(_SHARING)
     for family in STUDENTS:
         cells = [outcomes[f"student {family}: {column}"] for column in STUDENT_COLUMNS]
-        said = sorted({each["sharing"] for each in cells if each["trained"] == "yes"})
-        if said:
-            parts.append(f"| {family} | {'; '.join(said)} |\n")
+        sharing = sorted({each["sharing"] for each in cells if each["trained"] == "yes"})
+        if sharing:
+            parts.append(f"| {family} | {'; '.join(sharing)} |\n")
     parts.append("\n## Letters\n\n")
     parts.extend(f"- {chr(ord('a') + number)}: {reason}\n" for number, reason in enumerate(reasons))
     return "".join(parts)

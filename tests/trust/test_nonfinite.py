@@ -15,7 +15,7 @@ from hf_interdistill.interaction.trainer import InteractionDistillationTrainer
 from hf_interdistill.training.checkpoints import checkpoint_error
 
 
-def poison(monkeypatch, owner, number: int, spoil) -> None:
+def poison(monkeypatch, owner, number: int, corrupt) -> None:
     """Corrupt something of the model after the backward pass of a step."""
     original, calls = owner.training_step, [0]
 
@@ -24,7 +24,7 @@ def poison(monkeypatch, owner, number: int, spoil) -> None:
         calls[0] += 1
         if calls[0] == number:
             with torch.no_grad():
-                spoil(next(p for p in model.parameters() if p.grad is not None and p.dim() > 1))
+                corrupt(next(p for p in model.parameters() if p.grad is not None and p.dim() > 1))
         return loss
 
     monkeypatch.setattr(owner, "training_step", poisoned)
@@ -43,7 +43,7 @@ def test_nonfinite_gradients_stop_a_run_before_they_reach_the_weights(pipeline, 
     saved = pipeline.path("stopped", "checkpoint-3")
     assert checkpoint_error(saved) is None
     assert all(value.isfinite().all() for value in load_file(saved / "model.safetensors").values())
-    assert main([*pipeline.plain("stopped"), *RESUME]) == 0  # without what spoilt it
+    assert main([*pipeline.plain("stopped"), *RESUME]) == 0  # without the fault
     assert pipeline.farthest("plain", "stopped") == 0
 
 

@@ -181,7 +181,7 @@ def test_a_model_is_probed_again_when_circumstances_change():
 
 
 def test_a_model_that_ignores_the_mask_is_detected(model):
-    """The trial on a few tokens catches what the structure does not tell."""
+    """The trial on a few tokens detects what the structure does not show."""
     lone = build_causal()
     forward = lone.forward
     lone.forward = lambda *args, attention_mask=None, position_ids=None, logits_to_keep=0, **kwargs: forward(

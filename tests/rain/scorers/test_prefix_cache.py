@@ -92,4 +92,4 @@ def test_the_same_text_again_computes_its_end(orders):
 def test_common_length():
     assert common_prefix_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
     assert common_prefix_length([[1, 2]]) == 2 and common_prefix_length([[1], [2]]) == 0
-    assert common_prefix_length([[1, 2, 3], [9, 2, 3]], start=1) == 3  # the beginning is not looked at
+    assert common_prefix_length([[1, 2, 3], [9, 2, 3]], start=1) == 3  # the first token is not compared

@@ -27,7 +27,7 @@ class Fault:
 
     Args:
         kind: `status` (answer with `status` and `message`), `drop` (read half of the body, then close the connection),
-            `lost_reply` (do it, then close without an answer), `hang` (wait for ever; `LoopbackHub.is_hanging` tells).
+            `lost_reply` (do it, then close without an answer), `hang` (never answer; sets `LoopbackHub.is_hanging`).
         times: how often.
     """
 
