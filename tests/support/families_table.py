@@ -24,7 +24,7 @@ _HEAD = """# Families of models
 
 What one training step did, by family of model: tiny models with random weights, a real
 `InteractionDistillationTrainer` with `alignment_weight=1`, the last layer aligned. `yes` means three things. The loss
-was finite and above zero. The alignment loss alone sent finite nonzero gradients to the queries and keys of the aligned
+was finite and above zero. The alignment loss alone sent finite nonzero gradients to queries and keys of the aligned
 layer. The weights which compute them changed. A letter stands for another outcome, explained below.
 
 Seen with {versions}. Other versions may offer other kinds of attention, or other heads.
