@@ -134,7 +134,8 @@ with open(f"{folder}/log{world}-{rank}.json", "w") as file:
 def test_two_processes_share_computed_maps(tmp_path, rows):
     build_student().save_pretrained(tmp_path / "student")
     tokenizer_of("bytes").save_pretrained(tmp_path / "student")
-    InteractionTeacher(*build_encoder(), max_length=256).save_pretrained(str(tmp_path / "teacher"))
+    teacher = InteractionTeacher(*build_encoder(), max_length=256, interaction_layers=0)  # so that the order matters
+    teacher.save_pretrained(str(tmp_path / "teacher"))
     lines = [json.dumps({key: row[key] for key in ("prompt", "chosen", "rejected")}) for row in rows[:8]]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     (tmp_path / "train.py").write_text(SCRIPT)
