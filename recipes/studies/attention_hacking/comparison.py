@@ -43,7 +43,7 @@ def outcomes(runs: Sequence[dict], arm: str) -> dict[str, dict[int, np.ndarray]]
     for record in runs:
         if record["arm"] == arm:
             for name, test in _tests(record):
-                found.setdefault(name, {})[record["seed"]] = decode_outcomes(test["right"], test["pairs"])
+                found.setdefault(name, {})[record["seed"]] = decode_outcomes(test)
     return found
 
 

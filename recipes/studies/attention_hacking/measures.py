@@ -81,15 +81,20 @@ def cued_margins(plain: np.ndarray, cued: np.ndarray, share: float, seed: int) -
 
 
 def summary(margins: np.ndarray) -> dict[str, Any]:
-    """Accuracy (ties count half and are counted), loss, and which pairs were right, for later comparison."""
+    """What is kept of the validation rows: accuracy (ties count half and are counted) and losses."""
     outcome = pairwise_accuracy(margins)
     return {
         "pairs": outcome["pairs"],
         "ties": outcome["ties"],
         "accuracy": float((np.sign(margins) / 2 + 0.5).mean(dtype=np.float64)),
         "nll": calibration(margins)["nll"],
-        "right": encode_outcomes(margins),
+        "scaled_nll": scaled_nll(margins),
     }
+
+
+def comparable(margins: np.ndarray) -> dict[str, Any]:
+    """What is kept of a test: the loss, and which pairs were right, so that arms can be compared pair by pair."""
+    return {"nll": calibration(margins)["nll"], "right": encode_outcomes(margins)}
 
 
 def encode_outcomes(margins: np.ndarray) -> str:
@@ -100,12 +105,12 @@ def encode_outcomes(margins: np.ndarray) -> str:
     return "".join(str(digit) for digit in np.sign(margins).astype(int) + 1)
 
 
-def decode_outcomes(text: str, pairs: int) -> np.ndarray:
-    """What `encode_outcomes` made, as `(pairs,)` with 0 for wrong, 0.5 for a tie and 1 for right."""
-    if len(text) == pairs:
-        return (np.frombuffer(text.encode(), np.uint8) - ord("0")) / 2
-    values = np.frombuffer(base64.b64decode(text), np.uint8)[:, None] // 3 ** np.arange(5) % 3  # an older `runs.json`
-    return values.ravel()[:pairs] / 2
+def decode_outcomes(test: dict[str, Any]) -> np.ndarray:
+    """Which pairs of a test were right, as `(pairs,)` with 0 for wrong, 0.5 for a tie and 1 for right."""
+    if "pairs" in test:  # of an older `runs.json`, which has five digits of base 3 to a byte
+        values = np.frombuffer(base64.b64decode(test["right"]), np.uint8)[:, None] // 3 ** np.arange(5) % 3
+        return values.ravel()[: test["pairs"]] / 2
+    return (np.frombuffer(test["right"].encode(), np.uint8) - ord("0")) / 2
 
 
 def scaled_nll(margins: np.ndarray) -> float:
@@ -123,10 +128,7 @@ def diagnosis_of(scorer: RewardScorer, rows: Sequence[Row], settings: dict[str, 
     record = {
         "pairs": found.pairs,
         "masked_first": [estimate.value for estimate in masking.first],
-        "masked_last": [estimate.value for estimate in masking.last],
         "whole": masking.whole.value,
-        "without_prompt": masking.prompt.value,
-        "without_response_start": masking.response_start.value,
         "length_correlation": length.correlation.value,
         "longer_is_worse": length.longer_is_worse.value,
         "cue_gain": found.cue.gain.value,
@@ -135,7 +137,6 @@ def diagnosis_of(scorer: RewardScorer, rows: Sequence[Row], settings: dict[str, 
         groups = {"right": found.attention.right, "wrong": found.attention.wrong}
         for name, group in groups.items():
             record[f"stages_{name}"] = [stage.value for stage in group.stages]
-            record[f"sink_{name}"] = group.sink.value
     return {name: _plain(value) for name, value in record.items()}
 
 

@@ -1,10 +1,14 @@
-"""The file of the study's finished runs: JSON, compressed, one run a line."""
+"""The file of the study's finished runs: JSON, compressed, one run a line.
+
+`runs` has the records but for which pairs of each test were right; `right` has those by the record's id. Digits and
+words compress better apart.
+"""
 
 from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,32 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     """The finished runs: those of `runs.json.xz`, else of a plain `runs.json`, else none."""
     packed, plain = folder / PACKED, folder / PLAIN
     if packed.exists():
-        return json.loads(lzma.decompress(packed.read_bytes()))
-    return json.loads(plain.read_text(encoding="utf-8")) if plain.exists() else []
+        return _from_text(lzma.decompress(packed.read_bytes()).decode())
+    return _from_text(plain.read_text(encoding="utf-8")) if plain.exists() else []
+
+
+def _from_text(text: str) -> list[dict[str, Any]]:
+    kept = json.loads(text)
+    if isinstance(kept, list):  # of an older version, with everything in the records
+        return kept
+    for record in kept["runs"]:
+        for test, right in zip(_tests(record), kept["right"][record["id"]], strict=True):
+            test["right"] = right
+    return kept["runs"]
+
+
+def _to_text(records: Sequence[dict]) -> str:
+    runs, lines = json.loads(json.dumps(records)), []
+    for record in runs:
+        right = [test.pop("right") for test in _tests(record)]
+        lines.append(f"{json.dumps(record['id'], ensure_ascii=False)}:{json.dumps(right, separators=(',', ':'))}")
+    return '{"runs":' + as_lines(runs) + ',"right":{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def _tests(record: dict) -> Iterator[dict]:
+    yield from record["tests"].values()
+    for sides in record["cued"].values():
+        yield from sides.values()
 
 
 def write_runs(folder: Path, records: Sequence[dict], *, is_complete: bool = False) -> None:
@@ -30,7 +58,7 @@ def write_runs(folder: Path, records: Sequence[dict], *, is_complete: bool = Fal
     Args:
         is_complete: take seconds instead of a fraction of one, for a file of half the size.
     """
-    text = as_lines(records).encode()
+    text = _to_text(records).encode()
     with atomic_replacement(folder / PACKED) as scratch:
         scratch.write_bytes(lzma.compress(text, preset=_SMALLEST if is_complete else _QUICK))
     (folder / PLAIN).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import yaml
 from comparison import group_of, groups, of_group, table_of
 from plots import draw_differences, draw_masking
 from records import as_lines, read_runs
-from tables import is_summarized, long_tables, short_tables
+from tables import long_tables, short_tables
 
 from hf_interdistill.utils.atomic_io import write_atomically
 
@@ -57,17 +57,16 @@ def compare(results: Sequence[dict], config: dict[str, Any], names: Sequence[str
     return [row for group in chosen for row in table_of(of_group(runs, group), arms, config["means"])]
 
 
-def published(table: Sequence[dict], others: Sequence[dict[str, list[str]]]) -> list[dict]:
-    """The rows for `results.json`, to a hundredth of a point: those of the short tables, and `others`.
+def published(table: Sequence[dict], entries: Sequence[dict[str, list[str]]]) -> list[dict]:
+    """The rows for `results.json`, to a hundredth of a point.
 
     Args:
-        others: each names columns and their values; a row that has one of the values in each column is kept.
+        entries: of columns and values; a row is kept that has one of the values in each column of an entry.
     """
     kept = [
         row
         for row in table
-        if is_summarized(row["test_set"])
-        or any(all(row[column] in values for column, values in wanted.items()) for wanted in others)
+        if any(all(row[column] in values for column, values in entry.items()) for entry in entries)
     ]
     return [{column: _rounded(row[column]) for column in COLUMNS} for row in kept]
 

@@ -17,7 +17,7 @@ import trl
 from arms import Arm, StudyTrainer, soft_targets
 from datasets import Dataset
 from materials import Materials
-from measures import cued_margins, diagnosis_of, rewards_of, rewards_with_cue, scaled_nll, summary
+from measures import comparable, cued_margins, diagnosis_of, rewards_of, rewards_with_cue, summary
 from objectives import StudyConfig
 from preferences import Row
 
@@ -95,7 +95,7 @@ class Bench(Materials):
         trainer.train()
         logs = [log for log in trainer.state.log_history if "loss" in log]
         last = logs[-1] if logs else {}
-        kept = {key: value for key, value in last.items() if key == "loss" or key.startswith("interaction/")}
+        kept = {key: last[key] for key in ("loss", "interaction/loss") if key in last}
         scorer = RewardScorer(trainer.model, self.tokenizer, batch_size=self.config["scoring_batch_size"])
         return scorer, {"steps": trainer.state.global_step, "last_log": kept}
 
@@ -137,25 +137,19 @@ class Bench(Materials):
         }
 
     def outcome(self, rewards: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Summaries of the rewards of each set; those with the cue become accuracies with it on either side."""
+        """What is kept of the rewards of each set; those with the cue become tests with it on either side."""
         cue = self.config["cue"]
         margins = {name: values[:, 0] - values[:, 1] for name, values in rewards.items()}
         validation = margins.pop("validation")
-        judged = summary(validation)
-        del judged["right"]  # arms are compared pair by pair on the tests alone
         tests, cued = {}, {}
         for name, values in margins.items():
             if not name.endswith("+cue"):
-                tests[name] = summary(values)
+                tests[name] = comparable(values)
                 continue
             plain = rewards[name.removesuffix("+cue")]
             sides = cued_margins(plain, rewards[name], cue["share"], self.config["data_seed"])
-            cued[name.removesuffix("+cue")] = {side: summary(each) for side, each in sides.items()}
-        return {
-            "validation": {**judged, "scaled_nll": scaled_nll(validation)},
-            "tests": tests,
-            "cued": cued,
-        }
+            cued[name.removesuffix("+cue")] = {side: comparable(each) for side, each in sides.items()}
+        return {"validation": summary(validation), "tests": tests, "cued": cued}
 
     def keep_rewards(self, run: Run, rewards: dict[str, np.ndarray]) -> None:
         path = self.rewards_path(run)

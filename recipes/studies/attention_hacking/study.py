@@ -25,6 +25,7 @@ import torch
 import yaml
 from arms import Arm
 from claims import claim
+from measures import decode_outcomes
 from records import PACKED, read_runs, rounded, write_runs
 from report import write_report
 from rich.console import Console
@@ -179,7 +180,7 @@ class Study:
                 return
             self.results.append(record)
             write_runs(self.path.parent, self.results)
-        tests = "  ".join(f"{name} {test['accuracy']:.3f}" for name, test in record["tests"].items())
+        tests = "  ".join(f"{name} {decode_outcomes(test).mean():.3f}" for name, test in record["tests"].items())
         seconds = record.get("seconds", {})
         console.print(f"{record['id']}: validation {record['validation']['accuracy']:.3f}  {tests}  {seconds}")
 

@@ -14,6 +14,7 @@ _LEGEND = [
     "pairs and seeds, not corrected for their number. `*`: the interval leaves out 0. One seed gives an interval",
     "over pairs alone. Means weigh each set alike.",
 ]
+_SCOPES = ("interaction_joint", "interaction_intra", "interaction_inter")
 _LOSS_LEGEND = [
     "Loss: Bradley-Terry's in nats; in brackets the mean difference to `bradley_terry`, and the",
     "seeds in which it is lower.",
@@ -45,18 +46,13 @@ def _text(lines: Sequence[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def is_summarized(test: str) -> bool:
-    """Whether the short tables have a column for a test."""
-    return test.startswith("mean of") or test.endswith("cue on rejected")
-
-
 def summary(table: Sequence[dict]) -> list[str]:
     """For each training file and student the means of the tests, and the trained set with a cue on the rejected."""
     lines: list[str] = []
     for train, student in dict.fromkeys(group_of(row)[:2] for row in table):
         rows = [row for row in table if group_of(row)[:2] == (train, student)]
         names = list(dict.fromkeys(row["test_set"] for row in rows))
-        tests = [name for name in names if is_summarized(name)]
+        tests = [name for name in names if name.startswith("mean of") or name.endswith("cue on rejected")]
         lines += [f"## In short: trained on {train}, student {student}", ""]
         lines += ["| condition | arm | seeds | " + " | ".join(tests) + " |", "| --- " * (len(tests) + 3) + "|"]
         for condition, arm in dict.fromkeys((row["condition"], row["arm"]) for row in rows):
@@ -69,7 +65,7 @@ def summary(table: Sequence[dict]) -> list[str]:
 
 
 def _against_controls(table: Sequence[dict]) -> list[str]:
-    """The means of the distilled arms against the maps that teach nothing, and against label smoothing."""
+    """The means of the three scopes against the maps that teach nothing, and against label smoothing."""
     others = REFERENCES[1:]
     lines = []
     for train, student in dict.fromkeys(group_of(row)[:2] for row in table):
@@ -78,7 +74,7 @@ def _against_controls(table: Sequence[dict]) -> list[str]:
         lines += ["| --- " * (len(others) + 3) + "|"]
         for row in (row for row in table if group_of(row)[:2] == (train, student)):
             found = [row["against"].get(other) for other in others]
-            if row["test_set"].startswith("mean of") and row["arm"].startswith("interaction") and any(found):
+            if row["test_set"].startswith("mean of") and row["arm"] in _SCOPES and any(found):
                 shown = " | ".join(_difference(each) if each else "" for each in found)
                 lines.append(f"| {row['condition']} | `{row['arm']}` | {row['test_set']} | {shown} |")
         lines.append("")

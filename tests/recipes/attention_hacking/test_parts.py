@@ -110,10 +110,11 @@ def test_soft_labels_and_writing_by_hand(modules):
 def test_measures_and_intervals_by_hand(modules):
     measures, comparison, study = modules.measures, modules.comparison, modules.study
     margins = np.array([1.0, -2.0, 0.0, 3.0, -1.0, 0.5, 0.0])
-    text = measures.encode_outcomes(margins)
-    assert text == "2012021" and measures.decode_outcomes(text, 7).tolist() == [1, 0, 0.5, 1, 0, 1, 0.5]
+    kept = measures.comparable(margins)
+    assert kept["right"] == "2012021" and kept["nll"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
     older = base64.b64encode(bytes([2 + 9 + 2 * 27, 2 + 3])).decode()  # digits of base 3, five to a byte
-    assert measures.decode_outcomes(older, 7).tolist() == [1, 0, 0.5, 1, 0, 1, 0.5]
+    for test in (kept, {"right": older, "pairs": 7}):
+        assert measures.decode_outcomes(test).tolist() == [1, 0, 0.5, 1, 0, 1, 0.5]
     assert measures.summary(margins)["accuracy"] == pytest.approx(4 / 7)
     draw = np.random.default_rng(0)
     good = np.abs(draw.normal(size=200)) + 0.1
