@@ -49,20 +49,24 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .diagnostics.diagnosis import diagnose
-    from .interaction.config import InteractionDistillationConfig
-    from .interaction.teacher.config import InteractionTeacherConfig
-    from .interaction.teacher.teacher import InteractionTeacher
-    from .interaction.trainer import InteractionDistillationTrainer
-    from .metrics import metric_path
-    from .metrics.training import pair_rewards, reward_metrics
-    from .rain.api.decoder import RainDecoder
-    from .rain.api.logits_processor import RAINLogitsProcessor
-    from .rain.api.registration import register_rain, unregister_rain
-    from .rain.config import RainConfig
-    from .reward_benchmarks.running import run_benchmark
-    from .scoring.ppo import ppo_reward_model, ppo_value_model
-    from .scoring.scorer import RewardScorer
-    from .selection.job import BestOfNConfig, run_best_of_n
+    from .diagnostics.diagnosis import diagnose as diagnose
+    from .interaction.config import InteractionDistillationConfig as InteractionDistillationConfig
+    from .interaction.teacher.config import InteractionTeacherConfig as InteractionTeacherConfig
+    from .interaction.teacher.teacher import InteractionTeacher as InteractionTeacher
+    from .interaction.trainer import InteractionDistillationTrainer as InteractionDistillationTrainer
+    from .metrics import metric_path as metric_path
+    from .metrics.training import pair_rewards as pair_rewards
+    from .metrics.training import reward_metrics as reward_metrics
+    from .rain.api.decoder import RainDecoder as RainDecoder
+    from .rain.api.logits_processor import RAINLogitsProcessor as RAINLogitsProcessor
+    from .rain.api.registration import register_rain as register_rain
+    from .rain.api.registration import unregister_rain as unregister_rain
+    from .rain.config import RainConfig as RainConfig
+    from .reward_benchmarks.running import run_benchmark as run_benchmark
+    from .scoring.ppo import ppo_reward_model as ppo_reward_model
+    from .scoring.ppo import ppo_value_model as ppo_value_model
+    from .scoring.scorer import RewardScorer as RewardScorer
+    from .selection.job import BestOfNConfig as BestOfNConfig
+    from .selection.job import run_best_of_n as run_best_of_n
 
 register_when_loaded()

@@ -86,7 +86,7 @@ def _real_rows(case: Case) -> list[dict]:
         preferences = [read_preference(json.loads(line)) for line in lines]
     rows = []
     for preference in preferences:
-        prompt, chosen, rejected = (" ".join(preference.contents(segment)) for segment in range(3))
+        prompt, chosen, rejected = (" ".join(flat.contents) for flat in preference.flatten())
         rows.append({"prompt": prompt + " ", "chosen": chosen, "rejected": rejected})
     rows.sort(key=lambda row: sum(len(text.split()) for text in row.values()))
     return [rows[int((place + 0.5) * len(rows) / case.pairs)] for place in range(case.pairs)]

@@ -170,6 +170,18 @@ def test_a_step_that_a_gpu_has_no_memory_for_is_a_figure(benchmarks, monkeypatch
     assert console.export_text().count("out of memory") == 2
 
 
+def test_a_batch_of_real_texts_spreads_over_their_lengths(benchmarks, tmp_path):
+    from reward_models import Case, make_data
+
+    def row(count):
+        sides = {"prompt": ["Be kind.", "a " * count], "chosen": ["b " * count], "rejected": ["c " * count]}
+        return {name: [{"role": "user", "content": text} for text in texts] for name, texts in sides.items()}
+
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row(count)) for count in (1, 10, 20, 30)))
+    rows = [[text.split() for text in row.values()] for row in make_data(Case(0, 2, str(tmp_path / "pairs.jsonl")))]
+    assert rows == [[["Be", "kind.", *"a" * count], [*"b" * count], [*"c" * count]] for count in (10, 30)]
+
+
 def test_the_kernels_share_of_a_step_by_both_clocks(benchmarks, monkeypatch, tmp_path, capsys):
     import alignment_kernel
 
