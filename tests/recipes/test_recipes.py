@@ -31,6 +31,7 @@ METHOD_KEYS = {"teacher_model", "output_dir"} | {
     f"alignment_{name}" for name in ("weight", "loss", "scope", "schedule", "control")
 }
 METHOD_KEYS |= {"teacher_max_length", "student_layers", "teacher_layers"}
+ON_A_CPU = ("demo", "smollm2-135m")  # recipes that need no GPU
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
@@ -41,7 +42,7 @@ def name_of(path) -> str:
 def test_there_are_recipes():
     assert len(REWARD) >= 16 and len(TEACHER) >= 7 and len(RAIN) >= 6
     assert [path.stem for path in ACCELERATE] == ["ddp", "fsdp2", "single_gpu", "zero3"]
-    for model in ("qwen3-0.6b", "qwen3-8b", "llama-3.1-8b"):
+    for model in ("smollm2-135m", "qwen3-0.6b", "qwen3-8b", "llama-3.1-8b"):
         assert (RECIPES / model / "README.md").exists()
 
 
@@ -58,7 +59,7 @@ def test_reward_recipe_parses(path, tmp_path):
         assert read == ([] if value == "none" else value), key
 
 
-@pytest.mark.parametrize("path", [p for p in REWARD if p.parts[-3] != "demo"], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in REWARD if p.parts[-3] not in ON_A_CPU], ids=name_of)
 def test_reward_recipe_fits_its_machine(path, tmp_path):
     """bf16 computation on float32 weights, non-reentrant checkpoints, learning rates of the usual size, a trained
     score head, and an adapter that reaches the queries and keys that are aligned."""
@@ -104,9 +105,10 @@ def test_teacher_recipe_parses(path, tmp_path):
 
 def published_encoder(name: str):
     """Config of an encoder as published (layers, reach), for what the recipes rely on."""
-    from transformers import DebertaV2Config, ModernBertConfig
+    from transformers import BertConfig, DebertaV2Config, ModernBertConfig
 
     return {
+        "sentence-transformers/all-MiniLM-L6-v2": lambda: BertConfig(num_hidden_layers=6),
         "answerdotai/ModernBERT-base": lambda: ModernBertConfig(num_hidden_layers=22),
         "answerdotai/ModernBERT-large": lambda: ModernBertConfig(num_hidden_layers=28),
         "microsoft/deberta-v3-base": lambda: DebertaV2Config(num_hidden_layers=12, relative_attention=True),
@@ -122,7 +124,9 @@ def test_teachers_fit_the_lengths_of_the_recipes(path):
     recipe = yaml.safe_load(path.read_text())
     config = published_encoder(recipe["teacher_model"])
     assert recipe["teacher_max_length"] <= config.max_position_embeddings
-    if config.model_type == "modernbert":
+    if config.model_type == "bert":
+        assert config.max_position_embeddings == 512
+    elif config.model_type == "modernbert":
         assert config.layer_types[-1] == "full_attention"
     else:
         assert config.model_type in EAGER_MODEL_TYPES
