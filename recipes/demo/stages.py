@@ -25,6 +25,7 @@ class Stages:
     def __init__(self, log: Path, count: int):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
+        sys.stdout.reconfigure(line_buffering=True)  # so that the log keeps the order
         self.log, self.count, self.number = log, count, 0
         self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, markup=False)
 
