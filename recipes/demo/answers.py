@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,15 @@ PROMPTS = (
     "Explain to a child why the sky is blue.",
 )
 NUM_SAMPLES = 8
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 24
 
 
 @dataclass
 class Answer:
-    """One answer, and what it took. `tokens`: read by language model and reward model together."""
+    """One answer, and what it took.
+
+    `seconds`: of all prompts together, divided by their number. `tokens`: read by language model and reward model.
+    """
 
     system: str
     prompt: str
@@ -36,7 +40,7 @@ class Answer:
 
 
 class Answerer:
-    """Answers prompts with a chat model.
+    """Answers prompts with a chat model, all at once.
 
     Args:
         folder: the language model. reward: the reward model that chooses and steers.
@@ -46,83 +50,99 @@ class Answerer:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model = AutoModelForCausalLM.from_pretrained(folder)
         self.reward = reward
+        self.inputs = self.tokenizer.apply_chat_template(
+            [_messages(prompt) for prompt in PROMPTS],
+            add_generation_prompt=True,
+            padding=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
 
-    def plain(self, prompt: str) -> Answer:
+    def plain(self) -> list[Answer]:
         """The likeliest next token at each step."""
-        start, inputs = time.monotonic(), self._inputs(prompt)
-        texts, tokens = self._generate(inputs)
-        return Answer("plain", prompt, texts[0], time.monotonic() - start, tokens)
+        start = time.monotonic()
+        texts, tokens = self._generate()
+        return _answers("plain", texts, start, tokens)
 
-    def best_of_n(self, prompt: str) -> tuple[Answer, list[str]]:
-        """The sample with the highest reward, and all samples."""
-        start, inputs = time.monotonic(), self._inputs(prompt)
-        texts, tokens = self._generate(inputs, do_sample=True, top_p=0.9, num_return_sequences=NUM_SAMPLES)
-        rewards = rewards_of(self.reward, [prompt] * NUM_SAMPLES, texts)
-        tokens += sum(self.reward.last_token_counts)
-        best = max(range(NUM_SAMPLES), key=rewards.__getitem__)
-        return Answer(f"best of {NUM_SAMPLES}", prompt, texts[best], time.monotonic() - start, tokens), texts
+    def best_of_n(self) -> tuple[list[Answer], list[str]]:
+        """The sample with the highest reward for each prompt, and all samples, `NUM_SAMPLES` a prompt."""
+        start = time.monotonic()
+        texts, counts = self._generate(do_sample=True, top_p=0.9, num_return_sequences=NUM_SAMPLES)
+        rewards = rewards_of(self.reward, _repeated(PROMPTS), texts)
+        counts = [count + read for count, read in zip(counts, self.reward.last_token_counts, strict=True)]
+        groups = [range(first, first + NUM_SAMPLES) for first in range(0, len(texts), NUM_SAMPLES)]
+        best = [texts[max(group, key=rewards.__getitem__)] for group in groups]
+        tokens = [sum(counts[index] for index in group) for group in groups]
+        return _answers(f"best of {NUM_SAMPLES}", best, start, tokens), texts
 
-    def rain(self, prompt: str, scorer: RewardModelScorer, tree: Path) -> Answer:
-        """A search steered by the reward model; writes its tree as a page."""
-        messages = _messages(prompt)
-        start, inputs = time.monotonic(), self._inputs(prompt)
+    def rain(self, scorer: RewardModelScorer, trees: Path) -> list[Answer]:
+        """Searches steered by the reward model; writes their trees as pages, `rain_tree_1.html` and so on."""
+        start = time.monotonic()
         out = self.model.generate(
-            **inputs,
+            **self.inputs,
             strategy="rain",
             tokenizer=self.tokenizer,
             rain_config=RainConfig.preset("harmless", similarity_model=embedded.encoder("minilm")),
             rain_scorer=scorer,
-            rain_prompts=[messages],
+            rain_prompts=[_messages(prompt) for prompt in PROMPTS],
             max_new_tokens=MAX_NEW_TOKENS,
             return_dict_in_generate=True,
         )
-        record = out.rain[0]
-        views.save(record.tree, tree)
-        text = self.tokenizer.decode(out.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        tokens = int(record.stats["forward_tokens"])
-        return Answer("RAIN", prompt, text, time.monotonic() - start, tokens)
-
-    def _inputs(self, prompt: str):
-        return self.tokenizer.apply_chat_template(
-            _messages(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        answers = _answers(
+            "RAIN", self._texts(out.sequences), start, [int(record.stats["forward_tokens"]) for record in out.rain]
         )
+        for number, record in enumerate(out.rain, 1):
+            views.save(record.tree, trees / f"rain_tree_{number}.html")
+        return answers
 
-    def _generate(self, inputs, **settings) -> tuple[list[str], int]:
-        """Texts, and the tokens that the language model read."""
+    def _generate(self, **settings) -> tuple[list[str], list[int]]:
+        """Texts, and the tokens that the language model read for each."""
         with torch.no_grad():
-            output = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **settings)
-        length = inputs["input_ids"].shape[1]
-        texts = self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-        return texts, output.shape[0] * (output.shape[1] - 1)
+            output = self.model.generate(**self.inputs, max_new_tokens=MAX_NEW_TOKENS, **settings)
+        length = self.inputs["input_ids"].shape[1]
+        prompts = self.inputs["attention_mask"].sum(1).repeat_interleave(len(output) // len(PROMPTS))
+        # The last token is written and not read.
+        written = (output[:, length:] != self.tokenizer.pad_token_id).sum(1)
+        return self._texts(output), (prompts + written.clamp(max=MAX_NEW_TOKENS - 1)).tolist()  # the last is not read
+
+    def _texts(self, output: torch.Tensor) -> list[str]:
+        length = self.inputs["input_ids"].shape[1]
+        return self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+
+
+def _answers(system: str, texts: list[str], start: float, tokens: list[int]) -> list[Answer]:
+    seconds = (time.monotonic() - start) / len(PROMPTS)
+    made = zip(PROMPTS, texts, tokens, strict=True)
+    return [Answer(system, prompt, text, seconds, count) for prompt, text, count in made]
+
+
+def _repeated(prompts: Sequence[str]) -> list[str]:
+    return [prompt for prompt in prompts for _ in range(NUM_SAMPLES)]
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
-def rewards_of(reward: RewardScorer, prompts: list[str], texts: list[str]) -> list[float]:
+def _replies(texts: Sequence[str]) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def rewards_of(reward: RewardScorer, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
     """Rewards of answers to user messages."""
-    return reward([_messages(prompt) for prompt in prompts], [[{"role": "assistant", "content": t}] for t in texts])
+    return reward([_messages(prompt) for prompt in prompts], _replies(texts))
 
 
 def answer_all(folder: str, reward: RewardScorer, trees: Path) -> list[Answer]:
-    """Answers to all prompts by the three systems; the first prompt's tree is written to `trees/rain_tree.html`."""
+    """Answers to all prompts by the three systems; RAIN's trees are written into the folder `trees`."""
     set_seed(0)
     answerer = Answerer(folder, reward)
-    answers = [answerer.plain(prompt) for prompt in PROMPTS]
-    prompts, samples = [], []
-    for prompt in PROMPTS:
-        best, texts = answerer.best_of_n(prompt)
-        answers.append(best)
-        prompts += [prompt] * len(texts)
-        samples += texts
+    plain = answerer.plain()
+    best, samples = answerer.best_of_n()
     # Where rewards lie, and how far apart, differs from model to model: the samples tell.
-    scorer = RewardModelScorer.calibrated(
-        reward, [_messages(prompt) for prompt in prompts], [[{"role": "assistant", "content": t}] for t in samples]
-    )
-    for number, prompt in enumerate(PROMPTS, 1):
-        answers.append(answerer.rain(prompt, scorer, trees / f"rain_tree_{number}.html"))
-    return answers
+    prompts = [_messages(prompt) for prompt in _repeated(PROMPTS)]
+    scorer = RewardModelScorer.calibrated(reward, prompts, _replies(samples))
+    return [*plain, *best, *answerer.rain(scorer, trees)]
 
 
 def table_of(answers: list[Answer], rewards: dict[str, RewardScorer]) -> tuple[Table, list[dict]]:
