@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} : {{ message['content'] | trim }} [SEP] {% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
-console = Console()
+console = Console(markup=False, emoji=False)
 
 
 def embedded_encoder() -> str:
