@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
+from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
 from .pair_results import PairResults
-
-_FEW_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,9 @@ class AttentionStages:
     def finding(self) -> Finding:
         """`suspect`: wrong pairs have more of their attention on the last stage; `good`: they have not more than one
         point more; `unclear`: too uncertain, or fewer than 10 pairs in a group."""
-        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW_PAIRS:
-            return Finding(UNCLEAR, f"Too few pairs to compare: {self.wrong.sink.pairs} wrong ones.")
+        if min(self.right.sink.pairs, self.wrong.sink.pairs) < FEW_PAIRS:
+            groups = f"{self.wrong.sink.pairs} wrong ones, {self.right.sink.pairs} right ones"
+            return Finding(UNCLEAR, f"Too few pairs to compare: {groups}.")
         sentence = f"Share of the last fifth in wrong pairs minus right pairs: {points(self.last_gap)}."
         if self.last_gap.low > 0:
             return Finding(SUSPECT, f"{sentence} Wrong pairs look more at the end.")
