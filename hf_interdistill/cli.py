@@ -6,10 +6,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .utils.errors import RunError, recovery_hint
 from .utils.fields import nearest_name
+from .utils.sources import require_file
 
 COMMANDS = {
     "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),
@@ -68,8 +68,9 @@ def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str |
 def _read_yaml(path: str) -> dict:
     import yaml
 
+    file = require_file("config", path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(content, dict):

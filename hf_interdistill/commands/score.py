@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..scoring.scorer import RewardScorer
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.sources import require_file
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -49,7 +50,8 @@ def run(args: ScoreArguments) -> dict:
     """Score and write; returns counts and, for preferences, the accuracy with ties apart."""
     import torch
 
-    source, target = Path(args.input), Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
+    source = require_file("input", args.input)
+    target = Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
     total = sum(1 for _ in _read(source))
     job = JsonlJob(target)
     job.open({"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input})
@@ -110,6 +112,7 @@ def _summarize(job: JsonlJob) -> dict:
     summary = {"rows": len(rewards) - len(margins), "mean_reward": sum(rewards) / max(len(rewards), 1)}
     if margins:
         decided = [margin for margin in margins if margin != 0]
-        summary["accuracy"] = sum(margin > 0 for margin in decided) / max(len(decided), 1)
+        if decided:
+            summary["accuracy"] = sum(margin > 0 for margin in decided) / len(decided)
         summary["ties"] = len(margins) - len(decided)
     return summary

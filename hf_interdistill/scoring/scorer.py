@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from ..utils.sources import loading
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages
 
@@ -78,18 +79,20 @@ class RewardScorer:
 
         Raises:
             ValueError: the checkpoint has no score head, so rewards would be random.
+            FileNotFoundError: there is neither a folder nor a model on the Hub of that name.
         """
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
-        if _is_adapter(name, model_kwargs.get("revision")):
-            model = _load_adapter(name, model_kwargs)
-        else:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, output_loading_info=True, **model_kwargs
-            )
-            _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
+        with loading(name, "reward model"):
+            if _is_adapter(name, model_kwargs.get("revision")):
+                model = _load_adapter(name, model_kwargs)
+            else:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    name, num_labels=1, output_loading_info=True, **model_kwargs
+                )
+                _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
         return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
 
     @property
@@ -218,12 +221,13 @@ def _load_adapter(name: str, model_kwargs: dict):
     from peft import AutoPeftModelForSequenceClassification, PeftConfig
     from peft.utils import load_peft_weights
 
+    base = PeftConfig.from_pretrained(name, revision=model_kwargs.get("revision")).base_model_name_or_path
     weights = load_peft_weights(name, device="cpu")
-    if not holds_head(weights):
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-        _, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, output_loading_info=True)
-        _require_head(name, list(info["missing_keys"]))
-    return AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **model_kwargs)
+    with loading(base or name, f"base model (of the adapter {name})"):
+        if not holds_head(weights):
+            _, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, output_loading_info=True)
+            _require_head(name, list(info["missing_keys"]))
+        return AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **model_kwargs)
 
 
 def holds_head(keys: Iterable[str]) -> bool:

@@ -18,6 +18,7 @@ from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import write_atomically
 from ..utils.fields import as_mapping
 from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.sources import loading
 from .candidates import CandidateSampler, check_generation
 from .curve import write_curve
 from .rules import selected_rows
@@ -160,8 +161,9 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
     """Sample and score this process's prompts, a group at a time; each prompt is written when it is scored."""
     state, sampler = PartialState(), None
     if config.model is not None:
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        with loading(config.model):
+            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
+            tokenizer = AutoTokenizer.from_pretrained(config.model)
         sampler = CandidateSampler(
             model, tokenizer, config.generation_settings(), seed=config.seed, batch_size=config.batch_size
         )

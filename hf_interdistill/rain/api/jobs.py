@@ -24,6 +24,7 @@ from transformers.generation import StopStringCriteria
 from ...scoring.prompts import load_prompts, tokenize_prompt
 from ...utils.fields import as_mapping, refuse_unknown
 from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ...utils.sources import loading
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
@@ -160,8 +161,9 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
 
 def _load(config: RainJobConfig, device):
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
+    with loading(config.model):
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from ...utils.sources import loading
+
 _MAX_PADDING = 48  # tokens of padding in a batch on a CPU; more cost more than an additional forward pass
 
 
@@ -37,7 +39,8 @@ class TextEncoder:
             ValueError: the encoder cannot be loaded.
         """
         try:
-            model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+            with loading(name, "encoder"):
+                model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
         except OSError as error:
             raise ValueError(
                 f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
