@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
 
 import pytest
 from support.datasets import ROOT
 from support.models import build_student
+from support.pipeline import Pipeline
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill.cli import main
+from hf_interdistill.commands.quiet import known_noise_silenced
 from hf_interdistill.commands.tables import print_metrics
 from hf_interdistill.reward_benchmarks.items import Result, SubsetScore
 from hf_interdistill.reward_benchmarks.reports import markdown
@@ -92,3 +99,43 @@ def test_names_do_not_break_tables_of_markdown():
     result = Result({"a|b\nc": SubsetScore(0.5, 1, 0)}, {}, 0.5)
     lines = markdown({"bench": {"x|y": BenchmarkRun(result, 0)}}).splitlines()
     assert r"| | x\|y |" in lines and r"| a\|b c | 0.5000 |" in lines
+
+
+NOISE = ("Failed to load CPU gemm_4bit_forward", "is deprecated", "pin_memory", "Warning", "mtime may not be")
+
+
+def test_the_noise_of_libraries_is_not_shown(tmp_path):
+    """A run with LoRA, whose imports say most, in a process of its own: libraries say it once per process."""
+    pytest.importorskip("peft")
+    pipeline = Pipeline(tmp_path)
+    command = pipeline.plain("rm", max_steps=1, save_strategy="no")
+    command += ["--use_peft", "--lora_task_type", "SEQ_CLS", "--lora_modules_to_save", "score"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    run = subprocess.run(
+        [sys.executable, "-m", "hf_interdistill.cli", *command], env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert not [line for line in run.stderr.splitlines() if any(each in line for each in NOISE)]
+    assert "Saved to " in run.stdout
+
+
+def test_only_that_noise_is_silenced_and_only_in_commands(caplog):
+    kernels = "Failed to load CPU gemm_4bit_forward from kernels-community: %s"
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with known_noise_silenced():
+            for text, category in (
+                ("`gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning),
+                ("'pin_memory' argument is set as true but no accelerator is found", UserWarning),
+                ("`save_steps` is deprecated", FutureWarning),
+                ("an answer was cut", UserWarning),
+            ):
+                warnings.warn(text, category, stacklevel=1)
+            logger.warning(kernels, "no module")
+            logger.warning("4-bit weights are slow here")
+            logger.error(kernels, "broken")
+        logger.warning(kernels, "after the command")
+    assert [str(each.message) for each in caught] == ["`save_steps` is deprecated", "an answer was cut"]
+    shown = [record.getMessage() for record in caplog.records]
+    assert shown == ["4-bit weights are slow here", kernels % "broken", kernels % "after the command"]

@@ -57,7 +57,7 @@ class RainJobConfig:
         reward_center: the reward of an answer that is neither good nor bad.
         trees: folder for the tree of each prompt; by default trees are not written.
         tree_format: `json`, `html` or `mmd`.
-        seed: seed of the search, if `rain` has none.
+        seed: seed of the search, before that of `rain`; 0 if neither has one.
         dtype: dtype of the model, as in `from_pretrained`.
         overwrite: start over if `output` was made with other settings.
     """
@@ -78,7 +78,7 @@ class RainJobConfig:
     reward_center: float = field(default=0.0, metadata={"help": "Reward of an answer neither good nor bad."})
     trees: str | None = field(default=None, metadata={"help": "Folder for search trees."})
     tree_format: str = field(default="json", metadata={"help": "json, html or mmd."})
-    seed: int = field(default=0, metadata={"help": "Seed of the search."})
+    seed: int | None = field(default=None, metadata={"help": "Seed of the search; 0 if `rain` has none either."})
     dtype: str = field(default="auto", metadata={"help": "The model's dtype."})
     overwrite: bool = field(default=False, metadata={"help": "Start over if the settings differ."})
 
@@ -118,7 +118,7 @@ class RainJobConfig:
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
         config = RainConfig.from_dict(as_mapping("rain", self.rain))
-        return config if config.seed is not None else config.replace(seed=self.seed)
+        return config if config.seed is not None and self.seed is None else config.replace(seed=self.seed or 0)
 
     def generation_settings(self) -> dict[str, Any]:
         """`generation` as a dictionary."""
@@ -129,7 +129,7 @@ class RainJobConfig:
         values = asdict(self)
         for name in ("output", "overwrite", "trees", "tree_format"):
             del values[name]
-        return {**values, "rain": self.rain_config().to_dict()}
+        return {**values, "seed": self.seed or 0, "rain": self.rain_config().to_dict()}
 
 
 def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
