@@ -32,7 +32,9 @@ def require_file(option: str, name: str | os.PathLike) -> Path:
     if path.is_dir():
         raise SourceNotFoundError(f"`{option}` is {str(name)!r}, which is a folder, but must be a file.{_files(path)}")
     if not path.exists():
-        raise SourceNotFoundError(f"`{option}` is {str(name)!r}, but {not_there(name)}")
+        raise SourceNotFoundError(
+            f"`{option}` is {str(name)!r}, but there is no such file (looked from {Path.cwd()}).{close_names(path)}"
+        )
     return path
 
 
