@@ -79,7 +79,7 @@ def _config_apart(argument: str) -> list[str]:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message[:1].upper()}{message[1:]}. (`--help` lists all keys.)")
+    raise ValueError(f"{message[:1].upper()}{message[1:].rstrip('.')}. (`--help` lists all keys.)")
 
 
 def _read_yaml(path: str) -> dict:

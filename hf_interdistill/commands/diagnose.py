@@ -17,6 +17,7 @@ from ..diagnostics.result import Diagnosis
 from ..scoring.scorer import RewardScorer
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
+from .devices import find_device
 from .tables import console
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}
@@ -77,8 +78,6 @@ ARGUMENTS = (DiagnoseArguments,)
 
 def run(args: DiagnoseArguments) -> list[Diagnosis]:
     """Diagnose every model, write the report, print what was found."""
-    import torch
-
     if len(set(args.model)) != len(args.model):
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
     noise_models = _noise_models(args)
@@ -96,7 +95,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     for name in args.model:
         scorer = RewardScorer.from_pretrained(
             name, revision=args.revision, dtype=args.dtype, attn_implementation=args.attn_implementation
-        ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        ).to(find_device(args.device))
         diagnoses.append(
             diagnose(
                 scorer,

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..scoring.scorer import RewardScorer
 from ..utils.jsonl_jobs import JsonlJob
 from ..utils.sources import require_file
+from .devices import find_device
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -48,8 +49,6 @@ ARGUMENTS = (ScoreArguments,)
 
 def run(args: ScoreArguments) -> dict:
     """Score and write; returns counts and, for preferences, the accuracy with ties apart."""
-    import torch
-
     source = require_file("input", args.input)
     target = Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
     total = sum(1 for _ in _read(source))
@@ -65,7 +64,7 @@ def run(args: ScoreArguments) -> dict:
         revision=args.revision,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
-    ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ).to(find_device(args.device))
     job.complete(_read(source), partial(_score, scorer), chunk_size=8 * args.batch_size, total=total, desc="Scoring")
     summary = _summarize(job)
     print_metrics(f"Scores in {target}", {"all rows": summary})

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from ..utils.sources import loading
+from ..utils.dtypes import check_dtype
+from ..utils.sources import load_tokenizer, loading
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages
 
@@ -53,6 +54,8 @@ class RewardScorer:
                 "The tokenizer has no padding token, so the last token of a padded row cannot be found. Set "
                 "`tokenizer.pad_token` to the one used in training."
             )
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1: completions per forward pass.")
         self.model, self.tokenizer = model.eval(), tokenizer
         # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
         self.is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
@@ -83,6 +86,7 @@ class RewardScorer:
         """
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
+        check_dtype("dtype", model_kwargs["dtype"])
         with loading(name, "reward model"):
             if _is_adapter(name, model_kwargs.get("revision")):
                 model = _load_adapter(name, model_kwargs)
@@ -92,7 +96,7 @@ class RewardScorer:
                 )
                 _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
             if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
+                tokenizer = load_tokenizer(name, revision=model_kwargs.get("revision"))
         return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
 
     @property

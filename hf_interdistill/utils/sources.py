@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 
 _MODEL_FILES = ("config.json", "adapter_config.json")
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "merges.txt")
 
 
 class SourceNotFoundError(FileNotFoundError, ValueError):
@@ -63,18 +65,40 @@ def loading(name: str | os.PathLike, kind: str = "model") -> Iterator[None]:
         yield
     except SourceNotFoundError:  # of another name that this one needs
         raise
-    except (OSError, HFValidationError) as error:
+    except (OSError, ValueError) as error:
         if getattr(error, "errno", None) is not None:  # of the disk, not of the name
             raise
-        if not path.exists():
+        if not path.exists() and isinstance(error, (OSError, HFValidationError)):
             raise SourceNotFoundError(
                 f"The {kind} {name!r} is no folder here (looked from {Path.cwd()}).{close_names(path)} As a name on "
                 f"the Hub it was not found either: {' '.join(str(error).split())}"
             ) from error
-        if kind != "dataset" and not any((path / file).is_file() for file in _MODEL_FILES):
+        if kind == "dataset" or not path.is_dir():
+            raise
+        if not any((path / file).is_file() for file in _MODEL_FILES):
             raise SourceNotFoundError(
                 f"The {kind} {name} is a folder without a model: it has no {' and no '.join(_MODEL_FILES)}."
                 f"{_models_inside(path)}"
+            ) from error
+        raise
+
+
+def load_tokenizer(name: str | os.PathLike, **options: Any):
+    """`AutoTokenizer.from_pretrained`, which says little of a folder that has none.
+
+    Raises:
+        SourceNotFoundError: the folder has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        folder = Path(name)
+        if folder.is_dir() and not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+            raise SourceNotFoundError(
+                f"{name} has no tokenizer (tokenizer.json, tokenizer_config.json). Save the one that the model was "
+                "trained with beside it: `tokenizer.save_pretrained(folder)`."
             ) from error
         raise
 

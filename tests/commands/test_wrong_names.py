@@ -153,7 +153,10 @@ def test_a_folder_without_a_tokenizer_and_a_lost_base_model(folder, tmp_path, ca
         (tmp_path / "bare" / name).unlink()
     arguments = ["--input", "runs/data/test.jsonl", "--output", str(tmp_path / "o.jsonl")]
     assert main(["score", "--model", str(tmp_path / "bare"), *arguments]) == 2
-    assert "tokenizer" in capsys.readouterr().err
+    assert f"{tmp_path}/bare has no tokenizer (tokenizer.json" in capsys.readouterr().err
+    assert main(["score", "--model", "runs", *arguments]) == 2
+    assert "The reward model runs is a folder without a model" in (error := capsys.readouterr().err)
+    assert "These folders in it have one: encoder, lm, student." in error
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForSequenceClassification
 

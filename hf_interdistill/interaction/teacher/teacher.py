@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedModel, set_seed
 
 from ...training.checkpoints import as_checkpoint_error
 from ...training.unsharded import load_unsharded
 from ...utils.context_length import context_length
+from ...utils.dtypes import check_dtype
 from ...utils.privacy import public_name
-from ...utils.sources import loading
+from ...utils.sources import load_tokenizer, loading
 from ..attention.recorder import resolve_layers
 from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference
@@ -105,11 +106,12 @@ class InteractionTeacher:
             return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
+        check_dtype("dtype", model_kwargs["dtype"])
         with loading(name, "teacher"):
             with load_unsharded():
                 model = AutoModel.from_pretrained(name, **model_kwargs)
             if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
+                tokenizer = load_tokenizer(name, revision=model_kwargs.get("revision"))
             saved = load_head_and_state(name, model_kwargs.get("revision"))
         if saved is None:
             return cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)

@@ -18,13 +18,14 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.prompts import load_prompts, tokenize_prompt
+from ...utils.dtypes import check_dtype
 from ...utils.fields import as_mapping, refuse_unknown
 from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
-from ...utils.sources import loading
+from ...utils.sources import load_tokenizer, loading
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
@@ -89,6 +90,7 @@ class RainJobConfig:
     def __post_init__(self):
         for name in ("rain", "generation"):
             object.__setattr__(self, name, as_mapping(name, getattr(self, name)))
+        check_dtype("dtype", self.dtype)
         if self.tree_format not in ("json", "html", "mmd"):
             raise ValueError(f"`tree_format` is {self.tree_format!r}, but must be json, html or mmd.")
         if (self.scorer == "reward") != (self.reward_model is not None):
@@ -162,7 +164,7 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
 def _load(config: RainJobConfig, device):
     with loading(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        tokenizer = load_tokenizer(config.model)
         model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
     check_tokenizer(model, tokenizer)
     return model, tokenizer

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from ...utils.sources import loading
+from ...utils.sources import load_tokenizer, loading
 
 _MAX_PADDING = 48  # tokens of padding in a batch on a CPU; more cost more than an additional forward pass
 
@@ -40,7 +40,7 @@ class TextEncoder:
         """
         try:
             with loading(name, "encoder"):
-                model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+                model, tokenizer = AutoModel.from_pretrained(name), load_tokenizer(name)
         except OSError as error:
             raise ValueError(
                 f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
