@@ -8,6 +8,7 @@ reward, and a model that was trained to attend like a teacher will do so: a hint
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def _gap(last: np.ndarray, is_wrong: np.ndarray, is_right: np.ndarray) -> np.nda
 
 
 def measure_attention(results: PairResults, config: DiagnosisConfig) -> AttentionStages:
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     known = ~np.isnan(results.attention).any(1)
     attention, margins = results.attention[known], results.margins[known]
 

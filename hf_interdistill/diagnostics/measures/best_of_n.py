@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def measure_best_of_n(
         config: of the bootstrap, over prompts.
         gold_name, left_out: kept with the curve.
     """
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     ns = doubling(min(map(len, rewards)))
     proxy, picked, oracle = (
         best_of_n_by_prompt(chosen_by, reported, ns)
