@@ -59,6 +59,16 @@ def _default(name: str):
     return getattr(RainConfig(), name)
 
 
+def test_help_says_what_each_option_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["rain", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "visits of a root (including earlier ones) that are always allowed; 50 if not given." in shown
+    assert "Published settings to start from: harmless, adversarial, truthful." in shown
+    texts = {each.name: each.metadata["help"] for each in fields(RainOptions)}
+    assert all(not text.startswith(name) and len(text) > 20 for name, text in texts.items()), texts
+
+
 def test_a_preset_and_changes_to_it():
     expected = RainConfig.preset("harmless", iterations=9, seed=0)
     assert job("--preset", "harmless", "--iterations", "9").rain_config() == expected
