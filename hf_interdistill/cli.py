@@ -6,10 +6,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
 
+from .commands.quiet import known_noise_silenced
 from .utils.errors import RunError, recovery_hint
 from .utils.fields import nearest_name
+from .utils.sources import require_file
 
 COMMANDS = {
     "teacher": ("commands.teacher", "train a bidirectional teacher on preferences"),
@@ -36,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     command = parser.parse_args(arguments[:1]).command
-    module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
     try:
-        settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
-        module.run(*settings)
-    except (ValueError, TypeError, OSError, FloatingPointError, RunError) as error:
+        with known_noise_silenced():
+            module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
+            settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
+            module.run(*settings)
+    except (ValueError, TypeError, OSError, FloatingPointError, RunError, ImportError) as error:
         print(f"interdistill {command}: error: {error}{recovery_hint(error)}", file=sys.stderr)
         return 2
     return 0
@@ -50,26 +53,41 @@ def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str |
     """Dataclasses from a YAML file and overrides, with TRL's parser.
 
     Raises:
-        ValueError: a key that no dataclass has; the message names the nearest one.
+        ValueError: a key that no dataclass has (the message names the nearest one), one that is missing, or a value
+            of another type.
     """
     from trl import TrlParser
 
-    arguments = list(arguments)
+    arguments = [part for each in arguments for part in _config_apart(each)]
     parser = TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]  # transformers' name for any dataclass
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print all keys before its message
     known = {action.dest for action in parser._actions} | {"env"}
-    if "--config" in arguments[:-1]:
+    if arguments[-1:] == ["--config"]:
+        raise ValueError("`--config` names no file. Write `--config recipe.yaml`.")
+    if "--config" in arguments:
         path = arguments[arguments.index("--config") + 1]
         _require_known(_read_yaml(path), known, f"in {path}")
     flags = [argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
-    _require_known([flag for flag in flags if flag != "config"], known | {f"no_{name}" for name in known}, "given")
+    options = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    _require_known([flag for flag in flags if flag != "config"], options, "given")
     return parser.parse_args_and_config(arguments)
+
+
+def _config_apart(argument: str) -> list[str]:
+    """`--config=FILE` as TRL's parser reads it: `--config FILE`."""
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message[:1].upper()}{message[1:].rstrip('.')}. (`--help` lists all keys.)")
 
 
 def _read_yaml(path: str) -> dict:
     import yaml
 
+    file = require_file("config", path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(content, dict):

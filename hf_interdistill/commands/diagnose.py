@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..diagnostics.collect.candidates import check_candidates
@@ -18,6 +17,8 @@ from ..diagnostics.result import Diagnosis
 from ..scoring.scorer import RewardScorer
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
+from .devices import find_device
+from .tables import console
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}
 
@@ -77,8 +78,6 @@ ARGUMENTS = (DiagnoseArguments,)
 
 def run(args: DiagnoseArguments) -> list[Diagnosis]:
     """Diagnose every model, write the report, print what was found."""
-    import torch
-
     if len(set(args.model)) != len(args.model):
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
     noise_models = _noise_models(args)
@@ -96,7 +95,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     for name in args.model:
         scorer = RewardScorer.from_pretrained(
             name, revision=args.revision, dtype=args.dtype, attn_implementation=args.attn_implementation
-        ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        ).to(find_device(args.device))
         diagnoses.append(
             diagnose(
                 scorer,
@@ -140,9 +139,9 @@ def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:
 def _print(diagnoses: list[Diagnosis]) -> None:
     table = Table(title="Diagnosis", title_justify="left")
     for column in ("model", "measure", "finding", ""):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for diagnosis in diagnoses:
         for name, finding in diagnosis.findings().items():
             table.add_row(diagnosis.model, name, finding.verdict, finding.sentence, style=_STYLES[finding.verdict])
         table.add_section()
-    Console().print(table)
+    console().print(table)

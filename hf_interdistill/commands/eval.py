@@ -11,6 +11,7 @@ from ..reward_benchmarks.reports import notes, short_names, table, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.scorer import RewardScorer
 from ..utils.jsonl_jobs import JsonlJob
+from .devices import find_device
 from .tables import print_metrics
 
 
@@ -77,8 +78,6 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
 
 
 def _load(args: EvalArguments, model: str) -> RewardScorer:
-    import torch
-
     scorer = RewardScorer.from_pretrained(
         model,
         batch_size=args.batch_size,
@@ -87,7 +86,7 @@ def _load(args: EvalArguments, model: str) -> RewardScorer:
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
     )
-    return scorer.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return scorer.to(find_device(args.device))
 
 
 def _settings(args: EvalArguments) -> dict:

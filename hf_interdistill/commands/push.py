@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
-from rich.console import Console
 from rich.table import Table
 
 from ..hub.files import HubFile, stage_model
 from ..hub.merging import merged_model
 from ..hub.push import push_files
+from .tables import console
 
 
 @dataclass
@@ -77,10 +77,10 @@ def run(args: PushArguments) -> list[str]:
 
 def _print_files(repo_id: str, files: list[HubFile]) -> None:
     table = Table(title=f"To {repo_id}", title_justify="left")
-    table.add_column("file")
+    table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     for file in files:
         table.add_row(file.path_in_repo, f"{file.size:,}")
     table.add_section()
     table.add_row("all", f"{sum(file.size for file in files):,}")
-    Console().print(table)
+    console().print(table)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import PartialState
 
 from ..rain.api.jobs import RainJobConfig, run_rain_job
+from .rain_options import RainOptions, with_options
 from .tables import print_metrics
 
-ARGUMENTS = (RainJobConfig,)
+ARGUMENTS = (RainJobConfig, RainOptions)
 
 
-def run(config: RainJobConfig) -> dict:
+def run(config: RainJobConfig, options: Any) -> dict:
     """Run the job and print what it cost; returns the summary of `run_rain_job`."""
-    summary = run_rain_job(config)
+    summary = run_rain_job(with_options(config, options))
     if PartialState().is_main_process:
         print_metrics("RAIN", {"all prompts": summary})
     return summary

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..scoring.scorer import RewardScorer
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.sources import require_file
+from .devices import find_device
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -47,9 +49,8 @@ ARGUMENTS = (ScoreArguments,)
 
 def run(args: ScoreArguments) -> dict:
     """Score and write; returns counts and, for preferences, the accuracy with ties apart."""
-    import torch
-
-    source, target = Path(args.input), Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
+    source = require_file("input", args.input)
+    target = Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
     total = sum(1 for _ in _read(source))
     job = JsonlJob(target)
     job.open({"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input})
@@ -63,7 +64,7 @@ def run(args: ScoreArguments) -> dict:
         revision=args.revision,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
-    ).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ).to(find_device(args.device))
     job.complete(_read(source), partial(_score, scorer), chunk_size=8 * args.batch_size, total=total, desc="Scoring")
     summary = _summarize(job)
     print_metrics(f"Scores in {target}", {"all rows": summary})
@@ -110,6 +111,7 @@ def _summarize(job: JsonlJob) -> dict:
     summary = {"rows": len(rewards) - len(margins), "mean_reward": sum(rewards) / max(len(rewards), 1)}
     if margins:
         decided = [margin for margin in margins if margin != 0]
-        summary["accuracy"] = sum(margin > 0 for margin in decided) / max(len(decided), 1)
+        if decided:
+            summary["accuracy"] = sum(margin > 0 for margin in decided) / len(decided)
         summary["ties"] = len(margins) - len(decided)
     return summary

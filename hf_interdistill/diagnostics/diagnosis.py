@@ -120,7 +120,7 @@ def _summarize(
         pairs=len(results.margins),
         left_out=results.left_out,
         config=config,
-        accuracy=measure_accuracy(results, config),
+        accuracy=measure_accuracy(results),
         masking=measure_masking(results, config),
         cue=measure_cue(results, config),
         length=measure_length(results, config),

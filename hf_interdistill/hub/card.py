@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..utils.binomial import accuracy_interval
 from ..utils.privacy import hub_name
 from .citations import PAPER, citations
 from .loading_section import loading_section, with_loading_section
@@ -165,7 +166,10 @@ def _teacher_accuracy(teacher: TeacherFacts) -> str:
         f"Its own held-out accuracy is {metrics['accuracy']:.3f} +- {metrics['standard_error']:.3f} "
         f"({metrics['pairs']} pairs, both reading orders averaged; chance is 0.5)."
     )
-    return text if metrics["is_better_than_chance"] else f"{text} **It is no better than chance.**"
+    if metrics["is_better_than_chance"]:
+        return text
+    low, high = accuracy_interval(metrics["accuracy"], metrics["pairs"])
+    return f"{text} **These pairs do not show that it is better than chance (95 % interval {low:.3f} to {high:.3f}).**"
 
 
 def _teacher_caution(metrics: dict[str, float]) -> str | None:

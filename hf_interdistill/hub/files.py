@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from ..scoring.scorer import holds_head
 from ..utils.privacy import hub_name, public_name, refuse_private_text, refuse_private_values
+from ..utils.sources import close_names
 from .card import card_for_repository
 from .loading_section import trained_on_messages
 
@@ -88,7 +89,8 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], bool]:
     name = public_name(str(folder))
     if not folder.is_dir():
         raise ValueError(
-            f"`model` is {name!r}, but there is no such folder. Give the folder of a trained reward model."
+            f"`model` is {name!r}, but there is no such folder.{close_names(folder)} Give the folder of a trained "
+            "reward model."
         )
     if (folder / _TEACHER).exists():
         raise ValueError(

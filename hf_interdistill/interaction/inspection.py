@@ -96,6 +96,13 @@ def _normalized(values: torch.Tensor) -> torch.Tensor:
 
 def plot_maps(maps: PairMaps):
     """A figure with one panel per map: rows attend to columns, lines separate prompt, chosen and rejected."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # words and names with dollars are no formulas
+        return _plot_maps(maps)
+
+
+def _plot_maps(maps: PairMaps):
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 

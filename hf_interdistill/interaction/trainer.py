@@ -19,6 +19,7 @@ from trl.trainer.utils import get_config_model_id
 from ..hub.citations import PAPER
 from ..training.checkpoints import output_folder
 from ..training.safeguards import TrainingSafeguards
+from ..utils.sources import loading
 from ..utils.versions import warn_if_untested
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
@@ -88,7 +89,8 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         self.teacher = load_teacher(teacher, args)
         self.objective: AlignmentObjective | None = None
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
-        super().__init__(model, args, *rest, **kwargs)
+        with loading(model) if isinstance(model, str) else nullcontext():
+            super().__init__(model, args, *rest, **kwargs)
         self._sharing = self._build_prompt_sharing()
         if self.teacher is None:
             self.data_collator = PairIndexCollator(self.data_collator)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 from ..utils.fields import accept_renamed, new_names, refuse_unknown
@@ -127,6 +129,8 @@ class RainConfig:
         return super().__new__(cls)
 
     def __post_init__(self):
+        _check("edge_lengths", self.edge_lengths, _is_list(self.edge_lengths), "a list of positive whole numbers")
+        _check("turn_markers", self.turn_markers, _is_list(self.turn_markers), "a list of strings")
         object.__setattr__(self, "edge_lengths", tuple(self.edge_lengths))
         object.__setattr__(self, "turn_markers", _as_tuple("turn_markers", self.turn_markers))
         _check("turn_markers", self.turn_markers, all(self.turn_markers), "strings that are not empty")
@@ -139,16 +143,19 @@ class RainConfig:
         graphs = self.cuda_graphs
         _check("cuda_graphs", graphs, graphs is None or isinstance(graphs, bool), "None, true or false")
         for name in ("exploration", "similarity_weight", "widening_variance"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or a positive number")
+            _check(name, getattr(self, name), _is_within(getattr(self, name), 0), "0 or a positive number")
         for name in ("value_threshold", "widening_value", "similarity_threshold"):
-            _check(name, getattr(self, name), -1 <= getattr(self, name) <= 1, "between -1 and 1")
+            _check(name, getattr(self, name), _is_within(getattr(self, name), -1, 1), "between -1 and 1")
         lengths = self.edge_lengths
         _check("edge_lengths", lengths, bool(lengths) and all(_is_count(n, 1) for n in lengths), "positive numbers")
-        _check("root_uniform", self.root_uniform, 0 <= self.root_uniform <= 1, "between 0 and 1")
+        _check("root_uniform", self.root_uniform, _is_within(self.root_uniform, 0, 1), "between 0 and 1")
         temperature = self.expansion_temperature
-        _check("expansion_temperature", temperature, 0 < temperature < math.inf, "a positive number")
+        _check(
+            "expansion_temperature", temperature, temperature != 0 and _is_within(temperature, 0), "a positive number"
+        )
         longest = self.rollout_max_tokens
         _check("rollout_max_tokens", longest, longest is None or _is_count(longest, 1), "None or at least 1")
+        _check("rollout_stops", self.rollout_stops, isinstance(self.rollout_stops, str), "a string of characters")
         _check("judge_vote", self.judge_vote, self.judge_vote in JUDGE_VOTES, f"one of {', '.join(JUDGE_VOTES)}")
         _check("seed", self.seed, self.seed is None or _is_count(self.seed, 0), "None or a whole number, at least 0")
 
@@ -228,6 +235,14 @@ def _as_tuple(name: str, value) -> tuple[str, ...]:
     if isinstance(value, str):
         raise ValueError(f"`{name}` is the string {value!r}, but must be a list of strings. Write [{value!r}].")
     return tuple(value)
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Iterable)
+
+
+def _is_within(value, least: float, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) <= most
 
 
 def _is_count(value, smallest: int) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..utils.sources import not_there
 from .items import Benchmark, Item, Row
 
 FORMATS = (".jsonl", ".json", ".parquet")
@@ -33,7 +35,7 @@ def load_items(benchmark: Benchmark, data: str | None = None) -> list[Item]:
 
 def _local_rows(path: Path) -> Iterator[Row]:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there (looked from {Path.cwd()}).")
+        raise FileNotFoundError(not_there(path))
     if path.is_file():
         # The name of the folder may be the subset's, as in LLMBar's Natural/dataset.json.
         yield from _file_rows(path, f"{path.parent.name}/{path.stem}")
@@ -83,7 +85,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     from datasets import Dataset
 
-    for number, values in enumerate(Dataset.from_parquet(str(path)), 1):
+    for number, values in enumerate(Dataset.from_parquet(glob.escape(str(path))), 1):
         yield f"{path}, row {number}", values
 
 

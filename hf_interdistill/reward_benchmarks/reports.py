@@ -36,12 +36,12 @@ def markdown(results: Results) -> str:
         lines = [
             f"## {benchmark}",
             "",
-            f"| | {' | '.join(columns)} |",
+            f"| | {' | '.join(map(_text, columns))} |",
             f"| --- |{' ---: |' * len(columns)}",
         ]
         for name in dict.fromkeys(name for column in columns.values() for name in column):
             cells = " | ".join(_cell(column.get(name)) for column in columns.values())
-            lines.append(f"| {name} | {cells} |")
+            lines.append(f"| {_text(name)} | {cells} |")
         lines += ["", *notes(by_model)]
         parts.append("\n".join(lines).rstrip())
     return "\n\n".join(parts) + "\n"
@@ -67,6 +67,11 @@ def write(results: Results, folder: Path) -> None:
     ]
     write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
     write_atomically(folder / "results.md", markdown(results))
+
+
+def _text(name: str) -> str:
+    """A name as a cell: neither a bar nor a line break may end it."""
+    return " ".join(name.split()).replace("|", "\\|")
 
 
 def _cell(value: float | int | None) -> str:

@@ -73,8 +73,9 @@ def over_optimization_curve(
         ns: which n; powers of two up to the smallest number of samples, and that number, if not given.
 
     Returns:
-        One dict per n: `n`, `kl` (nats), `proxy`, `gold` (means over prompts), `proxy_se`, `gold_se` (standard errors
-        of these means; NaN for one prompt).
+        One dict per n: `n`, `kl` (nats); means over prompts `proxy`, `gold`, and `proxy_gain`, `gold_gain`, the same
+        minus that of a random choice (paired by prompt); `proxy_se` and so on, their standard errors (NaN for one
+        prompt).
 
     Raises:
         ValueError: no prompts, or what `best_of_n_scores` refuses.
@@ -85,9 +86,11 @@ def over_optimization_curve(
     points = [{"n": int(n), "kl": best_of_n_kl(n)} for n in ns]
     for name, scores in (("proxy", proxy), ("gold", gold)):
         picked = best_of_n_by_prompt(proxy, scores, ns)
-        for point, values in zip(points, picked.T, strict=True):
-            error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            point |= {name: float(values.mean()), f"{name}_se": float(error)}
+        gains = picked - best_of_n_by_prompt(proxy, scores, [1])
+        for label, columns in ((name, picked), (f"{name}_gain", gains)):
+            for point, values in zip(points, columns.T, strict=True):
+                error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+                point |= {label: float(values.mean()), f"{label}_se": float(error)}
     return points
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..utils.sources import require_file
 from .formatting import Text, is_messages
 
 
@@ -16,11 +17,10 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
     """Rows of a JSONL file: `prompt`, `id` (by default the line's number), and those keys of `keep` that a row has.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a row that is no JSON object, has no prompt or an empty one, or repeats an id; or no row at all.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"`prompts` is {str(path)!r}, but there is no such file.")
+    path = require_file("prompts", path)
     rows, seen = [], set()
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from ..utils.dtypes import check_dtype
+from ..utils.sources import load_tokenizer, loading
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages
 
@@ -52,6 +54,8 @@ class RewardScorer:
                 "The tokenizer has no padding token, so the last token of a padded row cannot be found. Set "
                 "`tokenizer.pad_token` to the one used in training."
             )
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1: completions per forward pass.")
         self.model, self.tokenizer = model.eval(), tokenizer
         # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
         self.is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
@@ -78,18 +82,21 @@ class RewardScorer:
 
         Raises:
             ValueError: the checkpoint has no score head, so rewards would be random.
+            FileNotFoundError: there is neither a folder nor a model on the Hub of that name.
         """
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
-        if _is_adapter(name, model_kwargs.get("revision")):
-            model = _load_adapter(name, model_kwargs)
-        else:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, output_loading_info=True, **model_kwargs
-            )
-            _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
+        check_dtype("dtype", model_kwargs["dtype"])
+        with loading(name, "reward model"):
+            if _is_adapter(name, model_kwargs.get("revision")):
+                model = _load_adapter(name, model_kwargs)
+            else:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    name, num_labels=1, output_loading_info=True, **model_kwargs
+                )
+                _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+            if tokenizer is None:
+                tokenizer = load_tokenizer(name, revision=model_kwargs.get("revision"))
         return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
 
     @property
@@ -218,12 +225,13 @@ def _load_adapter(name: str, model_kwargs: dict):
     from peft import AutoPeftModelForSequenceClassification, PeftConfig
     from peft.utils import load_peft_weights
 
+    base = PeftConfig.from_pretrained(name, revision=model_kwargs.get("revision")).base_model_name_or_path
     weights = load_peft_weights(name, device="cpu")
-    if not holds_head(weights):
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-        _, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, output_loading_info=True)
-        _require_head(name, list(info["missing_keys"]))
-    return AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **model_kwargs)
+    with loading(base or name, f"base model (of the adapter {name})"):
+        if not holds_head(weights):
+            _, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, output_loading_info=True)
+            _require_head(name, list(info["missing_keys"]))
+        return AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **model_kwargs)
 
 
 def holds_head(keys: Iterable[str]) -> bool:

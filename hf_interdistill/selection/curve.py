@@ -19,24 +19,27 @@ def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, An
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = [{key: value if math.isfinite(value) else None for key, value in point.items()} for point in points]
     write_atomically(path, json.dumps({**labels, "points": finite}, indent=2) + "\n")
-    _draw(points, path.with_suffix(".png"))
+    draw_curve(points).savefig(path.with_suffix(".png"), dpi=150)
 
 
-def _draw(points: list[dict[str, float]], path: Path) -> None:
+def draw_curve(points: list[dict[str, float]]):
+    """The picture: gains over a random choice, with a standard error up and down, over the KL divergence."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     kl = [point["kl"] for point in points]
     for name, label in (("proxy", "proxy (chosen by)"), ("gold", "gold")):
-        gain = [point[name] - points[0][name] for point in points]
-        error = [point[f"{name}_se"] if math.isfinite(point[f"{name}_se"]) else 0.0 for point in points]
+        gain = [point[f"{name}_gain"] for point in points]
+        errors = [point[f"{name}_gain_se"] for point in points]
+        error = [each if math.isfinite(each) else 0.0 for each in errors]
         axes.errorbar(kl, gain, yerr=error, marker="o", capsize=2, label=label)
     for point in points:
         axes.annotate(
             f"{point['n']:g}", (point["kl"], 0), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=7
         )
     axes.axhline(0, color="grey", linewidth=0.5)
-    axes.set(xlabel="KL from the policy (nats); below: n", ylabel="reward gained over n = 1", title="Best-of-n")
+    axes.set(xlabel="KL from the policy (nats); below: n", title="Best-of-n")
+    axes.set_ylabel("gain over a random choice, in units of each\nreward (bars: one standard error)")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    return figure

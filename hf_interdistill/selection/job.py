@@ -10,14 +10,16 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import write_atomically
+from ..utils.dtypes import check_dtype
 from ..utils.fields import as_mapping
 from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.sources import load_tokenizer, loading
 from .candidates import CandidateSampler, check_generation
 from .curve import write_curve
 from .rules import selected_rows
@@ -85,6 +87,8 @@ class BestOfNConfig:
     def __post_init__(self):
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))
         check_generation(self.generation_settings())
+        for name in ("dtype", "reward_dtype"):
+            check_dtype(name, getattr(self, name))
         for name in ("n", "top_k", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
@@ -160,8 +164,9 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
     """Sample and score this process's prompts, a group at a time; each prompt is written when it is scored."""
     state, sampler = PartialState(), None
     if config.model is not None:
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        with loading(config.model):
+            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
+            tokenizer = load_tokenizer(config.model)
         sampler = CandidateSampler(
             model, tokenizer, config.generation_settings(), seed=config.seed, batch_size=config.batch_size
         )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from ..utils.sources import close_names
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -58,7 +60,7 @@ def checkpoint_error(checkpoint: str | Path) -> str | None:
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        return "the folder does not exist"
+        return f"the folder does not exist.{close_names(folder)}".removesuffix(".")
     state = _read_json(folder / _STATE)
     if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
         exists = (folder / _STATE).exists()

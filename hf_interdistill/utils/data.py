@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
+
+from .sources import loading, not_there
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -19,25 +22,26 @@ def load_preferences(name: str, config: str | None = None, is_streaming: bool = 
         is_streaming: read as it is used, for what does not fit on disk.
 
     Raises:
-        FileNotFoundError: something that looks like a path but is not there.
+        FileNotFoundError: a path that is not there, or a name that is not found on the Hub either.
         ValueError: a folder or a file without data that can be read.
     """
     path = Path(name)
     if path.is_file():
         if path.suffix not in _FORMATS:
             raise ValueError(f"{name}: cannot read `{path.suffix}` files; use one of {', '.join(_FORMATS)}.")
-        return load_dataset(_FORMATS[path.suffix], data_files={"train": name}, streaming=is_streaming)
+        return load_dataset(_FORMATS[path.suffix], data_files={"train": glob.escape(name)}, streaming=is_streaming)
     if path.is_dir():
-        files = {file.stem: str(file) for file in sorted(path.iterdir()) if file.suffix in _FORMATS}
+        files = {file.stem: glob.escape(str(file)) for file in sorted(path.iterdir()) if file.suffix in _FORMATS}
         if not files:
             raise ValueError(f"{name} holds no data file ({', '.join(_FORMATS)}); expected train.jsonl and the like.")
         kinds = {_FORMATS[Path(file).suffix] for file in files.values()}
         if len(kinds) > 1:
             raise ValueError(f"{name} mixes data files of several formats: {sorted(files.values())}.")
         return load_dataset(kinds.pop(), data_files=files, streaming=is_streaming)
-    if name.startswith((".", "/", "~")) or path.suffix in _FORMATS:
-        raise FileNotFoundError(f"{name} is not there (looked from {Path.cwd()}).")
-    return load_dataset(name, config, streaming=is_streaming)
+    if path.suffix in _FORMATS:
+        raise FileNotFoundError(not_there(name))
+    with loading(name, "dataset"):
+        return load_dataset(name, config, streaming=is_streaming)
 
 
 def get_split(splits: DatasetDict | IterableDatasetDict, split: str, name: str):

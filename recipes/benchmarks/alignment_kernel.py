@@ -225,7 +225,7 @@ def main() -> None:
         return
     default = [256, 512, 1024, 2048, STEP_CONTENT, 4096, *([8192] if IS_GPU else [])]
     tokens = sorted(arguments.tokens or default)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     measured = {
         kernel: [measure(kernel, count, arguments.repeats) for count in tokens]
         for kernel in (("triton", "torch") if IS_GPU else ("torch",))

@@ -209,7 +209,7 @@ def prepare(arguments) -> Bench:
 
 
 def measure(arguments) -> None:
-    console, results = Console(), []
+    console, results = Console(markup=False, emoji=False), []
     bench = prepare(arguments)
     console.print(f"{bench.setting}; {describe_hardware()}")
     numbers = track(range(arguments.repeats), description="iterations in turn", console=console)

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=(2, 5, 10, 20, 40), help="of one prompt")
     parser.add_argument("--iterations", type=int, default=12)
     arguments = parser.parse_args()
-    bench, console = prepare(arguments), Console()
+    bench, console = prepare(arguments), Console(markup=False, emoji=False)
     settings = {
         "prompts in lock-step": [(count, 10) for count in sorted({1, *arguments.prompts})],
         "candidates of an expansion": [(1, count) for count in sorted({10, *arguments.candidates})],

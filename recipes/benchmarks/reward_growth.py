@@ -110,7 +110,7 @@ def main() -> None:
     lengths, pairs = sorted(set(arguments.lengths)), sorted(set(arguments.pairs))
     long = [Case(length, 1, **shape) for length in lengths]
     wide = [replace(long[0], pairs=count) for count in pairs if count > 1]
-    console = Console()
+    console = Console(markup=False, emoji=False)
     by_length = measure(long, arguments.repeats, True, console)
     by_pairs = measure(wide, arguments.repeats, False, console)
     rows = rows_of(long + wide, by_length + by_pairs)

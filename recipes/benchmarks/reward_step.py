@@ -270,7 +270,7 @@ def main() -> None:
         print(measure_memory(arguments.memory_of, Case(**arguments.case)))
         return
     repeats = arguments.repeats or (20 if torch.cuda.is_available() else 7 if arguments.full else 3)
-    console, results = Console(), []
+    console, results = Console(markup=False, emoji=False), []
     for case in cases(arguments.full, arguments.data, arguments.lengths):
         console.print(f"measuring {case.setting} ...")
         results += run_case(case, repeats)

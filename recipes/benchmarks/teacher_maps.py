@@ -135,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     disable_progress_bars()
     teacher = InteractionTeacher.from_pretrained(arguments.teacher or default_teacher())
-    console = Console()
+    console = Console(markup=False, emoji=False)
     with tempfile.TemporaryDirectory() as folder:
         case = Case(0, arguments.pairs, arguments.data, hidden=128, layers=2)
         online, formats = measure_formats(case, teacher, folder)

@@ -35,7 +35,7 @@ REPOSITORY = "user/journey-rm"
 PROMPTS = ["How do I boil an egg?", "My neighbour is loud at night. What can I do?"]
 ANSWERS = ["Put it in boiling water for eight minutes.", "Talk to them first, kindly and by day."]
 TOLERANCE = 1e-5  # float32, another batch
-console = Console()
+console = Console(markup=False, emoji=False)
 
 # Runs in a process of its own that never imports hf_interdistill: what anybody with transformers can do.
 PULL = """

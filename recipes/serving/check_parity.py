@@ -127,7 +127,7 @@ def report(expected: list[float], answers: Answers, tokens: int, tolerance: floa
     for number in sorted(range(len(expected)), key=lambda i: -differences[i])[:5]:
         row = (expected[number], answers.rewards[number], differences[number])
         table.add_row(str(number), *(f"{value:.6f}" for value in row))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     if not wrong:
         print("PARITY: the rewards are the same.")
         return 0

@@ -190,11 +190,43 @@ def test_killed_training_resumes_to_the_same_weights(folder, no_pictures):
         (["teacher", "--dataset_name", "./nowhere", "--teacher_model", "x", "--output_dir", "/tmp"], "is not there"),
         (["teacher", "--dataset_name", "x"], "`teacher_model` is not set"),
         (["score", "--model", "./none", "--input", "./none.jsonl"], "none.jsonl"),
+        (["score", "--model", "m"], "The following arguments are required: --input. (`--help` lists all keys.)"),
+        (["score", "--model", "m", "--input", "i", "--batch_size", "many"], "invalid int value: 'many'. (`--help`"),
     ],
 )
 def test_mistakes_are_explained(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--dtype", "flaot32"], "`dtype` is 'flaot32', but must be `auto`, float32, bfloat16, float16 or another"),
+        (["--dtype", "nn"], "`dtype` is 'nn', but must be"),  # a name of torch, but no type
+        (["--device", "gpu"], "`device` is 'gpu', but torch cannot use such a device here"),
+        (["--device", "meta:x"], "`device` is 'meta:x', but torch"),
+        (["--batch_size", "0"], "`batch_size` is 0, but must be "),
+    ],
+)
+def test_bad_devices_types_and_sizes_are_explained(folder, option, message, capsys):
+    commands = {
+        "score": ["--input", str(folder / "data" / "test.jsonl")],
+        "diagnose": ["--data", str(folder / "data" / "test.jsonl"), "--output", str(folder / "out")],
+        "eval": ["--benchmark", "llmbar", "--data", str(folder / "data"), "--output", str(folder / "out")],
+    }
+    for command, arguments in commands.items():
+        assert main([command, "--model", str(folder / "student"), *arguments, *option]) == 2, command
+        assert message in capsys.readouterr().err, command
+
+
+@pytest.mark.parametrize("key", ["--dtype", "--reward_dtype"])
+def test_bad_types_of_jobs_are_explained(key, capsys):
+    arguments = ["--prompts", "p", "--output", "o", "--model", "m"]
+    commands = {"best-of-n": ["--reward_model", "r"], **({"rain": []} if key == "--dtype" else {})}
+    for command, more in commands.items():
+        assert main([command, *arguments, *more, key, "float33"]) == 2
+        assert f"`{key[2:]}` is 'float33', but must be `auto`" in capsys.readouterr().err
 
 
 def test_unknown_keys_of_a_file_are_errors(folder, capsys):

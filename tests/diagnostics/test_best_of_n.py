@@ -237,7 +237,7 @@ def test_bad_rows_are_named(faulty_pairs, row, gold, message):
     ("candidates", "gold", "message"),
     [
         (None, counts_good, "`gold` is given, but no `candidates`"),
-        ("nowhere.jsonl", None, "must be a JSONL file that is there"),
+        ("nowhere.jsonl", None, "`candidates` is 'nowhere.jsonl', but there is no such file"),
         (iter([]), None, "must be a JSONL file or a list of rows"),
     ],
 )

@@ -81,7 +81,7 @@ def test_the_largest_share_decides():
 def test_a_model_no_better_than_chance_has_nothing_to_lose():
     clean, noisy = taught(0.5, 0.3, 1.0, 200)
     finding = measure_noise(clean, {0.3: ("a", noisy)}, left_out=0, config=CONFIG).finding()
-    assert finding.verdict == "unclear" and "nothing to lose" in finding.sentence
+    assert finding.verdict == "unclear" and "do not tell it from chance, so there is no" in finding.sentence
 
 
 def rule(name: str) -> RewardScorer:

@@ -203,4 +203,4 @@ def test_untrained_teacher_is_a_loud_warning(dataset, tmp_path, tokenizer, teach
     teacher.metrics = {"accuracy": 0.52, "standard_error": 0.03, "pairs": 300, "is_better_than_chance": False}
     with caplog.at_level(logging.WARNING):
         first_step(tmp_path, dataset, tokenizer, teacher)
-    assert "IS NO BETTER THAN CHANCE" in caplog.text
+    assert "MAY BE NO BETTER THAN CHANCE" in caplog.text

@@ -89,6 +89,13 @@ def test_a_misspelt_field_names_the_nearest(make):
         ("cuda_graphs", 1),
         ("max_batch_size", 0),
         ("seed", -1),
+        ("edge_lengths", 3),  # numbers and words in the place of others, as YAML may hold them
+        ("turn_markers", 3),
+        ("exploration", "high"),
+        ("expansion_temperature", "1"),
+        ("root_uniform", None),
+        ("value_threshold", True),
+        ("rollout_stops", None),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value):

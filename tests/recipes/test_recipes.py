@@ -156,7 +156,7 @@ def test_no_two_recipes_write_to_one_folder():
 
 @pytest.mark.parametrize("path", RAIN, ids=name_of)
 def test_rain_recipe_parses(path):
-    (job,) = parse(rain.ARGUMENTS, ["--config", str(path)])
+    job, _ = parse(rain.ARGUMENTS, ["--config", str(path)])
     written = yaml.safe_load(path.read_text())
     assert {key: getattr(job, key) for key in written} == written
     assert job.rain_config().judge == "harmlessness"

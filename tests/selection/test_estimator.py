@@ -76,6 +76,10 @@ def test_the_curve_shows_over_optimization():
     assert heights[0] < max(heights) > heights[-1] + 1
     assert points[2]["gold"] == pytest.approx(best_of_n_scores(proxy, gold, 4).mean())
     assert points[2]["gold_se"] == pytest.approx(best_of_n_scores(proxy, gold, 4).std(ddof=1) / math.sqrt(50))
+    gains = best_of_n_scores(proxy, gold, 4) - gold.mean(1)  # paired: a random choice of the same prompt
+    assert points[2]["gold_gain"] == pytest.approx(gains.mean())
+    assert points[2]["gold_gain_se"] == pytest.approx(gains.std(ddof=1) / math.sqrt(50))
+    assert points[0]["gold_gain"] == points[0]["gold_gain_se"] == points[0]["proxy_gain_se"] == 0.0
     ragged = over_optimization_curve([proxy[0], proxy[1][:5]], [gold[0], gold[1][:5]])
     assert [point["n"] for point in ragged] == [1, 2, 4, 5]
     assert [point["n"] for point in over_optimization_curve(proxy, gold, ns=[3])] == [3]

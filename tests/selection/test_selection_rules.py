@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from support.selection import PROMPTS, read, write_rows
 
 from hf_interdistill import RewardScorer, run_best_of_n
-from hf_interdistill.scoring.best_of_n import best_of_n_scores
+from hf_interdistill.scoring.best_of_n import best_of_n_scores, over_optimization_curve
+from hf_interdistill.selection.curve import draw_curve
 from hf_interdistill.selection.rules import best_and_worst, best_candidates
 
 
@@ -64,3 +66,18 @@ def test_rules():
     assert best_and_worst(texts, rewards) == (0, 1)
     assert best_and_worst(texts, rewards, margin=2.0) is None
     assert best_and_worst(["a", "b"], [1.0, 1.0]) is None
+
+
+def test_the_picture_of_the_curve_draws_gains_and_their_errors():
+    generator = np.random.default_rng(0)
+    proxy, gold = generator.normal(size=(2, 6, 4))
+    points = over_optimization_curve(proxy.tolist(), gold.tolist())
+    (axes,) = draw_curve(points).axes
+    assert "gain over a random choice" in axes.get_ylabel() and "one standard error" in axes.get_ylabel()
+    for container, name in zip(axes.containers, ("proxy", "gold"), strict=True):
+        line, _, (bars,) = container
+        assert line.get_xdata() == pytest.approx([point["kl"] for point in points])
+        assert line.get_ydata() == pytest.approx([point[f"{name}_gain"] for point in points])
+        heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+        assert heights == pytest.approx([2 * point[f"{name}_gain_se"] for point in points]) and heights[0] == 0.0
+        assert name in container.get_label()

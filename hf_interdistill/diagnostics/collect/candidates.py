@@ -10,23 +10,25 @@ from typing import Any
 
 from ...scoring.prompts import check_completions, check_prompt
 from ...utils.privacy import public_name
+from ...utils.sources import require_file
 from .records import IndexedRow, count_lines
 
 _GOLD = ("gold_rewards", "scores")
 
 
 def check_candidates(candidates, gold) -> None:
-    """Raise `ValueError` for candidates that are no JSONL file and no list of rows, or `gold` without candidates."""
+    """Raise `ValueError` for candidates that are no JSONL file and no list of rows, or `gold` without candidates;
+    `FileNotFoundError` for a file that is not there."""
     if candidates is None:
         if gold is not None:
             raise ValueError("`gold` is given, but no `candidates` to score. Give both, or neither.")
         return
     if isinstance(candidates, str | os.PathLike):
         path = Path(candidates)
-        if not path.is_file() or path.suffix != ".jsonl":
+        if require_file("candidates", path).suffix != ".jsonl":
             raise ValueError(
-                f"`candidates` is {str(candidates)!r}, but must be a JSONL file that is there, as `interdistill "
-                "best-of-n` writes it, or rows."
+                f"`candidates` is {str(candidates)!r}, but must be a JSONL file, as `interdistill best-of-n` writes "
+                "it, or rows."
             )
     elif isinstance(candidates, Iterator) or not isinstance(candidates, Iterable):
         raise ValueError(f"`candidates` is {type(candidates).__name__}, but must be a JSONL file or a list of rows.")

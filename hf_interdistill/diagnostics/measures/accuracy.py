@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, mean, percent
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy_of, against_chance, percent, share_of
 from .pair_results import PairResults
 
 _MANY_TIES = 0.05
@@ -23,13 +22,12 @@ class PairAccuracy:
         if self.ties.low > _MANY_TIES:
             ties = f"Gives both responses the same reward in {percent(self.ties)} of pairs"
             return Finding(SUSPECT, f"{ties}; of the others it is right in {percent(self.accuracy)}.")
-        sentence = f"Right in {percent(self.accuracy)} of pairs; chance is 50 %."
+        sentence = f"Right in {percent(self.accuracy)} of pairs; chance is 50 %: {against_chance(self.accuracy)}."
         if self.accuracy.low > 0.5:
             return Finding(GOOD, sentence)
         return Finding(SUSPECT if self.accuracy.high < 0.5 else UNCLEAR, sentence)
 
 
-def measure_accuracy(results: PairResults, config: DiagnosisConfig) -> PairAccuracy:
+def measure_accuracy(results: PairResults) -> PairAccuracy:
     margins = results.margins
-    options = {"resamples": config.resamples, "seed": config.seed}
-    return PairAccuracy(bootstrap(accuracy, margins, **options), bootstrap(mean, (margins == 0) * 1.0, **options))
+    return PairAccuracy(accuracy_of(margins), share_of((margins == 0) * 1.0))

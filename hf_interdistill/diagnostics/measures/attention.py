@@ -8,14 +8,13 @@ reward, and a model that was trained to attend like a teacher will do so: a hint
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
+from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
 from .pair_results import PairResults
-
-_FEW_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class AttentionStages:
     def finding(self) -> Finding:
         """`suspect`: wrong pairs have more of their attention on the last stage; `good`: they have not more than one
         point more; `unclear`: too uncertain, or fewer than 10 pairs in a group."""
-        if min(self.right.sink.pairs, self.wrong.sink.pairs) < _FEW_PAIRS:
-            return Finding(UNCLEAR, f"Too few pairs to compare: {self.wrong.sink.pairs} wrong ones.")
+        if min(self.right.sink.pairs, self.wrong.sink.pairs) < FEW_PAIRS:
+            groups = f"{self.wrong.sink.pairs} wrong ones, {self.right.sink.pairs} right ones"
+            return Finding(UNCLEAR, f"Too few pairs to compare: {groups}.")
         sentence = f"Share of the last fifth in wrong pairs minus right pairs: {points(self.last_gap)}."
         if self.last_gap.low > 0:
             return Finding(SUSPECT, f"{sentence} Wrong pairs look more at the end.")
@@ -60,7 +60,7 @@ def _gap(last: np.ndarray, is_wrong: np.ndarray, is_right: np.ndarray) -> np.nda
 
 
 def measure_attention(results: PairResults, config: DiagnosisConfig) -> AttentionStages:
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     known = ~np.isnan(results.attention).any(1)
     attention, margins = results.attention[known], results.margins[known]
 

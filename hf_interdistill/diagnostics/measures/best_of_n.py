@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ...scoring.best_of_n import best_of_n_by_prompt, best_of_n_kl, doubling
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
+from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
 
 _LARGE_DROP = 0.2  # of the gain that a smaller n reaches
 _LOW_EFFICIENCY = 0.1  # of the gain of the best possible choice
-_FEW_PROMPTS = 10
 _ROUNDING = 1e-9  # of the largest gold score
 
 
@@ -59,14 +59,16 @@ class BestOfN:
         prompts, largest, gain = self.drop.pairs, self.ns[-1], self.gold_gain[-1]
         if np.isnan(self.efficiency.value):
             return Finding(UNCLEAR, "The gold scores of a prompt's candidates are all the same: nothing to choose.")
-        sentence = f"Its pick out of {largest} scores {_score(gain)} above a random choice"
+        sentence = f"Its pick out of {largest} scores {_against_random(gain)} a random choice"
         if gain.value > 0:
             sentence += f", {100 * self.efficiency.value:.0f} % of what the best possible choice would gain"
-        if prompts < _FEW_PROMPTS:
+        if prompts < FEW_PAIRS:
             return Finding(UNCLEAR, f"{sentence}, but there are only {prompts} prompts.")
         if self.drop.low > 0:
             lost = f"{_score(self.drop)} below its pick out of {self.peak}"
             return Finding(SUSPECT, f"{sentence}, and {lost}: choosing harder does harm.")
+        if gain.high < 0:
+            return Finding(SUSPECT, f"{sentence}: worse than choosing at random.")
         if self.efficiency.high < _LOW_EFFICIENCY:
             return Finding(SUSPECT, f"{sentence}: hardly better than choosing at random.")
         if gain.low > 0 and self.excess.high < 0:
@@ -89,7 +91,7 @@ def measure_best_of_n(
         config: of the bootstrap, over prompts.
         gold_name, left_out: kept with the curve.
     """
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     ns = doubling(min(map(len, rewards)))
     proxy, picked, oracle = (
         best_of_n_by_prompt(chosen_by, reported, ns)
@@ -167,6 +169,13 @@ def _spread(scores: Sequence[Sequence[float]]) -> float:
 
 def _ratio(gains: np.ndarray, possible: np.ndarray) -> np.ndarray:
     return np.where(possible.mean(-1) > 0, gains.mean(-1) / possible.mean(-1), np.nan)
+
+
+def _against_random(gain: Estimate) -> str:
+    """`0.42 (0.31 to 0.53) above`, or the loss and `below`."""
+    if gain.value < 0:
+        return f"{_score(Estimate(-gain.value, -gain.high, -gain.low, gain.pairs))} below"
+    return f"{_score(gain)} above"
 
 
 def _score(estimate: Estimate) -> str:

@@ -7,12 +7,14 @@ and a model that always says "the first" looks calibrated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ...scoring.metrics import calibration_error, in_random_order, sigmoid
+from ...utils.binomial import unseen_share
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
+from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
 from .pair_results import PairResults
 
 _LARGE_ERROR = 0.05
@@ -55,15 +57,18 @@ class Calibration:
             f"up to {self.ece_by_chance.high:.3f} on {self.ece.pairs} pairs. Log loss {self.nll.value:.3f}, a coin "
             "has 0.693."
         )
+        if self.ece.pairs < FEW_PAIRS:
+            return Finding(UNCLEAR, f"{sentence} Too few pairs to say more.")
         is_beyond_chance = self.ece.value > self.ece_by_chance.high
         if self.nll.low > _CHANCE_NLL or (is_beyond_chance and self.ece.low > _LARGE_ERROR):
             return Finding(SUSPECT, sentence)
-        is_within_small_chance = not is_beyond_chance and self.ece_by_chance.high < 2 * _LARGE_ERROR
+        by_chance = max(self.ece_by_chance.high, unseen_share(self.ece.pairs))
+        is_within_small_chance = not is_beyond_chance and by_chance < 2 * _LARGE_ERROR
         return Finding(GOOD if is_within_small_chance or self.ece.high < _LARGE_ERROR else UNCLEAR, sentence)
 
 
 def measure_calibration(results: PairResults, config: DiagnosisConfig) -> Calibration:
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     margins, labels = in_random_order(results.margins, config.seed)
     probabilities = sigmoid(margins)
 
@@ -77,7 +82,7 @@ def measure_calibration(results: PairResults, config: DiagnosisConfig) -> Calibr
     drawn = np.array([error_if_calibrated(probabilities) for _ in range(config.resamples)])
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Calibration(
-        ece=bootstrap(error, probabilities, labels, **options),
+        ece=bootstrap(error, probabilities, labels, bounds=(0.0, 1.0), **options),
         ece_by_chance=Estimate(float(drawn.mean()), float(low), float(high), margins.size),
         brier=bootstrap(mean, (probabilities - labels) ** 2, **options),
         nll=bootstrap(mean, np.logaddexp(0.0, -results.margins), **options),

@@ -1,4 +1,4 @@
-"""Planted cue: does a friendly phrase at the end buy the reward?
+"""Planted cue: does a friendly phrase at the end change the reward, up or down?
 
 Source: the test with the cue on the wrong side is common practice for shortcuts; phrase and rule are ours.
 """
@@ -6,9 +6,23 @@ Source: the test with the cue on the wrong side is common practice for shortcuts
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
+from .estimates import (
+    FEW_PAIRS,
+    GOOD,
+    SUSPECT,
+    UNCLEAR,
+    Estimate,
+    Finding,
+    bootstrap,
+    lost,
+    mean,
+    percent,
+    right,
+    share_of,
+)
 from .pair_results import PairResults
 
 _LARGE_CHANGE = 0.05
@@ -21,8 +35,9 @@ class PlantedCue:
     Args:
         phrase: the phrase. plain, on_chosen, on_rejected: accuracy without it, with it on the better and on the worse
             response; ties count half, since the three are compared.
-        change: the larger of the two changes that it makes: accuracy lost with it on the side that it misleads on.
-        gain: what it adds to a reward, in standard deviations of the margins.
+        change: accuracy lost with it on the side that it misleads on (negative if it is gained): the worse one if it
+            raises rewards on average, the better one if it lowers them.
+        gain: what it adds to a reward, in standard deviations of the margins; negative: what it takes away.
     """
 
     phrase: str
@@ -33,20 +48,34 @@ class PlantedCue:
     gain: Estimate
 
     def finding(self) -> Finding:
-        """`suspect`: the phrase on one side costs more than 5 points of accuracy; `good`: less; else `unclear`."""
+        """`suspect`: the phrase on one side costs more than 5 points of accuracy; `good`: less; else, and with fewer
+        than 10 pairs, `unclear`. The sentence says whether the phrase raises or lowers rewards, if that is certain."""
+        if self.change.pairs < FEW_PAIRS:
+            return Finding(UNCLEAR, f"Too few pairs to say what the phrase does: {self.change.pairs}.")
         side = "worse" if not self.gain.value < 0 else "better"
         accuracy = self.on_rejected if side == "worse" else self.on_chosen
         sentence = (
-            f"With the phrase on the {side} response it is right in {percent(accuracy)} instead of "
-            f"{percent(self.plain)}, a loss of {points(self.change)}."
+            f"The phrase {self._effect()} ({self.gain.value:+.2f} standard deviations of the margins, "
+            f"{self.gain.low:+.2f} to {self.gain.high:+.2f}). With the phrase on the {side} response it is right in "
+            f"{percent(accuracy)} instead of {percent(self.plain)}, {lost(self.change)}."
         )
         if self.change.low > _LARGE_CHANGE:
-            return Finding(SUSPECT, sentence)
+            return Finding(SUSPECT, f"{sentence} {self._fault()}")
         return Finding(GOOD if self.change.high < _LARGE_CHANGE else UNCLEAR, sentence)
+
+    def _effect(self) -> str:
+        if self.gain.low > 0:
+            return "raises rewards"
+        return "lowers rewards" if self.gain.high < 0 else "moves rewards in no certain direction"
+
+    def _fault(self) -> str:
+        if self.gain.low > 0:
+            return "The phrase buys reward."
+        return "The phrase is penalized." if self.gain.high < 0 else "The phrase misleads it."
 
 
 def measure_cue(results: PairResults, config: DiagnosisConfig) -> PlantedCue:
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     (chosen, rejected), (cued_chosen, cued_rejected) = results.rewards["full"].T, results.rewards["cue"].T
     plain = right(chosen - rejected)
     on_chosen, on_rejected = right(cued_chosen - rejected), right(chosen - cued_rejected)
@@ -55,9 +84,9 @@ def measure_cue(results: PairResults, config: DiagnosisConfig) -> PlantedCue:
     is_liked = not gains.mean() < 0
     return PlantedCue(
         phrase=config.cue,
-        plain=bootstrap(mean, plain, **options),
-        on_chosen=bootstrap(mean, on_chosen, **options),
-        on_rejected=bootstrap(mean, on_rejected, **options),
-        change=bootstrap(mean, plain - (on_rejected if is_liked else on_chosen), **options),
+        plain=share_of(plain),
+        on_chosen=share_of(on_chosen),
+        on_rejected=share_of(on_rejected),
+        change=bootstrap(mean, plain - (on_rejected if is_liked else on_chosen), bounds=(-1.0, 1.0), **options),
         gain=bootstrap(mean, gains, **options),
     )

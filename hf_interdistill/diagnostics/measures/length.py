@@ -6,11 +6,12 @@ Source: common practice; the rule of the finding is ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, points
+from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, accuracy_of, bootstrap, percent, points
 from .pair_results import PairResults
 
 _LARGE_GAP = 0.1
@@ -57,11 +58,14 @@ def _gap(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:
 
 
 def measure_length(results: PairResults, config: DiagnosisConfig) -> LengthBias:
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     margins, differences = results.margins, results.lengths[:, 0] - results.lengths[:, 1]
+    decided = [margins[(margins != 0) & is_longer] for is_longer in (differences > 0, differences < 0)]
     return LengthBias(
         correlation=bootstrap(_correlation, margins, differences, **options),
-        longer_is_better=bootstrap(accuracy, margins[differences > 0], **options),
-        longer_is_worse=bootstrap(accuracy, margins[differences < 0], **options),
-        gap=bootstrap(_gap, margins, differences, **options),
+        longer_is_better=accuracy_of(margins[differences > 0]),
+        longer_is_worse=accuracy_of(margins[differences < 0]),
+        gap=bootstrap(
+            _gap, margins, differences, bounds=(-1.0, 1.0), smallest_group=min(map(len, decided)), **options
+        ),
     )

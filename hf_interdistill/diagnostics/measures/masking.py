@@ -7,11 +7,24 @@ masked); what is masked, the controls and the rule of the finding are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, bootstrap, percent, right
+from .estimates import (
+    GOOD,
+    SUSPECT,
+    UNCLEAR,
+    Estimate,
+    Finding,
+    accuracy,
+    accuracy_of,
+    against_chance,
+    bootstrap,
+    percent,
+    right,
+)
 from .pair_results import PairResults
 
 
@@ -46,7 +59,8 @@ class MaskingCurve:
         model may rightly judge a response by itself.
         """
         if not self.whole.low > 0.5:
-            return Finding(UNCLEAR, "No better than chance on whole texts, so there is nothing to lose.")
+            sentence = f"On whole texts it is right in {percent(self.whole)}: {against_chance(self.whole)}"
+            return Finding(UNCLEAR, f"{sentence}, so there is no advantage that it could lose.")
         sentence = (
             f"Without the first {100 * self.fractions[-1]:.0f} % of the response it is right in "
             f"{percent(self.response_start)} instead of {percent(self.whole)}"
@@ -67,19 +81,18 @@ def _kept(whole: np.ndarray, masked: np.ndarray) -> np.ndarray:
 
 
 def measure_masking(results: PairResults, config: DiagnosisConfig) -> MaskingCurve:
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     margins = {kind: results.margins_of(kind) for kind in results.rewards}
-
-    def at(kind: str) -> Estimate:
-        return bootstrap(accuracy, margins[kind], **options)
 
     return MaskingCurve(
         fractions=config.fractions,
-        first=[at(f"first {fraction:g}") for fraction in config.fractions],
-        last=[at(f"last {fraction:g}") for fraction in config.fractions],
-        whole=at("full"),
-        prompt=at("prompt"),
-        response_start=at("response start"),
-        drop=bootstrap(_drop, margins["full"], margins[f"first {config.fractions[-1]:g}"], **options),
-        kept=bootstrap(_kept, margins["full"], margins["response start"], **options),
+        first=[accuracy_of(margins[f"first {fraction:g}"]) for fraction in config.fractions],
+        last=[accuracy_of(margins[f"last {fraction:g}"]) for fraction in config.fractions],
+        whole=accuracy_of(margins["full"]),
+        prompt=accuracy_of(margins["prompt"]),
+        response_start=accuracy_of(margins["response start"]),
+        drop=bootstrap(
+            _drop, margins["full"], margins[f"first {config.fractions[-1]:g}"], bounds=(-1.0, 1.0), **options
+        ),
+        kept=bootstrap(_kept, margins["full"], margins["response start"], bounds=(-0.75, 0.75), **options),
     )

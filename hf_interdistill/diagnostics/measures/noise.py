@@ -11,11 +11,25 @@ them loses nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, points, right
+from .estimates import (
+    GOOD,
+    SUSPECT,
+    UNCLEAR,
+    Estimate,
+    Finding,
+    against_chance,
+    bootstrap,
+    lost,
+    mean,
+    percent,
+    right,
+    share_of,
+)
 
 _LARGE_SHARE = 0.5
 
@@ -51,11 +65,12 @@ class LabelNoise:
         """`suspect`: at the largest share the loss is more than half of what it would be if every flipped label were
         repeated; `good`: less than half of it; `unclear` in between, or where there is no advantage to lose."""
         if not self.clean.low > 0.5:
-            return Finding(UNCLEAR, "No better than chance without flipped labels, so there is nothing to lose.")
+            sentence = f"Without flipped labels it is right in {percent(self.clean)}: {against_chance(self.clean)}"
+            return Finding(UNCLEAR, f"{sentence}, so there is no advantage that it could lose.")
         largest = self.shares[-1]
         sentence = (
             f"With {100 * largest:g} % of its training labels flipped it is right in {percent(self.accuracy[-1])} "
-            f"instead of {percent(self.clean)}, a loss of {points(self.loss[-1])}; a model that repeats every flip "
+            f"instead of {percent(self.clean)}, {lost(self.loss[-1])}; a model that repeats every flip "
             f"would lose {100 * expected_loss(self.clean.value, largest):.1f}."
         )
         if self.left_out:
@@ -82,10 +97,11 @@ def measure_noise(
             same pairs. left_out: pairs that are not among them.
         config: of the bootstrap.
     """
-    options = {"resamples": config.resamples, "seed": config.seed}
+    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     shares = tuple(sorted(noisy))
     clean = right(margins)
     others = [right(noisy[share][1]) for share in shares]
+    repeated = _LARGE_SHARE * 2 * shares[-1]
 
     def excess(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
         return (clean - other).mean(-1) - _LARGE_SHARE * expected_loss(clean.mean(-1), shares[-1])
@@ -97,10 +113,10 @@ def measure_noise(
     return LabelNoise(
         shares=shares,
         models=tuple(noisy[share][0] for share in shares),
-        clean=bootstrap(mean, clean, **options),
-        accuracy=[bootstrap(mean, other, **options) for other in others],
-        loss=[bootstrap(mean, clean - other, **options) for other in others],
+        clean=share_of(clean),
+        accuracy=[share_of(other) for other in others],
+        loss=[bootstrap(mean, clean - other, bounds=(-1.0, 1.0), **options) for other in others],
         lost_advantage=[bootstrap(lost_advantage, clean, other, **options) for other in others],
-        excess=bootstrap(excess, clean, others[-1], **options),
+        excess=bootstrap(excess, clean, others[-1], bounds=(repeated / 2 - 1, 1 - repeated / 2), **options),
         left_out=left_out,
     )

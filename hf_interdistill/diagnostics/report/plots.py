@@ -93,7 +93,7 @@ def _masking(shown) -> Figure:
         shift = (index - (len(shown) - 1) / 2) * step
         point(axes[2], shift, each.masking.prompt, color=color(number), fmt="o")
         point(axes[2], 1 + shift, each.masking.response_start, color=color(number), fmt="o")
-    axes[2].set_title("Only this part")
+    axes[2].set_title("Only this removed")
     axes[2].set_xticks([0, 1], ["prompt", f"first {100 * shown[0][1].masking.fractions[-1]:.0f} %\nof response"])
     axes[2].set_xlim(-0.5, 1.5)
     axes[2].grid(visible=False, axis="x")

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedModel, set_seed
 
 from ...training.checkpoints import as_checkpoint_error
 from ...training.unsharded import load_unsharded
 from ...utils.context_length import context_length
+from ...utils.dtypes import check_dtype
 from ...utils.privacy import public_name
+from ...utils.sources import load_tokenizer, loading
 from ..attention.recorder import resolve_layers
 from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference
@@ -94,6 +96,9 @@ class InteractionTeacher:
             tokenizer: needed only with a loaded model.
             max_length, interaction_layers: see the class; by default those that a teacher was saved with.
             **model_kwargs: for `AutoModel.from_pretrained` (`revision`, `dtype`, `attn_implementation`, ...).
+
+        Raises:
+            FileNotFoundError: there is neither a folder nor a model on the Hub of that name.
         """
         if not isinstance(name, str | os.PathLike):
             if tokenizer is None:
@@ -101,11 +106,13 @@ class InteractionTeacher:
             return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
         model_kwargs.setdefault("dtype", torch.float32)
-        with load_unsharded():
-            model = AutoModel.from_pretrained(name, **model_kwargs)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=model_kwargs.get("revision"))
-        saved = load_head_and_state(name, model_kwargs.get("revision"))
+        check_dtype("dtype", model_kwargs["dtype"])
+        with loading(name, "teacher"):
+            with load_unsharded():
+                model = AutoModel.from_pretrained(name, **model_kwargs)
+            if tokenizer is None:
+                tokenizer = load_tokenizer(name, revision=model_kwargs.get("revision"))
+            saved = load_head_and_state(name, model_kwargs.get("revision"))
         if saved is None:
             return cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         head, state = saved
@@ -204,7 +211,8 @@ class InteractionTeacher:
         Returns:
             held-out metrics: `accuracy` (mean margin of both orders), `accuracy_chosen_first`,
             `accuracy_rejected_first`, `order_agreement` (fraction of pairs with the same decision in both orders),
-            `pairs`, `standard_error`, `is_better_than_chance` (one-sided, 5 %). Also kept as `teacher.metrics`.
+            `pairs`, `standard_error`, `is_better_than_chance` (the exact 95 % interval of `accuracy` lies above 0.5).
+            Also kept as `teacher.metrics`.
         """
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(output_dir or (args.output_dir if args is not None and args.output_dir else scratch))

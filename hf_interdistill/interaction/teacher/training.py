@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...utils.binomial import accuracy_interval
 from ..data.pairs import Preference, read_preference
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout
@@ -104,12 +105,12 @@ def held_out_metrics(margins: torch.Tensor) -> dict[str, Any]:
         "order_agreement": float((right[:, 0] == right[:, 1]).double().mean()),
         "pairs": pairs,
         "standard_error": error,
-        "is_better_than_chance": accuracy - 1.645 * math.sqrt(0.25 / pairs) > 0.5,
+        "is_better_than_chance": accuracy_interval(accuracy, pairs)[0] > 0.5,
     }
 
 
 def chance_warning(name: str, metrics: dict[str, Any] | None) -> str | None:
-    """A warning about a teacher that is no better than chance, or was never trained; `None` if it is better.
+    """A warning about a teacher that is not shown to be better than chance, or was never trained; else `None`.
 
     Args:
         name: of the teacher. metrics: of `held_out_metrics`, `None` if it was never trained.
@@ -121,9 +122,17 @@ def chance_warning(name: str, metrics: dict[str, Any] | None) -> str | None:
         )
     if metrics["is_better_than_chance"]:
         return None
+    low, high = accuracy_interval(metrics["accuracy"], metrics["pairs"])
+    found = f"held-out accuracy {metrics['accuracy']:.3f} on {metrics['pairs']} pairs, 95 % interval {low:.3f} to"
+    fix = (
+        "Give it more preferences, more `warm_start_epochs`, another learning rate or a stronger encoder, or train "
+        "with `alignment_weight=0`."
+    )
+    if high <= 0.5:
+        return (
+            f"THE TEACHER {name} IS NO BETTER THAN CHANCE: {found} {high:.3f}. Distilling its map teaches noise. {fix}"
+        )
     return (
-        f"THE TEACHER {name} IS NO BETTER THAN CHANCE: held-out accuracy {metrics['accuracy']:.3f} "
-        f"+- {metrics['standard_error']:.3f} on {metrics['pairs']} pairs. Distilling its map teaches noise. Give it "
-        "more preferences, more `warm_start_epochs`, another learning rate or a stronger encoder, or train with "
-        "`alignment_weight=0`."
+        f"THE TEACHER {name} MAY BE NO BETTER THAN CHANCE: {found} {high:.3f}, which includes 0.5. Distilling the map "
+        f"of such a teacher teaches noise. Evaluate it on more pairs (`eval_dataset`, `eval_fraction`) to know. {fix}"
     )

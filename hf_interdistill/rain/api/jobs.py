@@ -18,12 +18,14 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.prompts import load_prompts, tokenize_prompt
+from ...utils.dtypes import check_dtype
 from ...utils.fields import as_mapping, refuse_unknown
 from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ...utils.sources import load_tokenizer, loading
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
@@ -56,7 +58,7 @@ class RainJobConfig:
         reward_center: the reward of an answer that is neither good nor bad.
         trees: folder for the tree of each prompt; by default trees are not written.
         tree_format: `json`, `html` or `mmd`.
-        seed: seed of the search, if `rain` has none.
+        seed: seed of the search, before that of `rain`; 0 if neither has one.
         dtype: dtype of the model, as in `from_pretrained`.
         overwrite: start over if `output` was made with other settings.
     """
@@ -77,7 +79,7 @@ class RainJobConfig:
     reward_center: float = field(default=0.0, metadata={"help": "Reward of an answer neither good nor bad."})
     trees: str | None = field(default=None, metadata={"help": "Folder for search trees."})
     tree_format: str = field(default="json", metadata={"help": "json, html or mmd."})
-    seed: int = field(default=0, metadata={"help": "Seed of the search."})
+    seed: int | None = field(default=None, metadata={"help": "Seed of the search; 0 if `rain` has none either."})
     dtype: str = field(default="auto", metadata={"help": "The model's dtype."})
     overwrite: bool = field(default=False, metadata={"help": "Start over if the settings differ."})
 
@@ -88,6 +90,7 @@ class RainJobConfig:
     def __post_init__(self):
         for name in ("rain", "generation"):
             object.__setattr__(self, name, as_mapping(name, getattr(self, name)))
+        check_dtype("dtype", self.dtype)
         if self.tree_format not in ("json", "html", "mmd"):
             raise ValueError(f"`tree_format` is {self.tree_format!r}, but must be json, html or mmd.")
         if (self.scorer == "reward") != (self.reward_model is not None):
@@ -117,7 +120,7 @@ class RainJobConfig:
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
         config = RainConfig.from_dict(as_mapping("rain", self.rain))
-        return config if config.seed is not None else config.replace(seed=self.seed)
+        return config if config.seed is not None and self.seed is None else config.replace(seed=self.seed or 0)
 
     def generation_settings(self) -> dict[str, Any]:
         """`generation` as a dictionary."""
@@ -128,7 +131,7 @@ class RainJobConfig:
         values = asdict(self)
         for name in ("output", "overwrite", "trees", "tree_format"):
             del values[name]
-        return {**values, "rain": self.rain_config().to_dict()}
+        return {**values, "seed": self.seed or 0, "rain": self.rain_config().to_dict()}
 
 
 def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
@@ -160,8 +163,9 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
 
 def _load(config: RainJobConfig, device):
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
+    with loading(config.model):
+        tokenizer = load_tokenizer(config.model)
+        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 

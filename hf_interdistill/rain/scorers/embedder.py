@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from ... import embedded
+from ...utils.sources import load_tokenizer, loading
 
 logger = logging.getLogger(__name__)
 
@@ -91,4 +92,5 @@ class TextEncoder:
 
 
 def _load(name: str | os.PathLike):
-    return AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    with loading(name, "encoder"):
+        return AutoModel.from_pretrained(name), load_tokenizer(name)

@@ -10,6 +10,7 @@ import yaml
 
 from ...scoring.formatting import is_messages
 from ...utils.fields import refuse_unknown
+from ...utils.sources import close_names
 from .base import Exchange
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -74,6 +75,7 @@ class JudgePrompt:
             names = sorted(each.stem for each in PROMPTS.glob("*.yaml"))
             raise ValueError(
                 f"There is no judge prompt `{source}`: it is neither one of {', '.join(names)} nor a YAML file."
+                f"{close_names(path)}"
             )
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):

@@ -34,7 +34,7 @@ from students import embedded_encoder
 
 HERE = Path(__file__).parent
 ALIKE = 0.02  # of the loss of two language models pretrained alike on two machines
-console = Console()
+console = Console(markup=False, emoji=False)
 
 
 class Study:

@@ -31,7 +31,7 @@ from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 
 HERE = Path(__file__).parent
-console = Console()
+console = Console(markup=False, emoji=False)
 
 
 class Study:

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from hf_interdistill import RewardScorer
 from hf_interdistill.interaction.attention.interceptor import layer_of_modules
 from hf_interdistill.interaction.attention.recorder import AttentionRecorder, resolve_layers
-from hf_interdistill.interaction.inspection import pair_maps, plot_maps
+from hf_interdistill.interaction.inspection import PairMaps, pair_maps, plot_maps
 from hf_interdistill.interaction.losses.schedules import ALIGNMENT_SCHEDULES, scheduled_weight
 
 
@@ -126,3 +126,10 @@ def test_maps_of_a_pair_and_their_picture(rows, fitted_teacher, tmp_path):
     assert maps.divergences["a"] != maps.divergences["b"] and min(maps.divergences.values()) > 0
     plot_maps(maps).savefig(tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+
+
+def test_words_and_names_with_dollars_are_no_formulas(tmp_path):
+    units = [r"$\frac$", "$5", "a$_$b"]
+    map_ = torch.full((3, 3), 1 / 3)
+    plot_maps(PairMaps(units, [0, 1, 2], {"teacher": map_, r"$\x$": map_}, {r"$\x$": 0.1})).savefig(tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size > 5_000

@@ -20,7 +20,7 @@ from hf_interdistill.interaction.data.orders import select_order
 from hf_interdistill.interaction.data.pairs import Preference, read_preference
 from hf_interdistill.interaction.data.preference_tokenizer import tokenize_without_units
 from hf_interdistill.interaction.teacher.stages import SimilarLengths, StageCollator, _StageTrainer
-from hf_interdistill.interaction.teacher.training import held_out_metrics, split_by_prompt
+from hf_interdistill.interaction.teacher.training import chance_warning, held_out_metrics, split_by_prompt
 
 
 @pytest.mark.parametrize("family", TEACHER_FAMILIES)
@@ -145,7 +145,7 @@ def test_a_teacher_that_learns_nothing_is_a_loud_warning(tmp_path, caplog):
     teacher = small_teacher()
     with caplog.at_level(logging.WARNING):
         metrics = teacher.fit(coin, args=settings(tmp_path, warm_start_epochs=1, num_train_epochs=1))
-    assert not metrics["is_better_than_chance"] and "IS NO BETTER THAN CHANCE" in caplog.text
+    assert not metrics["is_better_than_chance"] and "MAY BE NO BETTER THAN CHANCE" in caplog.text
 
 
 def test_a_fit_killed_in_both_stages_resumes_to_the_same_weights(tmp_path):
@@ -210,6 +210,29 @@ def test_metrics_by_hand():
     assert metrics["accuracy"] == 0.625  # right, right, wrong, tie
     assert metrics["accuracy_chosen_first"] == 0.375 and metrics["accuracy_rejected_first"] == 0.625
     assert metrics["order_agreement"] == 0.75 and not metrics["is_better_than_chance"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "is_better", "words"),
+    [
+        (
+            6,
+            1,
+            False,
+            "MAY BE NO BETTER THAN CHANCE: held-out accuracy 0.857 on 7 pairs, 95 % interval 0.421 to 0.996",
+        ),
+        (5, 0, False, "MAY BE NO BETTER"),  # p = 0.0625
+        (6, 0, True, None),  # p = 0.03125
+        (60, 40, False, "MAY BE NO BETTER"),  # p = 0.0569
+        (61, 39, True, None),
+        (1, 9, False, "IS NO BETTER THAN CHANCE"),
+    ],
+)
+def test_better_than_chance_is_an_exact_test(right, wrong, is_better, words):
+    metrics = held_out_metrics(torch.tensor([[1.0, 1.0]] * right + [[-1.0, -1.0]] * wrong))
+    assert metrics["is_better_than_chance"] is is_better
+    warning = chance_warning("t", metrics)
+    assert warning is None if is_better else words in warning
 
 
 def test_config_is_checked(tmp_path):

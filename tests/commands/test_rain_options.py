@@ -1,0 +1,147 @@
+"""`interdistill rain` takes each setting of a search as an option of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from hf_interdistill.cli import main, parse
+from hf_interdistill.commands import rain
+from hf_interdistill.commands.rain_options import RainOptions, with_options
+from hf_interdistill.rain.config import RainConfig
+
+NEEDED = ["--model", "m", "--prompts", "p.jsonl", "--output", "o.jsonl"]
+OTHER_VALUES = {
+    "edge_lengths": (1, 3),
+    "turn_markers": ("Human:", "AI:"),
+    "similarity_model": "encoder",
+    "rollout_stops": ".!",
+    "judge": "truthfulness",
+    "judge_vote": "probability",
+    "cuda_graphs": False,
+    "rollout_max_tokens": 7,
+    "num_speculative": 0,
+    "seed": 5,
+}
+
+
+def job(*arguments: str):
+    return with_options(*parse(rain.ARGUMENTS, [*NEEDED, *arguments]))
+
+
+def other_value(field):
+    return OTHER_VALUES.get(field.name) or (False if field.name == "cuda_graphs" else _next(field))
+
+
+def _next(field):
+    if field.name in OTHER_VALUES:
+        return OTHER_VALUES[field.name]
+    return field.default + 1 if isinstance(field.default, int) else field.default / 2 or 0.5
+
+
+@pytest.mark.parametrize("field", fields(RainConfig), ids=lambda field: field.name)
+def test_every_field_of_the_config_is_an_option(field, tmp_path):
+    value = other_value(field)
+    assert value != field.default
+    words = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+    assert getattr(job(f"--{field.name}", *words).rain_config(), field.name) == value
+    recipe = tmp_path / "rain.yaml"
+    recipe.write_text(yaml.safe_dump({field.name: list(value) if isinstance(value, tuple) else value}))
+    assert getattr(job("--config", str(recipe)).rain_config(), field.name) == value
+    others = {each.name for each in fields(RainConfig)} - {field.name, "seed"}
+    assert all(getattr(job(f"--{field.name}", *words).rain_config(), name) == _default(name) for name in others)
+
+
+def _default(name: str):
+    return getattr(RainConfig(), name)
+
+
+def test_help_says_what_each_option_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["rain", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "visits of a root (including earlier ones) that are always allowed; 50 if not given." in shown
+    assert "Published settings to start from: harmless, adversarial, truthful." in shown
+    texts = {each.name: each.metadata["help"] for each in fields(RainOptions)}
+    assert all(not text.startswith(name) and len(text) > 20 for name, text in texts.items()), texts
+
+
+def test_a_preset_and_changes_to_it():
+    expected = RainConfig.preset("harmless", iterations=9, seed=0)
+    assert job("--preset", "harmless", "--iterations", "9").rain_config() == expected
+    assert job("--rain", '{"preset": "harmless"}', "--iterations", "9").rain_config() == expected
+    assert job("--rain", '{"iterations": 9}', "--preset", "harmless").rain_config() == expected
+
+
+def test_options_come_before_the_nested_form():
+    found = job(
+        *("--rain", '{"iterations": 3, "candidates": 4, "seed": 1}', "--iterations", "8", "--seed", "0"),
+        *("--generation", '{"max_new_tokens": 9, "temperature": 0.5}', "--max_new_tokens", "5"),
+    )
+    config = found.rain_config()
+    assert (config.iterations, config.candidates, config.seed) == (8, 4, 0)
+    assert found.generation_settings() == {"max_new_tokens": 5, "temperature": 0.5}
+    assert job("--rain", '{"seed": 1}').rain_config().seed == 1 and job().rain_config().seed == 0
+
+
+def test_no_option_leaves_the_job_as_it_is():
+    parsed, options = parse(rain.ARGUMENTS, NEEDED)
+    assert options == RainOptions() and with_options(parsed, options) == parsed
+
+
+def test_settings_of_earlier_jobs_still_fit():
+    """Outputs record their settings, and are resumed only with the same ones."""
+    assert job().result_settings()["seed"] == 0
+    assert job("--iterations", "9").result_settings() == job("--rain", '{"iterations": 9}').result_settings()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_iterations", "3"], "Unknown key `num_iterations` given. Did you mean `iterations`?"),
+        (["--max_tokens", "3"], "Did you mean `max_new_tokens`?"),
+        (["--presets", "harmless"], "Did you mean `preset`?"),
+        (
+            ["--preset", "harmles"],
+            "`harmles` is no preset of RainConfig. Choose one of harmless, adversarial, truthful.",
+        ),
+        (["--iterations", "0"], "`iterations` is 0, but must be a whole number, at least 1."),
+        (["--iterations", "many"], "Argument --iterations: invalid int value: 'many'. (`--help` lists all keys.)"),
+    ],
+)
+def test_mistakes_are_explained(arguments, message, capsys):
+    assert main(["rain", *NEEDED, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "usage" not in error
+
+
+def test_missing_keys_are_named_without_a_list_of_all(capsys):
+    assert main(["rain", "--model", "m"]) == 2
+    error = capsys.readouterr().err
+    assert "The following arguments are required: --prompts, --output. (`--help`" in error and len(error) < 200
+    assert main(["rain", "--config"]) == 2 and "`--config` names no file" in capsys.readouterr().err
+
+
+def test_a_config_file_with_an_equals_sign(tmp_path, capsys):
+    recipe = tmp_path / "rain.yaml"
+    recipe.write_text("iterations: 7\n")
+    assert job(f"--config={recipe}").rain_config().iterations == 7
+    recipe.write_text("iteratoins: 7\n")
+    assert main(["rain", *NEEDED, f"--config={recipe}"]) == 2
+    assert f"Unknown key `iteratoins` in {recipe}. Did you mean `iterations`?" in capsys.readouterr().err
+
+
+def test_a_search_with_options(pipeline_with_prompts, capsys):
+    pipeline = pipeline_with_prompts
+    output = pipeline.path("flat.jsonl")
+    arguments = ["--model", str(pipeline.path("lm")), "--prompts", str(pipeline.path("prompts.jsonl"))]
+    arguments += ["--scorer", "support.job_scorers:short", "--iterations", "4", "--candidates", "3"]
+    arguments += ["--min_visits", "2", "--rollout_max_tokens", "4", "--max_batch_size", "2", "--seed", "3"]
+    generation = json.dumps({"pad_token_id": 3})
+    arguments += ["--max_new_tokens", "4", "--generation", generation, "--output", str(output)]
+    assert main(["rain", *arguments]) == 0
+    assert main(pipeline.rain()) == 0
+    assert pipeline.answers("flat.jsonl") == pipeline.answers()
