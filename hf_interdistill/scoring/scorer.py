@@ -178,19 +178,35 @@ class RewardScorer:
                 gaps. Encoders count by themselves.
         """
         reach = [len(row) if positions is None else max(positions[i]) + 1 for i, row in enumerate(rows)]
-        chunks = self._chunks([len(row) for row in rows], reach)
+        chunks = self.batches([len(row) for row in rows], reach)
         rewards = torch.zeros(len(rows))
         self.last_token_counts, self.last_forward_passes = [len(row) for row in rows], len(chunks)
-        if self._padding_side is None and any(len(chunk) > 1 for chunk in chunks):
-            self._padding_side = choose_padding(self.model, self.tokenizer, self._read)
+        side = self.padding_side if any(len(chunk) > 1 for chunk in chunks) else "right"
         for chunk in tqdm(chunks, desc="Scoring", disable=not is_progress_shown):
             places = None if positions is None else [positions[i] for i in chunk]
-            rewards[chunk] = self._read([rows[i] for i in chunk], self._padding_side or "right", places).cpu()
+            rewards[chunk] = self._read([rows[i] for i in chunk], side, places).cpu()
         return rewards.tolist()
 
-    def _chunks(self, lengths: Sequence[int], reach: Sequence[int]) -> list[list[int]]:
-        """Rows that are read together, of similar lengths; and never some within and some beyond the length up to
-        which LongRoPE has one set of frequencies."""
+    @property
+    def padding_side(self) -> str:
+        """Where batches are padded, `right` or `left`, measured at first use (not with `batch_size=1`).
+
+        Raises:
+            ValueError: the model gives a text another reward in a batch than alone.
+        """
+        if self._padding_side is None and self.batch_size > 1:
+            self._padding_side = choose_padding(self.model, self.tokenizer, self._read)
+        return self._padding_side or "right"
+
+    def batches(self, lengths: Sequence[int], reach: Sequence[int] | None = None) -> list[list[int]]:
+        """Numbers of the rows that are read together: of similar lengths, the longest first, and never some within and
+        some beyond the length up to which LongRoPE has one set of frequencies.
+
+        Args:
+            lengths: tokens of each row.
+            reach: the highest position of each row plus one, by default its length.
+        """
+        reach = lengths if reach is None else reach
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         scaling = self._length_scaling
         if scaling is None:
@@ -218,7 +234,7 @@ class RewardScorer:
                     [torch.tensor(row, device=self.device) for row in positions], batch_first=True
                 )
                 inputs["position_ids"] = given.gather(1, counted)
-            elif side == "left":
+            else:
                 inputs["position_ids"] = counted
         with torch.no_grad():
             return self.model(**inputs).logits[:, 0].float()

@@ -22,6 +22,7 @@ from transformers import (
 from trl import RewardConfig, RewardTrainer
 
 from hf_interdistill import InteractionDistillationTrainer, RewardScorer
+from hf_interdistill.interaction.validation import require_trainable_below
 
 FULL = "model.safetensors"
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -209,12 +210,17 @@ def test_an_adapter_is_no_model_to_start_from(base, build):
 
 
 def test_prompt_tuning_is_refused_with_the_rewards_that_show_why(base, build):
-    import peft
+    peft = pytest.importorskip("peft")
+    message = r"another reward in a batch than alone: padded on the right, \[.*\] instead of \[.*so use LoRA"
+    with pytest.raises(ValueError, match=message):
+        build(base, peft_config=peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
 
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    settings = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
-    with pytest.raises(ValueError, match=r"(another reward in a batch.*so use LoRA|does not train and save score)"):
-        build(peft.get_peft_model(model, settings), processing_class=tokenizer_of("bytes"))
+
+def test_keys_of_an_adapters_own_are_refused_with_alignment():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(build_student(), peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+    with pytest.raises(ValueError, match=r"of the kind PREFIX_TUNING, which puts keys of its own before"):
+        require_trainable_below(model, [2])
 
 
 def test_positions_that_depend_on_the_batch_limit_the_length(build):
