@@ -14,10 +14,19 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import is_peft_available
 from transformers.utils import logging as transformers_logging
 
-from ..scoring.loading import adapter_keys, adapter_prefix, is_adapter, require_sequence_classification
+from ..scoring.loading import adapter_prefix, is_adapter, require_sequence_classification
 from ..training.unsharded import load_unsharded
+from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
-from ..utils.whole_models import LoadReport, hub_options, is_head_weight, listed, load_with_report, refuse_missing
+from ..utils.whole_models import (
+    LoadReport,
+    adapter_keys,
+    hub_options,
+    is_head_weight,
+    listed,
+    load_with_report,
+    refuse_missing,
+)
 from .config import InteractionDistillationConfig
 
 logger = logging.getLogger(__name__)
@@ -87,7 +96,7 @@ def load_tokenizer(name: str, args: InteractionDistillationConfig):
 
 def _loading_options(args: InteractionDistillationConfig) -> dict[str, Any]:
     trust = {"trust_remote_code": True} if args.trust_remote_code else {}
-    return {**trust, **(args.model_init_kwargs or {})}
+    return {**trust, **as_mapping("model_init_kwargs", args.model_init_kwargs)}
 
 
 def adapter_for_rewards(peft_config, args: InteractionDistillationConfig):
@@ -105,7 +114,7 @@ def adapter_for_rewards(peft_config, args: InteractionDistillationConfig):
     if peft_config.task_type is None:
         logger.info("`peft_config` has no `task_type`: it is set to 'SEQ_CLS', so that the score head is trained too.")
         peft_config.task_type = "SEQ_CLS"
-    init = args.model_init_kwargs or {}
+    init = as_mapping("model_init_kwargs", args.model_init_kwargs)
     if init.get("subfolder"):
         raise ValueError(
             f"The base model is in the subfolder {init['subfolder']!r}, which an adapter's config cannot name: nobody "

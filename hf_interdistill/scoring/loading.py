@@ -18,6 +18,7 @@ from ..utils.privacy import public_name
 from ..utils.whole_models import (
     IncompleteModelError,
     LoadReport,
+    adapter_keys,
     hub_options,
     is_head_weight,
     listed,
@@ -126,14 +127,6 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
 def adapter_prefix(config) -> str:
     """What an adapter's file has before the names of the base model's weights, such as those of the score head."""
     return "base_model." if config.is_prompt_learning else "base_model.model."
-
-
-def adapter_keys(model) -> set[str]:
-    """Names of the weights that the active adapter of a PEFT model has in its file."""
-    from peft.utils import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    return set(state)
 
 
 def require_whole_adapter(folder: str | Path) -> None:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from ..utils.privacy import public_name
-from ..utils.whole_models import refuse_missing
+from ..utils.whole_models import adapter_keys, refuse_missing
 from .batching import TEXTS, evaluation_mode, probe_rows, tolerance
-from .loading import adapter_keys, load_reward_model
+from .loading import load_reward_model
 
 logger = logging.getLogger(__name__)
 

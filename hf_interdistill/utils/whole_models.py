@@ -98,3 +98,10 @@ def listed(keys: Iterable[str]) -> str:
     """The first names of a list, and how many more there are."""
     keys = list(keys)
     return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+
+
+def adapter_keys(model: Any) -> set[str]:
+    """Names of the weights that the active adapter of a PEFT model has in its file."""
+    from peft.utils import get_peft_model_state_dict
+
+    return set(get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False))
