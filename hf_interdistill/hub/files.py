@@ -162,7 +162,11 @@ def _require_whole(folder: Path, config: dict[str, Any], is_adapter: bool) -> No
             f"Whether {public_name(str(folder))} holds all weights of its model was not checked: the model has code "
             "of its own, which is not run here."
         )
-    elif "quantization_config" not in config:  # of which one number has several tensors
+    elif "quantization_config" in config:
+        logger.warning(
+            f"Whether {public_name(str(folder))} holds all weights of its model was not checked: they are quantized."
+        )
+    else:
         loaded = load_with_report(AutoModelForSequenceClassification, str(folder), num_labels=1, device_map="meta")
         require_whole(str(folder), *loaded)
 

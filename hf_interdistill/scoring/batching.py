@@ -49,12 +49,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def probe_rows(model: nn.Module, tokenizer) -> list[list[int]]:
-    """Token rows of three lengths that the model can read, without padding tokens."""
+    """Token rows of three lengths that the model can read, without padding tokens, and with EOS at their end."""
     scaling, limit = LengthScaling.of(model), context_length(model)
     limits = [each for each in (limit, scaling and scaling.original_length) if each]
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     rows = [[token for token in row if token != tokenizer.pad_token_id] or [0] for row in rows]
-    return [row[: max(1, min(limits, default=len(row)) // part)] for row, part in zip(rows, (4, 2, 1), strict=True)]
+    end = [] if tokenizer.eos_token_id in (None, tokenizer.pad_token_id) else [tokenizer.eos_token_id]
+    lengths = [max(1, min(limits) // part - len(end)) if limits else None for part in (4, 2, 1)]
+    return [row[:length] + end for row, length in zip(rows, lengths, strict=True)]
 
 
 def padded(tokenizer, rows: Sequence[Sequence[int]], side: str) -> dict[str, torch.Tensor]:

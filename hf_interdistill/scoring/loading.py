@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
 from ..utils.privacy import public_name
@@ -38,12 +38,12 @@ _SAVE_AGAIN = (
 )
 
 
-def load_reward_model(name: str, tokenizer, **options):
-    """A trained reward model, full or an adapter on its base model.
+def load_reward_model(name: str, tokenizer=None, **options) -> tuple[Any, Any]:
+    """A trained reward model, full or an adapter on its base model, and its tokenizer.
 
     Args:
         name: folder or Hub name.
-        tokenizer: its tokenizer; an adapter's base model gets as many embeddings as it has tokens.
+        tokenizer: by default the one saved with it. An adapter's base model gets as many embeddings as it has tokens.
         **options: of `from_pretrained`. `revision` and `subfolder` are the adapter's, where it is one.
 
     Raises:
@@ -54,7 +54,11 @@ def load_reward_model(name: str, tokenizer, **options):
         return _load_adapter(name, tokenizer, options)
     model, report = load_with_report(AutoModelForSequenceClassification, name, num_labels=1, **options)
     require_whole(name, model, report)
-    return model
+    return model, _tokenizer(name, tokenizer, options)
+
+
+def _tokenizer(name: str, tokenizer, options: dict[str, Any]):
+    return AutoTokenizer.from_pretrained(name, **hub_options(options)) if tokenizer is None else tokenizer
 
 
 def require_whole(name: str, model: nn.Module, report: LoadReport) -> None:
@@ -95,9 +99,10 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
             "name its folder as `base_model_name_or_path` in adapter_config.json."
         )
     base, report = load_with_report(AutoModelForSequenceClassification, base_name, num_labels=1, **base_options)
+    weights = load_peft_weights(name, device="cpu", **where)
+    tokenizer = _tokenizer(name, tokenizer, options)
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(len(tokenizer))
-    weights = load_peft_weights(name, device="cpu", **where)
     prefix = adapter_prefix(config)
     lost = {key: shown for key, shown in report.missing.items() if f"{prefix}{key}" not in weights}
     _require_head(name, base, lost)
@@ -121,7 +126,7 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
     refuse_missing(name, sorted(expected - weights.keys()), _SAVE_AGAIN)
     fix = f"Use the base model that it was trained on, which {public_name(base_name)} is not."
     refuse_unused(name, sorted(weights.keys() - expected - base_keys), fix)
-    return model
+    return model, tokenizer
 
 
 def adapter_prefix(config) -> str:

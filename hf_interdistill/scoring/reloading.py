@@ -32,8 +32,8 @@ def require_same_when_reloaded(model: Any, tokenizer, folder: str, *, is_sharded
         model: the model that was saved, with or without PEFT, not wrapped for several processes.
         tokenizer: the tokenizer that was saved with it.
         folder: where they were saved.
-        is_sharded: this process has only a part of the weights, so rewards are not compared. Those of quantized
-            models are not either: the base model would be loaded in full precision.
+        is_sharded: this process has only a part of the weights, so rewards are not compared. Those of adapters on
+            quantized models are not either: the base model would be loaded in full precision.
 
     Raises:
         ReloadError: other token ids, another chat template, other rewards; or it cannot be loaded.
@@ -51,14 +51,15 @@ def require_same_when_reloaded(model: Any, tokenizer, folder: str, *, is_sharded
                 "adapter (`merge_and_unload`) and save the result."
             )
             return
-    has_parts = is_sharded or getattr(model.config, "quantization_config", None) is not None
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    has_parts = is_sharded or (is_adapter and is_quantized)
     try:
         stored = AutoTokenizer.from_pretrained(folder)
         _require_same_tokens(tokenizer, stored, name)
         if has_parts and is_adapter:
             return
         placement = {"device_map": "meta"} if has_parts else {}
-        reloaded = load_reward_model(str(folder), stored, dtype=model.dtype, **placement).eval()
+        reloaded, _ = load_reward_model(str(folder), stored, dtype=model.dtype, **placement)
     except (OSError, KeyError, SafetensorError) as error:
         if is_adapter and isinstance(error, OSError):
             logger.warning(f"The adapter saved in {name} was not compared: its base model cannot be loaded. {error}")
@@ -68,7 +69,7 @@ def require_same_when_reloaded(model: Any, tokenizer, folder: str, *, is_sharded
             "your own need `AutoModelForSequenceClassification.register`."
         ) from error
     if not has_parts:
-        _require_same_rewards(model, reloaded, tokenizer, name)
+        _require_same_rewards(model, reloaded.eval(), tokenizer, name)
 
 
 def _require_adapter_file(model, folder: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..utils.whole_models import hub_options, model_options
+from ..utils.whole_models import model_options
 from .batching import LengthScaling, choose_padding, padded
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages
@@ -93,9 +93,7 @@ class RewardScorer:
         """
         name = str(name)
         options = {"dtype": torch.float32, **model_options("RewardScorer.from_pretrained", model_kwargs)}
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(options))
-        model = load_reward_model(name, tokenizer, **options)
+        model, tokenizer = load_reward_model(name, tokenizer, **options)
         return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
 
     @property

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import build_student
-from support.training_runs import config, weights
+from support.training_runs import as_format, config, weights
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hf_interdistill import InteractionDistillationTrainer
@@ -15,7 +15,7 @@ from hf_interdistill.training.checkpoints import CheckpointError
 
 @pytest.fixture
 def trainer_of(dataset, tmp_path, tokenizer):
-    def trainer_of(model=None, **changes):
+    def trainer_of(model=None, dataset=dataset, **changes):
         args = config(tmp_path, alignment_weight=0, max_steps=2, save_strategy="steps", save_steps=1, **changes)
         return InteractionDistillationTrainer(
             model or build_student(), args, train_dataset=dataset, processing_class=tokenizer
@@ -48,7 +48,8 @@ def test_a_checkpoint_without_some_weights_is_refused(kind, trainer_of, tmp_path
         trainer_of(model()).train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_tied_weights_are_no_missing_ones(trainer_of, tmp_path):
+def test_tied_weights_are_no_missing_ones(trainer_of, rows, tmp_path):
+    data = as_format(rows, "standard explicit")  # T5 reads the reward at EOS
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 900}
 
     def model():
@@ -59,7 +60,7 @@ def test_tied_weights_are_no_missing_ones(trainer_of, tmp_path):
         return AutoModelForSequenceClassification.from_config(settings)
 
     def train(checkpoint=None):
-        trainer = trainer_of(model(), gradient_checkpointing=False, share_prompt="false", dataset_num_proc=None)
+        trainer = trainer_of(model(), data, gradient_checkpointing=False)
         trainer.train(resume_from_checkpoint=checkpoint)
         return weights(trainer)
 
