@@ -47,6 +47,15 @@ def model_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     return new_names(kind, options, {"torch_dtype": "dtype"})
 
 
+def refuse_options_of_loading(options: dict[str, Any]) -> None:
+    """Raise `ValueError` for options of `from_pretrained` that are given with a model that is loaded already."""
+    if options:
+        raise ValueError(
+            f"The model is loaded already, so {', '.join(f'`{name}`' for name in options)} would change nothing. Give "
+            "that to its own `from_pretrained`."
+        )
+
+
 def load_with_report(auto_class, name: str, **options) -> tuple[Any, LoadReport]:
     """`auto_class.from_pretrained(name, **options)`, and what was missing.
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import cached_file
 
+from ...scoring.batching import tolerance
 from ...utils.atomic_io import write_atomically
 from ...utils.privacy import public_name
 from ...utils.whole_models import IncompleteModelError, LoadReport, refuse_missing, refuse_unused
@@ -83,3 +84,20 @@ def load_head(name: str, network: PairEncoder, head: dict[str, torch.Tensor]) ->
     lost = (key for key, value in own.items() if key not in head or head[key].shape != value.shape)
     refuse_missing(f"{_HEAD_FILE} of the teacher in {public_name(name)}", lost, _AGAIN)
     network.score.load_state_dict(head)
+
+
+def require_same_teacher(teacher, reloaded, pairs) -> None:
+    """Raise `ValueError` if a teacher that was saved and loaded again judges a few pairs otherwise.
+
+    Args:
+        teacher: in memory. reloaded: the one that was loaded.
+        pairs: preferences to score.
+    """
+    expected, found = (each.score_pairs(pairs, is_progress_shown=False).cpu() for each in (teacher, reloaded))
+    error = (expected - found).abs().max() / expected.abs().max().clamp(min=1e-8)
+    if not error <= tolerance(teacher.network.encoder):
+        raise ValueError(
+            f"The teacher that was saved judges pairs otherwise when it is loaded: margins {found.tolist()} instead "
+            f"of {expected.tolist()}. What makes the difference is not in its weights, config and tokenizer: use an "
+            "encoder class that `AutoModel` loads, and a tokenizer that `save_pretrained` stores."
+        )

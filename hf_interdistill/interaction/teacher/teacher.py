@@ -17,14 +17,14 @@ from ...training.checkpoints import as_checkpoint_error
 from ...training.unsharded import load_unsharded
 from ...utils.context_length import context_length
 from ...utils.privacy import public_name
-from ...utils.whole_models import hub_options, load_with_report, model_options
+from ...utils.whole_models import hub_options, load_with_report, model_options, refuse_options_of_loading
 from ..attention.recorder import resolve_layers
 from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout, SequenceFormat
 from .config import InteractionTeacherConfig
-from .files import load_head, load_head_and_state, require_whole_encoder, save_teacher
+from .files import load_head, load_head_and_state, require_same_teacher, require_whole_encoder, save_teacher
 from .map_recording import record_late_interaction, record_single_rows
 from .pair_encoder import PairEncoder, require_bidirectional, resolve_interaction_layers
 from .scoring import pair_margins
@@ -57,8 +57,7 @@ class InteractionTeacher:
         ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder or a causal model;
             `interaction_layers` that the encoder does not have or support.
 
-    Relations: `fit` trains it, and `InteractionDistillationTrainer(teacher=...)` uses it. It is never published with
-    the model.
+    Relations: `fit` trains it, `InteractionDistillationTrainer(teacher=...)` uses it. It is never published.
     """
 
     def __init__(
@@ -94,8 +93,7 @@ class InteractionTeacher:
             name: Hub name or folder (of an encoder, or of a teacher saved by `save_pretrained`), or a loaded model.
             tokenizer: needed only with a loaded model.
             max_length, interaction_layers: see the class; by default those that a teacher was saved with.
-            **model_kwargs: for `AutoModel.from_pretrained` (`dtype`, `attn_implementation`, ...). `revision`,
-                `subfolder`, `token` and the like hold for tokenizer and score head too.
+            **model_kwargs: for `AutoModel.from_pretrained`; `revision`, `subfolder` and `token` for all of its files.
 
         Raises:
             IncompleteModelError: weights are missing or of another shape (but for a pooler, which no teacher uses).
@@ -103,6 +101,7 @@ class InteractionTeacher:
         if not isinstance(name, str | os.PathLike):
             if tokenizer is None:
                 raise ValueError("A loaded teacher model has no tokenizer: pass `tokenizer=` too.")
+            refuse_options_of_loading(model_kwargs)
             return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
         options = {"dtype": torch.float32, **model_options("InteractionTeacher.from_pretrained", model_kwargs)}
@@ -236,6 +235,7 @@ class InteractionTeacher:
             if folder != Path(scratch) and args.should_save:
                 with as_checkpoint_error(f"The teacher is not saved in {folder}", lambda: "Its stages are kept"):
                     self.save_pretrained(str(folder))
+                require_same_teacher(self, type(self).from_pretrained(str(folder)), held_out[:2])
         if not self.metrics["is_better_than_chance"]:
             logger.warning(chance_warning(self.name, self.metrics))
         return self.metrics

@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.teachers import small_teacher
+from support.teachers import LEARNABLE, settings, small_teacher
 from support.tokenizers import tokenizer_of
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from hf_interdistill import InteractionTeacher
 
@@ -74,3 +74,27 @@ def test_options_reach_encoder_tokenizer_and_head(folder, tmp_path):
     assert inner.tokenizer.get_vocab() == expected.tokenizer.get_vocab()
     with pytest.warns(FutureWarning, match="`torch_dtype` of InteractionTeacher.from_pretrained is now `dtype`"):
         assert load(folder, torch_dtype=torch.bfloat16).network.encoder.dtype == torch.bfloat16
+
+
+def test_options_for_a_loaded_encoder_are_refused():
+    network = small_teacher().network.encoder
+    with pytest.raises(ValueError, match=r"loaded already, so `dtype` would change nothing"):
+        InteractionTeacher.from_pretrained(network, tokenizer_of("wordpiece"), dtype=torch.bfloat16)
+
+
+class Shifted(BertModel):
+    """An encoder of the user's own, which no config names."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state.flip(-1)
+        return output
+
+
+def test_a_teacher_that_loads_as_another_is_named_at_the_end_of_fit(tmp_path):
+    teacher = small_teacher()
+    teacher.fit(LEARNABLE, args=settings(tmp_path / "plain", max_steps=1))
+    own = Shifted(teacher.network.encoder.config)
+    with pytest.raises(ValueError, match=r"judges pairs otherwise when it is loaded.*that `AutoModel` loads"):
+        InteractionTeacher(own, teacher.tokenizer).fit(LEARNABLE, args=settings(tmp_path / "own", max_steps=1))
+    assert (tmp_path / "own" / "interaction_teacher.json").exists()
