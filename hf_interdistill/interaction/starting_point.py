@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import is_peft_available
-from transformers.utils import logging as transformers_logging
 
 from ..scoring.loading import adapter_prefix, is_adapter, require_sequence_classification
 from ..training.unsharded import load_unsharded
@@ -26,6 +23,7 @@ from ..utils.whole_models import (
     listed,
     load_with_report,
     refuse_missing,
+    without_load_report,
 )
 from .config import InteractionDistillationConfig
 
@@ -59,7 +57,7 @@ def require_whole_start(name: str, args: InteractionDistillationConfig) -> LoadR
     stored = AutoConfig.from_pretrained(name, **hub_options(options))
     if getattr(stored, "quantization_config", None) is None:  # quantizers need the device that they run on
         options = {key: value for key, value in options.items() if key not in _PLACEMENT} | {"device_map": "meta"}
-    with load_unsharded(), _without_load_report():
+    with load_unsharded(), without_load_report():
         model, report = load_with_report(AutoModelForSequenceClassification, name, num_labels=1, **options)
     reshaped = [shown for key, shown in report.missing.items() if key != shown and is_head_weight(model, key)]
     if reshaped and not options.get("ignore_mismatched_sizes"):
@@ -76,17 +74,6 @@ def require_whole_start(name: str, args: InteractionDistillationConfig) -> LoadR
         "index names).",
     )
     return report
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Context in which transformers does not warn that a score head is new, which is as it should be."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def load_tokenizer(name: str, args: InteractionDistillationConfig):

@@ -25,6 +25,7 @@ from ..utils.whole_models import (
     load_with_report,
     refuse_missing,
     refuse_unused,
+    without_load_report,
 )
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
             "and an adapter needs a full base model. Merge the first one (`merge_and_unload`), save the result, and "
             "name its folder as `base_model_name_or_path` in adapter_config.json."
         )
-    base, report = load_with_report(AutoModelForSequenceClassification, base_name, num_labels=1, **base_options)
+    with without_load_report():
+        base, report = load_with_report(AutoModelForSequenceClassification, base_name, num_labels=1, **base_options)
     weights = load_peft_weights(name, device="cpu", **where)
     tokenizer = _tokenizer(name, tokenizer, options)
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:

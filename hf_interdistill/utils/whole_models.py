@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from .fields import new_names
 from .privacy import public_name
@@ -75,6 +77,17 @@ def load_with_report(auto_class, name: str, **options) -> tuple[Any, LoadReport]
     for key, stored, wanted in info["mismatched_keys"]:
         missing[key] = f"{key} of shape {tuple(stored)} instead of {tuple(wanted)}"
     return model, LoadReport(dict(sorted(missing.items())), tuple(sorted(info["unexpected_keys"])))
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Context in which transformers does not warn that a score head is new, where it may be."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def is_head_weight(model: nn.Module, key: str) -> bool:
