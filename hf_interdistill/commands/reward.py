@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -16,6 +18,7 @@ from .data_arguments import DataArguments
 from .output_dir import OutputDirArguments, prepare_output_dir
 from .tables import print_metrics
 
+_NEEDED = {"use_peft": r"lora_|use_rslora|use_dora", "load_in_4bit": r"bnb_4bit_|use_bnb_nested_quant"}
 ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig, OutputDirArguments)
 
 
@@ -23,6 +26,7 @@ def run(
     data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, output_dir: OutputDirArguments
 ) -> dict:
     """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
+    _refuse_unused_options(args, model)
     prepare_output_dir(output_dir, args)
     folder = output_folder(args)
     splits = data.load()
@@ -33,7 +37,7 @@ def run(
         train_dataset=train_dataset,
         eval_dataset=splits.get(data.dataset_test_split),
         quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        peft_config=_adapter_options(model),
         compute_metrics=reward_metrics,
         preprocess_logits_for_metrics=pair_rewards,
     )
@@ -50,6 +54,30 @@ def run(
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=public_name)
     return metrics
+
+
+def _refuse_unused_options(args: InteractionDistillationConfig, model: ModelConfig) -> None:
+    """Raise `ValueError` for an option that would change nothing without another one."""
+    for field in dataclasses.fields(model):
+        needed = next((name for name, pattern in _NEEDED.items() if re.match(pattern, field.name)), None)
+        if needed is None or getattr(model, needed) or getattr(model, field.name) == field.default:
+            continue
+        raise ValueError(
+            f"`{field.name}` is {getattr(model, field.name)!r}, but it changes nothing without `{needed}: true`. Set "
+            f"that too, or leave `{field.name}` out."
+        )
+    if args.batch_eval_metrics:
+        raise ValueError(
+            "`batch_eval_metrics` is true, but the metrics of this command (ties, calibration) are of all pairs "
+            "together. Leave it out."
+        )
+
+
+def _adapter_options(model: ModelConfig):
+    """The adapter's settings; TRL's default task type is that of language models."""
+    if model.use_peft and model.lora_task_type == "CAUSAL_LM":
+        model.lora_task_type = "SEQ_CLS"
+    return get_peft_config(model)
 
 
 def _with_model_options(args: InteractionDistillationConfig, model: ModelConfig) -> InteractionDistillationConfig:

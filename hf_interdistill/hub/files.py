@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ..scoring.scorer import holds_head
+from ..scoring.loading import holds_head, require_whole, require_whole_adapter
 from ..utils.privacy import hub_name, public_name, refuse_private_text, refuse_private_values
 from ..utils.sources import close_names
+from ..utils.whole_models import load_with_report
 from .card import card_for_repository
 from .loading_section import trained_on_messages
 
@@ -56,13 +57,15 @@ def stage_model(folder: str | Path, repo_id: str, *, base_model: str | None = No
         base_model: Hub name of the base model, where training started from a folder.
 
     Raises:
-        ValueError: no reward model, or one that others could not use: a teacher, no score head, no tokenizer, no chat
-            template though it was trained on messages, pickled or broken weights, an adapter on a base model that
-            nobody else has; a card without valid metadata; a path of this machine or a token in a file.
+        ValueError: no reward model, or one that others could not use: a teacher, no score head or another part of the
+            weights missing, no tokenizer, no chat template though it was trained on messages, pickled or broken
+            weights, an adapter on a base model that nobody else has; a card without valid metadata; a path of this
+            machine or a token in a file.
     """
     folder = Path(folder)
     config, is_adapter = _read_config(folder)
     weights = _weights(folder, is_adapter)
+    _require_whole(folder, config, is_adapter)
     card = _read_card(folder / CARD)
     tokenizer_files, is_conversational = _tokenizer_files(folder, card)
     name = "adapter_config.json" if is_adapter else "config.json"
@@ -150,6 +153,24 @@ def _weights(folder: Path, is_adapter: bool) -> list[str]:
             + (fix if is_adapter else "Push the model that the trainer saved.")
         )
     return files if is_adapter or files == [_FULL] else [*files, _INDEX]
+
+
+def _require_whole(folder: Path, config: dict[str, Any], is_adapter: bool) -> None:
+    """Compare the names and shapes of the weights with those of the model; the weights stay where they are."""
+    if is_adapter:
+        require_whole_adapter(folder)
+    elif "auto_map" in config:
+        logger.warning(
+            f"Whether {public_name(str(folder))} holds all weights of its model was not checked: the model has code "
+            "of its own, which is not run here."
+        )
+    elif "quantization_config" in config:
+        logger.warning(
+            f"Whether {public_name(str(folder))} holds all weights of its model was not checked: they are quantized."
+        )
+    else:
+        loaded = load_with_report(AutoModelForSequenceClassification, str(folder), num_labels=1, device_map="meta")
+        require_whole(str(folder), *loaded)
 
 
 def _keys(path: Path) -> Iterable[str]:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..scoring.reloading import require_same_when_reloaded
 from ..scoring.scorer import RewardScorer
 from ..utils.privacy import public_name
 from .files import CARD, MAPS
@@ -24,7 +25,8 @@ def merged_model(folder: str | Path, dtype: str = "float32") -> Iterator[Path]:
         dtype: data type of the merged weights. Merging is done in float32; a narrower type rounds the rewards.
 
     Raises:
-        ValueError: no adapter; an adapter without a trained score head.
+        ValueError: no adapter; an adapter without a trained score head, or of which a part is missing.
+        ReloadError: what is saved has other tokens or rewards than what was merged.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
@@ -36,6 +38,7 @@ def merged_model(folder: str | Path, dtype: str = "float32") -> Iterator[Path]:
     with TemporaryDirectory(prefix="merged-") as scratch:
         model.save_pretrained(scratch)
         scorer.tokenizer.save_pretrained(scratch)
+        require_same_when_reloaded(model, scorer.tokenizer, scratch)
         for name in (CARD, MAPS):
             if (folder / name).is_file():
                 shutil.copy2(folder / name, scratch)

@@ -10,6 +10,9 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
+from ..training.label_smoothing import require_factor
+from ..utils.fields import as_mapping
+from ..utils.whole_models import model_options
 from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .losses.schedules import ALIGNMENT_SCHEDULES
 from .losses.triton.dispatch import ALIGNMENT_KERNELS
@@ -30,6 +33,9 @@ class InteractionDistillationConfig(RewardConfig):
     """Configuration of `InteractionDistillationTrainer`: everything `RewardConfig` has, and the fields below.
 
     Source: the method is that of arXiv 2508.02618; loss forms, scopes and defaults are ours.
+
+    `label_smoothing_factor`, which `RewardTrainer` ignores, is the probability that a label is wrong: the reward loss
+    is then cDPO's conservative one, `-(1 - factor) * log sigmoid(m) - factor * log sigmoid(-m)` for a margin m.
 
     Args:
         teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument takes
@@ -123,6 +129,13 @@ class InteractionDistillationConfig(RewardConfig):
             "teacher_cache_precision": MAP_PRECISIONS,
         }
         require_choices(self, {**OBJECTIVE_CHOICES, **other_choices})
+        self.model_init_kwargs = _checked_init_kwargs(self.model_init_kwargs)
+        require_factor(self.label_smoothing_factor)
+        if self.label_names:
+            raise ValueError(
+                f"`label_names` is {self.label_names}, but preferences have no labels and `RewardTrainer` clears it. "
+                "Leave it out."
+            )
         if not 0 <= self.alignment_weight < float("inf"):
             raise ValueError(f"`alignment_weight` is {self.alignment_weight}, but must be 0 or a positive number.")
         if len(self.student_layers) != len(self.teacher_layers) or not self.student_layers:
@@ -153,6 +166,23 @@ class InteractionDistillationConfig(RewardConfig):
                 "weights stored per row must be at least 1, and 'exact' stores all of them. Remove "
                 "`teacher_cache_top_k`, or use '8bit' with a positive number."
             )
+
+
+def _checked_init_kwargs(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """`model_init_kwargs` without options that would be taken and change nothing."""
+    if given is None:
+        return None
+    options = model_options("model_init_kwargs", as_mapping("model_init_kwargs", given))
+    if options.get("num_labels", 1) != 1:
+        raise ValueError(
+            f"`num_labels` in `model_init_kwargs` is {options['num_labels']}, but a reward model has one output. "
+            "Leave it out."
+        )
+    if "output_loading_info" in options:
+        raise ValueError(
+            "`output_loading_info` in `model_init_kwargs`: the trainer takes a model alone. Leave it out."
+        )
+    return options
 
 
 def require_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None:

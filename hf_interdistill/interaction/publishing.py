@@ -23,6 +23,7 @@ from .. import __version__
 from ..hub.card import METHOD_TAG, TeacherFacts, TrainingFacts, build_card
 from ..hub.files import CARD, MAPS, stage_model
 from ..hub.push import prepare_repository, push_files
+from ..scoring.reloading import require_same_when_reloaded
 from ..training.checkpoints import output_folder
 from ..utils.privacy import hub_name, public_name
 from .example_maps import draw_example_maps
@@ -107,6 +108,7 @@ class HubPublishing(_RewardTrainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
+        self.require_reloadable()
         if not self.is_world_process_zero():
             return None
         repo_id = self._repo_id()
@@ -114,6 +116,21 @@ class HubPublishing(_RewardTrainer):
         self._finish_current_push()
         upload = self._uploading(commit_message, token, revision)
         return upload() if blocking else HfApi().run_as_future(upload)
+
+    def require_reloadable(self, folder: str | None = None) -> None:
+        """Load what was saved on the first process: see `require_same_when_reloaded`.
+
+        Args:
+            folder: where it was saved; by default the output folder.
+
+        Raises:
+            ReloadError, IncompleteModelError: it is not the model that was trained.
+        """
+        if self.args.should_save:
+            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            model = self.accelerator.unwrap_model(self.model)
+            folder = folder or output_folder(self.args)
+            require_same_when_reloaded(model, self.processing_class, folder, is_sharded=is_sharded)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:

@@ -6,6 +6,7 @@ Overrides `_prepare_dataset`, `_set_signature_columns_if_needed`, `compute_loss`
 
 from __future__ import annotations
 
+import inspect
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,10 +18,13 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
+from ..scoring.batching import LengthScaling, require_padding_independence
 from ..training.checkpoints import output_folder
+from ..training.label_smoothing import smoothed_loss
 from ..training.safeguards import TrainingSafeguards
 from ..utils.sources import loading
 from ..utils.versions import warn_if_untested
+from ..utils.whole_models import LoadReport
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .data.preference_tokenizer import PreferenceTokenizer
@@ -32,6 +36,7 @@ from .map_cache.codec import MapFormat
 from .objective import AlignmentObjective, AlignmentOutput, AlignmentSettings
 from .prompt_sharing.sharing import PromptSharing
 from .publishing import HubPublishing
+from .starting_point import adapter_for_rewards, load_tokenizer, require_trained_head, require_whole_start
 from .teacher.teacher import InteractionTeacher
 from .teacher.training import chance_warning
 from .validation import load_teacher, require_trainable_below, require_writable
@@ -90,12 +95,30 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         self.objective: AlignmentObjective | None = None
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         with loading(model) if isinstance(model, str) else nullcontext():
-            super().__init__(model, args, *rest, **kwargs)
+            bound, report = _checked_start(
+                inspect.signature(RewardTrainer.__init__).bind(self, model, args, *rest, **kwargs)
+            )
+            super().__init__(*bound.args[1:], **bound.kwargs)
+        self._check_model(report)
         self._sharing = self._build_prompt_sharing()
         if self.teacher is None:
             self.data_collator = PairIndexCollator(self.data_collator)
         else:
             self._set_up_alignment(args, self.teacher)
+
+    def _check_model(self, report: LoadReport | None) -> None:
+        """Refuse an adapter without a trained head, and rewards that depend on the other texts of a batch."""
+        require_trained_head(self.model, report)
+        scaling = LengthScaling.of(self.model)
+        if scaling is not None:
+            scaling.refuse_longer(self.args.max_length, "max_length")
+        if not self._is_sharded:
+            with self.accelerator.autocast():
+                require_padding_independence(self.model, self.processing_class)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _set_up_alignment(self, args: InteractionDistillationConfig, teacher: InteractionTeacher) -> None:
         if args.gradient_checkpointing:  # checked again: RewardTrainer may have changed it (PEFT with ZeRO-3)
@@ -185,6 +208,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 return_outputs=True,
                 num_items_in_batch=num_items_in_batch,
             )
+        loss = smoothed_loss(loss, _margins(outputs.logits, inputs.get("margin")), self.args.label_smoothing_factor)
         if self.objective is not None:
             alignment = self.objective(
                 batch,
@@ -226,6 +250,12 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         if self.model.training and int(self._dropped):  # of a stream; those of a dataset are logged when prepared
             metrics["interaction/dropped_pairs"] = [int(self._dropped)]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`; then the saved model is loaded, and must have the tokens and rewards of this one."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self.require_reloadable(output_dir)
+
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
         teacher, student = metrics.get("eval_interaction/teacher_accuracy"), metrics.get("eval_accuracy")
@@ -235,3 +265,22 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 "it is doubtful what it can teach. A longer `InteractionTeacher.fit` or a stronger encoder may help."
             )
         return metrics
+
+
+def _margins(logits: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
+    """Chosen minus rejected rewards `(pairs,)`, minus the margins that the data ask for."""
+    chosen, rejected = logits.squeeze(-1).chunk(2)
+    return chosen - rejected if wanted is None else chosen - rejected - wanted
+
+
+def _checked_start(bound: inspect.BoundArguments) -> tuple[inspect.BoundArguments, LoadReport | None]:
+    """Arguments of `RewardTrainer` with the right tokenizer and adapter, and what the model's checkpoint lacks."""
+    given, report = bound.arguments, None
+    model, args = given["model"], given["args"]
+    if isinstance(model, str):
+        report = require_whole_start(model, args)
+        if given.get("processing_class") is None:
+            given["processing_class"] = load_tokenizer(model, args)
+    if given.get("peft_config") is not None:
+        given["peft_config"] = adapter_for_rewards(given["peft_config"], args)
+    return bound, report

@@ -62,9 +62,16 @@ def require_writable(option: str, folder: str, loss: str) -> None:
 
 
 def require_trainable_below(model, layers: list[int]) -> None:
-    """Raise `ValueError` if an adapter trains no weight that the queries and keys of `layers` depend on."""
+    """Raise `ValueError` if an adapter trains no weight that the queries and keys of `layers` depend on, or adds keys
+    to them."""
     if not is_peft_model(model):
         return
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"The adapter is of the kind {model.active_peft_config.peft_type.value}, which puts keys of its own "
+            "before those of the text, so the student's map would not be that of the text's tokens. Use LoRA, or "
+            "train with `alignment_weight=0`."
+        )
     layer_of = {
         id(parameter): layer
         for module, layer in layer_of_modules(model).items()

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..utils.dtypes import check_dtype
-from ..utils.sources import load_tokenizer, loading
+from ..utils.sources import loading
+from ..utils.whole_models import model_options
+from .batching import LengthScaling, choose_padding, padded
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages
+from .loading import load_reward_model
 
 logger = logging.getLogger(__name__)
-
-_HEADS = ("score", "classifier")
 
 
 class RewardScorer:
     """Scores `(prompt, completion)` pairs: `scorer(prompts, completions) -> list[float]`.
 
-    The text is formatted as `InteractionDistillationTrainer` and TRL's `RewardTrainer` format it; positions follow the
-    attention mask, so a reward is the same alone and in any batch, padded left or right. It is also a TRL reward
-    function (`reward_funcs=[scorer]`).
+    The text is formatted as `InteractionDistillationTrainer` and TRL's `RewardTrainer` format it. A reward is the same
+    alone and in any batch: before the first batch a few texts are read alone and together, which chooses the side to
+    pad on. It is also a TRL reward function (`reward_funcs=[scorer]`).
 
     Args:
         model: a trained sequence classifier with one output (a plain model, or a PEFT model).
@@ -40,7 +41,8 @@ class RewardScorer:
         last_forward_passes: forward passes of the last call.
 
     Raises:
-        ValueError: more than one output; no padding token; an over-long text; lists of different lengths.
+        ValueError: more than one output; no padding token; an over-long text; lists of different lengths; a model
+            that gives a text another reward in a batch than alone.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer, *, batch_size: int = 16, max_length: int | None = None):
@@ -64,6 +66,8 @@ class RewardScorer:
         self.last_forward_passes = 0
         self.formatter = RewardFormatter(tokenizer)
         self._has_warned_of_control_tokens = False
+        self._padding_side: str | None = None  # measured when the first batch is read
+        self._length_scaling = LengthScaling.of(model)
         text_config = model.config.get_text_config()
         if text_config.pad_token_id is None:
             text_config.pad_token_id = tokenizer.pad_token_id
@@ -80,23 +84,23 @@ class RewardScorer:
     def from_pretrained(cls, name: str, tokenizer=None, *, batch_size: int = 16, max_length=None, **model_kwargs):
         """Load a reward model (full, or a PEFT adapter) and its tokenizer, in float32 unless `dtype` is given.
 
+        Args:
+            name: folder or Hub name.
+            tokenizer: by default the one saved with the model, from the same `revision`, `subfolder`, `cache_dir`.
+            batch_size, max_length: see the class.
+            **model_kwargs: of `from_pretrained` (`dtype`, `revision`, `token`, `attn_implementation`, `device_map`,
+                `quantization_config`, ...).
+
         Raises:
-            ValueError: the checkpoint has no score head, so rewards would be random.
+            ValueError: the checkpoint has no score head, so rewards would be random; an adapter of another task.
             FileNotFoundError: there is neither a folder nor a model on the Hub of that name.
+            IncompleteModelError: weights that are missing, of another shape, or without a place in the model.
         """
         name = str(name)
-        model_kwargs.setdefault("dtype", torch.float32)
-        check_dtype("dtype", model_kwargs["dtype"])
+        options = {"dtype": torch.float32, **model_options("RewardScorer.from_pretrained", model_kwargs)}
+        check_dtype("dtype", options["dtype"])
         with loading(name, "reward model"):
-            if _is_adapter(name, model_kwargs.get("revision")):
-                model = _load_adapter(name, model_kwargs)
-            else:
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    name, num_labels=1, output_loading_info=True, **model_kwargs
-                )
-                _require_head(name, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-            if tokenizer is None:
-                tokenizer = load_tokenizer(name, revision=model_kwargs.get("revision"))
+            model, tokenizer = load_reward_model(name, tokenizer, **options)
         return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
 
     @property
@@ -164,7 +168,6 @@ class RewardScorer:
                 "docs/security.md."
             )
 
-    @torch.no_grad()
     def score_ids(
         self,
         rows: Sequence[Sequence[int]],
@@ -179,32 +182,67 @@ class RewardScorer:
             positions: where a decoder places them, if not one after another: rows with tokens left out keep their
                 gaps. Encoders count by themselves.
         """
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        reach = [len(row) if positions is None else max(positions[i]) + 1 for i, row in enumerate(rows)]
+        chunks = self.batches([len(row) for row in rows], reach)
         rewards = torch.zeros(len(rows))
-        starts = range(0, len(order), self.batch_size)
-        self.last_token_counts, self.last_forward_passes = [len(row) for row in rows], len(starts)
-        for start in tqdm(starts, desc="Scoring", disable=not is_progress_shown):
-            chunk = order[start : start + self.batch_size]
-            batch = self._pad([rows[i] for i in chunk], None if positions is None else [positions[i] for i in chunk])
-            rewards[chunk] = self.model(**batch).logits[:, 0].float().cpu()
+        self.last_token_counts, self.last_forward_passes = [len(row) for row in rows], len(chunks)
+        side = self.padding_side if any(len(chunk) > 1 for chunk in chunks) else "right"
+        for chunk in tqdm(chunks, desc="Scoring", disable=not is_progress_shown):
+            places = None if positions is None else [positions[i] for i in chunk]
+            rewards[chunk] = self._read([rows[i] for i in chunk], side, places).cpu()
         return rewards.tolist()
 
-    def _pad(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None) -> dict[str, Any]:
-        """Padded as the tokenizer pads; a decoder's positions count from the first real token."""
-        batch = self.tokenizer.pad(
-            {"input_ids": [list(row) for row in rows]}, return_tensors="pt", return_attention_mask=True
-        )
-        mask = batch["attention_mask"].to(self.device)
-        inputs = {"input_ids": batch["input_ids"].to(self.device), "attention_mask": mask}
+    @property
+    def padding_side(self) -> str:
+        """Where batches are padded, `right` or `left`, measured at first use (not with `batch_size=1`).
+
+        Raises:
+            ValueError: the model gives a text another reward in a batch than alone.
+        """
+        if self._padding_side is None and self.batch_size > 1:
+            self._padding_side = choose_padding(self.model, self.tokenizer, self._read)
+        return self._padding_side or "right"
+
+    def batches(self, lengths: Sequence[int], reach: Sequence[int] | None = None) -> list[list[int]]:
+        """Numbers of the rows that are read together: of similar lengths, the longest first, and never some within and
+        some beyond the length up to which LongRoPE has one set of frequencies.
+
+        Args:
+            lengths: tokens of each row.
+            reach: the highest position of each row plus one, by default its length.
+        """
+        reach = lengths if reach is None else reach
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        scaling = self._length_scaling
+        if scaling is None:
+            groups = [order]
+        else:
+            if scaling.kind == "dynamic":
+                scaling.refuse_longer(max(reach, default=0), "max_length")
+            beyond = [i for i in order if reach[i] > scaling.original_length]
+            groups = [beyond, [i for i in order if reach[i] <= scaling.original_length]]
+        size = self.batch_size
+        return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+    def _read(
+        self, rows: Sequence[Sequence[int]], side: str, positions: Sequence[Sequence[int]] | None = None
+    ) -> torch.Tensor:
+        """Rewards `(rows,)` of one batch, float32; a decoder's positions count from the first real token."""
+        batch = padded(self.tokenizer, rows, side)
+        inputs: dict[str, Any] = {name: values.to(self.device) for name, values in batch.items()}
+        mask = inputs["attention_mask"]
         if self.is_causal:
+            inputs["use_cache"] = False
             counted = (mask.cumsum(1) - 1).clamp(min=0)
             if positions is not None:  # read off in the order of the real tokens, on whichever side the padding is
                 given = torch.nn.utils.rnn.pad_sequence(
                     [torch.tensor(row, device=self.device) for row in positions], batch_first=True
                 )
-                counted = given.gather(1, counted)
-            inputs |= {"position_ids": counted, "use_cache": False}
-        return inputs
+                inputs["position_ids"] = given.gather(1, counted)
+            else:
+                inputs["position_ids"] = counted
+        with torch.no_grad():
+            return self.model(**inputs).logits[:, 0].float()
 
 
 def _template_kwargs(columns: dict, number: int) -> dict:
@@ -212,38 +250,3 @@ def _template_kwargs(columns: dict, number: int) -> dict:
 
     names = ("tools", "chat_template_kwargs")
     return template_kwargs({name: columns[name][number] for name in names if columns.get(name) is not None})
-
-
-def _is_adapter(name: str, revision: str | None) -> bool:
-    from transformers.utils import find_adapter_config_file
-
-    return find_adapter_config_file(name, revision=revision) is not None
-
-
-def _load_adapter(name: str, model_kwargs: dict):
-    """Base model and adapter; the adapter must bring the score head, which the base model does not have."""
-    from peft import AutoPeftModelForSequenceClassification, PeftConfig
-    from peft.utils import load_peft_weights
-
-    base = PeftConfig.from_pretrained(name, revision=model_kwargs.get("revision")).base_model_name_or_path
-    weights = load_peft_weights(name, device="cpu")
-    with loading(base or name, f"base model (of the adapter {name})"):
-        if not holds_head(weights):
-            _, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, output_loading_info=True)
-            _require_head(name, list(info["missing_keys"]))
-        return AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **model_kwargs)
-
-
-def holds_head(keys: Iterable[str]) -> bool:
-    """Whether the names of a checkpoint's weights (or an adapter's) include those of a score head."""
-    return any(f".{head}." in key or key.startswith(f"{head}.") for key in keys for head in _HEADS)
-
-
-def _require_head(name: str, missing: Sequence[str]) -> None:
-    heads = [key for key in missing if key.split(".")[0] in _HEADS]
-    if heads:
-        raise ValueError(
-            f"{name} has no trained score head ({', '.join(heads)} not found in it, or of another shape): its rewards "
-            "would be random numbers. Load a trained reward model. A LoRA adapter must have been trained with "
-            "`modules_to_save=['score']`."
-        )

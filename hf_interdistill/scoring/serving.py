@@ -13,6 +13,7 @@ from typing import Any
 
 from .control_tokens import SANITIZE
 from .formatting import Text, is_messages, template_kwargs
+from .reloading import require_same_when_reloaded
 from .scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ def export_reward_model(scorer: RewardScorer, folder: str) -> None:
     Args:
         scorer: the model; an adapter is merged into its base model.
         folder: where to write.
+
+    Raises:
+        ReloadError: what was written has other tokens or rewards than the model in memory.
     """
     model = scorer.model
     if hasattr(model, "merge_and_unload"):
@@ -46,6 +50,7 @@ def export_reward_model(scorer: RewardScorer, folder: str) -> None:
         )
     model.save_pretrained(folder)
     scorer.tokenizer.save_pretrained(folder)
+    require_same_when_reloaded(model, scorer.tokenizer, folder)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
 from ..utils.atomic_io import write_atomically
+from ..utils.whole_models import adapter_keys, listed
 from .checkpoints import (
     CheckpointError,
     as_checkpoint_error,
@@ -44,6 +45,7 @@ class TrainingSafeguards(_Trainer):
 
     def __init__(self, *args, **kwargs):
         self._rows_of_step: list[torch.Tensor] = []
+        self._loaded_checkpoint = "the best checkpoint"
         super().__init__(*args, **kwargs)
         self.add_callback(_BeforeStep(self))
 
@@ -127,6 +129,28 @@ class TrainingSafeguards(_Trainer):
             f"The model is not saved in {output_dir or self.args.output_dir}", self._last_checkpoint
         ):
             return super().save_model(output_dir, _internal_call)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        adapter = Path(resume_from_checkpoint) / "adapter_model.safetensors"
+        if hasattr(self.model, "peft_config") and adapter.is_file():
+            with safe_open(adapter, framework="pt") as file:
+                self._require_whole(resume_from_checkpoint, adapter_keys(self.model) - set(file.keys()))
+        self._loaded_checkpoint = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Raise an error where `Trainer` warns that weights were not in a checkpoint."""
+        missing, state = set(load_result.missing_keys), self.model.state_dict()
+        loaded = {tensor.data_ptr() for key, tensor in state.items() if key not in missing}
+        lost = {key for key in missing & state.keys() if state[key].data_ptr() not in loaded}  # others are tied to one
+        self._require_whole(self._loaded_checkpoint, lost)
+
+    def _require_whole(self, checkpoint: str, lost: set[str]) -> None:
+        if lost:
+            raise CheckpointError(
+                f"{checkpoint} lacks weights of the model: {listed(sorted(lost))}. They would stay as they were "
+                "before the run. Resume from another checkpoint of the same model, or train again."
+            )
 
     def _last_checkpoint(self) -> str:
         """Which checkpoint is left to resume from, in words."""

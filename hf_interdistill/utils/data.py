@@ -23,9 +23,14 @@ def load_preferences(name: str, config: str | None = None, is_streaming: bool = 
 
     Raises:
         FileNotFoundError: a path that is not there, or a name that is not found on the Hub either.
-        ValueError: a folder or a file without data that can be read.
+        ValueError: a folder or a file without data that can be read, or with a configuration.
     """
     path = Path(name)
+    if config is not None and path.exists():
+        raise ValueError(
+            f"`dataset_config` is {config!r}, but {name} is on this machine, and only datasets of the Hub have "
+            "configurations. Leave it out, or name the folder of that configuration."
+        )
     if path.is_file():
         if path.suffix not in _FORMATS:
             raise ValueError(f"{name}: cannot read `{path.suffix}` files; use one of {', '.join(_FORMATS)}.")

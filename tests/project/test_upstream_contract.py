@@ -71,7 +71,12 @@ def test_attention_interface_takes_functions_by_name():
 def test_hooks_of_training_and_saving():
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 
-    expected = {"_save_checkpoint": ["self", "model", "trial"], "save_model": ["self", "output_dir", "_internal_call"]}
+    expected = {
+        "_save_checkpoint": ["self", "model", "trial"],
+        "save_model": ["self", "output_dir", "_internal_call"],
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+        "_issue_warnings_after_load": ["self", "load_result"],
+    }
     for method, parameters in expected.items():
         found = list(inspect.signature(getattr(Trainer, method)).parameters)
         assert found == parameters, f"Trainer.{method} now takes {found} ({TOLD})"

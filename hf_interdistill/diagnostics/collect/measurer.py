@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...interaction.attention.recorder import AttentionRecorder, resolve_layers
+from ...scoring.batching import padded
 from ...scoring.scorer import RewardScorer
 from ...utils.context_length import context_length
 from ..config import STAGES, DiagnosisConfig
@@ -84,11 +85,10 @@ class PairMeasurer:
     def _score_whole(self, measured: list[tuple[dict[str, Any], PairRows]]) -> None:
         """Rewards of the whole texts and, in the same pass, the attention of their scored tokens."""
         texts = [(record, side, pair.rows[side].ids) for record, pair in measured for side in (0, 1)]
-        texts.sort(key=lambda text: -len(text[2]))  # as the scorer sorts, so that records and rows correspond
         for record, *_ in texts:
             record["rewards"]["full"] = [0.0, 0.0]
-        for start in range(0, len(texts), self.scorer.batch_size):
-            batch = texts[start : start + self.scorer.batch_size]
+        for numbers in self.scorer.batches([len(ids) for *_, ids in texts]):
+            batch = [texts[number] for number in numbers]
             rewards, masses = self._score_batch([ids for *_, ids in batch])
             for (record, side, _), reward, mass in zip(batch, rewards, masses, strict=True):
                 record["rewards"]["full"][side] = reward
@@ -97,18 +97,19 @@ class PairMeasurer:
     def _score_batch(self, rows: list[list[int]]):
         if self.attention_problem is not None:
             return self.scorer.score_ids(rows), [None] * len(rows)
+        side = self.scorer.padding_side  # measured before the recorder counts forward passes
         with AttentionRecorder(self.scorer.model, self._layers) as recorder:
             rewards = self.scorer.score_ids(rows)
-        mask = self._mask(rows)
+        mask = self._mask(rows, side)
         positions = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, positions, -1).argmax(1) if self.scorer.is_causal else mask.int().argmax(1)
         weights = torch.stack([scored_attention(record, mask, last) for record in recorder.records]).mean(0)
         recorder.release()
         return rewards, stage_masses(weights, mask, STAGES)
 
-    def _mask(self, rows: list[list[int]]) -> torch.Tensor:
-        """The real tokens of a batch as the scorer pads it; a closing padding token is not the scored one."""
-        batch = self.scorer.tokenizer.pad({"input_ids": rows}, return_tensors="pt", return_attention_mask=True)
+    def _mask(self, rows: list[list[int]], side: str) -> torch.Tensor:
+        """The real tokens of a batch padded on a side; a closing padding token is not the scored one."""
+        batch = padded(self.scorer.tokenizer, rows, side)
         mask = batch["attention_mask"].bool()
         if self.scorer.is_causal:
             is_padding = batch["input_ids"] == self.scorer.tokenizer.pad_token_id

@@ -6,10 +6,22 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ...training.label_smoothing import require_factor
+
+_STAGES = "each stage of a teacher's training sets it"
+_SET_BY_STAGES = {
+    **dict.fromkeys(("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"), _STAGES),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _STAGES),
+    **dict.fromkeys(("remove_unused_columns", "label_names"), _STAGES),
+    "push_to_hub": "a teacher is never published",
+}
+
 
 @dataclass
 class InteractionTeacherConfig(TrainingArguments):
     """Settings for `InteractionTeacher.fit`: those of `TrainingArguments` and the fields below.
+
+    `label_smoothing_factor` is the probability that a label is wrong, as in `InteractionDistillationConfig`.
 
     Args:
         teacher_model: encoder to start from (command line only; `fit` has its model already).
@@ -40,7 +52,15 @@ class InteractionTeacherConfig(TrainingArguments):
     evals_per_epoch: int = field(default=2, metadata={"help": "Held-out evaluations in each epoch."})
 
     def __post_init__(self):
+        for name, reason in _SET_BY_STAGES.items():
+            default = InteractionTeacherConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but {reason}. Leave it out; `evals_per_epoch` and "
+                    "`early_stopping_patience` set when a stage is evaluated and stopped."
+                )
         super().__post_init__()
+        require_factor(self.label_smoothing_factor)
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must lie between 0 and 1, got {self.eval_fraction}.")
         if self.warm_start_epochs < 0 or self.num_train_epochs <= 0:

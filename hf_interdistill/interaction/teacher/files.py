@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import cached_file
 
+from ...scoring.batching import tolerance
 from ...utils.atomic_io import write_atomically
+from ...utils.privacy import public_name
+from ...utils.whole_models import IncompleteModelError, LoadReport, refuse_missing, refuse_unused
 from .pair_encoder import PairEncoder
 
 _STATE_FILE = "interaction_teacher.json"
 _HEAD_FILE = "interaction_teacher.safetensors"
+_AGAIN = "Run the command that trains it again with `--resume_from_checkpoint true`, or copy all of its files."
 
 
 def save_teacher(folder: str, network: PairEncoder, tokenizer, state: dict[str, Any]) -> None:
@@ -29,8 +34,12 @@ def save_teacher(folder: str, network: PairEncoder, tokenizer, state: dict[str, 
     write_atomically(path / _STATE_FILE, json.dumps(state, indent=2))
 
 
-def load_head_and_state(name: str, revision: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_head_and_state(name: str, where: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Score head and state of a saved teacher; `None` for an encoder that is not one.
+
+    Args:
+        name: folder or Hub name.
+        where: options of `from_pretrained` that say where files are (`revision`, `subfolder`, ...).
 
     Raises:
         ValueError: a teacher that was not saved completely.
@@ -39,7 +48,7 @@ def load_head_and_state(name: str, revision: str | None) -> tuple[dict[str, torc
         cached_file(
             name,
             file,
-            revision=revision,
+            **where,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
@@ -49,7 +58,46 @@ def load_head_and_state(name: str, revision: str | None) -> tuple[dict[str, torc
         return None
     if not state:
         raise ValueError(
-            f"The teacher in {name} was not saved completely: {_STATE_FILE}, written last, is missing. Run the "
-            "command that trains it again with `--resume_from_checkpoint true`."
+            f"The teacher in {name} was not saved completely: {_STATE_FILE}, written last, is missing. {_AGAIN}"
         )
-    return load_file(head), json.loads(Path(state).read_text(encoding="utf-8"))
+    try:
+        weights = load_file(head)
+    except SafetensorError as error:
+        raise IncompleteModelError(
+            f"{_HEAD_FILE} of the teacher in {public_name(name)} cannot be read ({error}). {_AGAIN}"
+        ) from error
+    return weights, json.loads(Path(state).read_text(encoding="utf-8"))
+
+
+def require_whole_encoder(name: str, encoder, report: LoadReport, *, is_fitted: bool) -> None:
+    """Raise `IncompleteModelError` for a part of an encoder; one that is not a teacher yet may lack its pooler."""
+    lost = (shown for key, shown in report.missing.items() if is_fitted or not key.startswith("pooler."))
+    refuse_missing(name, lost, _AGAIN if is_fitted else "Copy or download all of its files.")
+    if is_fitted:
+        parts = {part for part, _ in encoder.named_children()}
+        refuse_unused(name, (key for key in report.unused if key.split(".")[0] in parts), _AGAIN)
+
+
+def load_head(name: str, network: PairEncoder, head: dict[str, torch.Tensor]) -> None:
+    """Load the score head; raise `IncompleteModelError` for a part of one, or for one of another shape."""
+    own = network.score.state_dict()
+    lost = (key for key, value in own.items() if key not in head or head[key].shape != value.shape)
+    refuse_missing(f"{_HEAD_FILE} of the teacher in {public_name(name)}", lost, _AGAIN)
+    network.score.load_state_dict(head)
+
+
+def require_same_teacher(teacher, reloaded, pairs) -> None:
+    """Raise `ValueError` if a teacher that was saved and loaded again judges a few pairs otherwise.
+
+    Args:
+        teacher: in memory. reloaded: the one that was loaded.
+        pairs: preferences to score.
+    """
+    expected, found = (each.score_pairs(pairs, is_progress_shown=False).cpu() for each in (teacher, reloaded))
+    error = (expected - found).abs().max() / expected.abs().max().clamp(min=1e-8)
+    if not error <= tolerance(teacher.network.encoder):
+        raise ValueError(
+            f"The teacher that was saved judges pairs otherwise when it is loaded: margins {found.tolist()} instead "
+            f"of {expected.tolist()}. What makes the difference is not in its weights, config and tokenizer: use an "
+            "encoder class that `AutoModel` loads, and a tokenizer that `save_pretrained` stores."
+        )

@@ -21,6 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...training.checkpoints import as_checkpoint_error, last_complete_checkpoint, weights_error
+from ...training.label_smoothing import smoothed_loss
 from ...training.safeguards import TrainingSafeguards
 from ...utils.atomic_io import atomic_replacement
 from ..data.teacher_inputs import PairLayout, TokenizedPair
@@ -117,7 +118,7 @@ class _StageTrainer(TrainingSafeguards, Trainer):
         inputs = dict(inputs)
         inputs.pop("labels")
         margins = reward_margins(model(**inputs, is_pairwise=self.is_pairwise))
-        loss = -nn.functional.logsigmoid(margins).mean()
+        loss = smoothed_loss(-nn.functional.logsigmoid(margins).mean(), margins, self.args.label_smoothing_factor)
         if model.training:
             self.require_finite(loss)
         return (loss, {"margins": margins.mean(1)}) if return_outputs else loss

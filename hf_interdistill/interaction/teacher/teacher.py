@@ -19,13 +19,14 @@ from ...utils.context_length import context_length
 from ...utils.dtypes import check_dtype
 from ...utils.privacy import public_name
 from ...utils.sources import load_tokenizer, loading
+from ...utils.whole_models import hub_options, load_with_report, model_options, refuse_options_of_loading
 from ..attention.recorder import resolve_layers
 from ..data.orders import select_order
 from ..data.pairs import Preference, read_preference
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout, SequenceFormat
 from .config import InteractionTeacherConfig
-from .files import load_head_and_state, save_teacher
+from .files import load_head, load_head_and_state, require_same_teacher, require_whole_encoder, save_teacher
 from .map_recording import record_late_interaction, record_single_rows
 from .pair_encoder import PairEncoder, require_bidirectional, resolve_interaction_layers
 from .scoring import pair_margins
@@ -58,8 +59,7 @@ class InteractionTeacher:
         ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder or a causal model;
             `interaction_layers` that the encoder does not have or support.
 
-    Relations: `fit` trains it, and `InteractionDistillationTrainer(teacher=...)` uses it. It is never published with
-    the model.
+    Relations: `fit` trains it, `InteractionDistillationTrainer(teacher=...)` uses it. It is never published.
     """
 
     def __init__(
@@ -95,31 +95,34 @@ class InteractionTeacher:
             name: Hub name or folder (of an encoder, or of a teacher saved by `save_pretrained`), or a loaded model.
             tokenizer: needed only with a loaded model.
             max_length, interaction_layers: see the class; by default those that a teacher was saved with.
-            **model_kwargs: for `AutoModel.from_pretrained` (`revision`, `dtype`, `attn_implementation`, ...).
+            **model_kwargs: for `AutoModel.from_pretrained`; `revision`, `subfolder` and `token` for all of its files.
 
         Raises:
             FileNotFoundError: there is neither a folder nor a model on the Hub of that name.
+            IncompleteModelError: weights are missing or of another shape (but for a pooler, which no teacher uses).
         """
         if not isinstance(name, str | os.PathLike):
             if tokenizer is None:
                 raise ValueError("A loaded teacher model has no tokenizer: pass `tokenizer=` too.")
+            refuse_options_of_loading(model_kwargs)
             return cls(name, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         name = str(name)
-        model_kwargs.setdefault("dtype", torch.float32)
-        check_dtype("dtype", model_kwargs["dtype"])
+        options = {"dtype": torch.float32, **model_options("InteractionTeacher.from_pretrained", model_kwargs)}
+        check_dtype("dtype", options["dtype"])
         with loading(name, "teacher"):
             with load_unsharded():
-                model = AutoModel.from_pretrained(name, **model_kwargs)
+                model, report = load_with_report(AutoModel, name, **options)
             if tokenizer is None:
-                tokenizer = load_tokenizer(name, revision=model_kwargs.get("revision"))
-            saved = load_head_and_state(name, model_kwargs.get("revision"))
+                tokenizer = load_tokenizer(name, **hub_options(options))
+            saved = load_head_and_state(name, hub_options(options, "trust_remote_code"))
+        require_whole_encoder(name, model, report, is_fitted=saved is not None)
         if saved is None:
             return cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
         head, state = saved
         if interaction_layers is None:
             interaction_layers = state.get("interaction_layers", 0)  # missing in teachers of earlier versions
         teacher = cls(model, tokenizer, max_length=max_length, interaction_layers=interaction_layers)
-        teacher.network.score.load_state_dict(head)
+        load_head(name, teacher.network, head)
         teacher.metrics, teacher.name = state["metrics"], state["name"]
         teacher.max_length = max_length or state["max_length"]
         return teacher
@@ -238,6 +241,7 @@ class InteractionTeacher:
             if folder != Path(scratch) and args.should_save:
                 with as_checkpoint_error(f"The teacher is not saved in {folder}", lambda: "Its stages are kept"):
                     self.save_pretrained(str(folder))
+                require_same_teacher(self, type(self).from_pretrained(str(folder)), held_out[:2])
         if not self.metrics["is_better_than_chance"]:
             logger.warning(chance_warning(self.name, self.metrics))
         return self.metrics
@@ -297,9 +301,6 @@ class InteractionTeacher:
 
     def judge(self, preferences: Iterable, **kwargs) -> torch.Tensor:
         """Deprecated name of `score_pairs`."""
-        warnings.warn(
-            "`InteractionTeacher.judge` is now `score_pairs`; the old name will be removed in the next version.",
-            FutureWarning,
-            stacklevel=2,
-        )
+        message = "`InteractionTeacher.judge` is now `score_pairs`; the old name will be removed in the next version."
+        warnings.warn(message, FutureWarning, stacklevel=2)
         return self.score_pairs(preferences, **kwargs)

@@ -170,11 +170,12 @@ def test_a_fit_killed_in_both_stages_resumes_to_the_same_weights(tmp_path):
 def test_the_loss_is_that_of_bradley_and_terry():
     teacher = small_teacher()
     teacher.network.eval()
+    trainer = SimpleNamespace(is_pairwise=True, args=SimpleNamespace(label_smoothing_factor=0.0))
     pair = tokenize_without_units(teacher.tokenizer, read_preference(LEARNABLE[0]))
     for teacher.interaction_layers in (0, 1):
         margins = teacher.score_pairs(LEARNABLE[:1], is_progress_shown=False)[0]
         batch = StageCollator(teacher.layout)([pair])
-        loss = _StageTrainer.compute_loss(SimpleNamespace(is_pairwise=True), teacher.network, batch)
+        loss = _StageTrainer.compute_loss(trainer, teacher.network, batch)
         expected = -margins.sigmoid().log().mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
