@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from .control_tokens import SANITIZE
-from .formatting import RewardFormatter, Text, is_messages
+from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
 
 logger = logging.getLogger(__name__)
 
 _HEADS = ("score", "classifier")
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 class RewardScorer:
@@ -122,8 +123,13 @@ class RewardScorer:
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: one prompt a completion.")
+        columns = {name: list(kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
         rows = [
-            self._encode(prompt, completion, _template_kwargs(kwargs, number))
+            self._encode(
+                normal_text(prompt),
+                normal_text(completion),
+                template_kwargs({name: values[number] for name, values in columns.items()}),
+            )
             for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
         return self.score_ids(rows, is_progress_shown=is_progress_shown)
@@ -198,13 +204,6 @@ class RewardScorer:
                 counted = given.gather(1, counted)
             inputs |= {"position_ids": counted, "use_cache": False}
         return inputs
-
-
-def _template_kwargs(columns: dict, number: int) -> dict:
-    from .formatting import template_kwargs
-
-    names = ("tools", "chat_template_kwargs")
-    return template_kwargs({name: columns[name][number] for name in names if columns.get(name) is not None})
 
 
 def _is_adapter(name: str, revision: str | None) -> bool:

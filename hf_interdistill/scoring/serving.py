@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .control_tokens import SANITIZE
-from .formatting import Text, is_messages, template_kwargs
+from .formatting import Text, is_messages, normal_text, template_kwargs
 from .scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class ServingText:
 
 def serving_text(scorer: RewardScorer, row: dict[str, Any], side: str) -> ServingText:
     """The completion in column `side` of a row, after its `prompt`, if it has one."""
-    prompt, completion = row.get("prompt"), row[side]
+    prompt, completion = normal_text(row.get("prompt")), normal_text(row[side])
     if is_messages(prompt) and prompt and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     is_conversation = not isinstance(completion, str)
@@ -88,7 +88,7 @@ def serving_text(scorer: RewardScorer, row: dict[str, Any], side: str) -> Servin
 
 
 def _conversation(prompt: Text | None, completion: Text) -> list[dict[str, Any]]:
-    # a table of rows has every key in every message, with None where a message has none
+    # a message without content has none for a server
     return [{k: v for k, v in message.items() if v is not None} for message in [*(prompt or []), *completion]]
 
 
