@@ -23,7 +23,13 @@ from ..utils.versions import warn_if_untested
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .data.preference_tokenizer import PreferenceTokenizer
-from .data.preparation import add_pair_index, check_columns, log_pair_statistics, tokenize_pairs
+from .data.preparation import (
+    add_pair_index,
+    check_columns,
+    log_pair_statistics,
+    tokenize_conversations,
+    tokenize_pairs,
+)
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
 from .map_cache.cached_teacher import CachedTeacher, MapCacheCallback
@@ -151,7 +157,9 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
         if self.teacher is None:
-            dataset = add_pair_index(dataset)
+            dataset = tokenize_conversations(
+                add_pair_index(dataset), processing_class, name=dataset_name, num_proc=args.dataset_num_proc
+            )
         else:
             dataset = tokenize_pairs(
                 dataset,

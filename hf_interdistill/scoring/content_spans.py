@@ -196,20 +196,33 @@ def _grown(
     text: str, contents: Sequence[str], marked: Sequence[str], spans: Sequence[ContentSpan]
 ) -> list[ContentSpan]:
     """The spans with what stands on both sides of them in the text as in the content, as far as it bears no mark.
-    Those that meet become one."""
+    Of characters without white space between them all are taken or none. Spans that meet become one."""
     grown: list[ContentSpan] = []
     for index, (number, offset, start, size) in enumerate(spans):
         content, free = contents[number], marked[number]
         last = grown[-1] if grown else ContentSpan(-1, 0, 0, 0)
         floor = last.start + last.size
         ceiling = spans[index + 1].start if index + 1 < len(spans) else len(text)
-        end, stop = offset + size, start + size
+
+        first, own_end = offset, offset + size
+        end, stop = own_end, start + size
         while start > floor and offset > 0 and free[offset - 1] == content[offset - 1] == text[start - 1]:
             offset, start = offset - 1, start - 1
+        while offset < first and _is_tied(content, free, offset):
+            offset, start = offset + 1, start + 1
         while stop < ceiling and end < len(content) and free[end] == content[end] == text[stop]:
             end, stop = end + 1, stop + 1
+        while end > own_end and _is_tied(content, free, end):
+            end, stop = end - 1, stop - 1
         if last.content == number and last.offset + last.size == offset and floor == start:
             grown.pop()
             offset, start = last.offset, last.start
         grown.append(ContentSpan(number, offset, start, end - offset))
     return grown
+
+
+def _is_tied(content: str, free: str, place: int) -> bool:
+    """Whether the characters before and at `place` are unmarked, with no white space between them."""
+    if not 0 < place < len(content):
+        return False
+    return all(free[each] == content[each] and not content[each].isspace() for each in (place - 1, place))
