@@ -29,6 +29,7 @@ from .data.preparation import (
     log_pair_statistics,
     tokenize_conversations,
     tokenize_pairs,
+    warn_of_date,
 )
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
@@ -93,6 +94,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         require_writable("output_dir", output_folder(args), "checkpoints would be lost")
         self.teacher = load_teacher(teacher, args)
         self.objective: AlignmentObjective | None = None
+        self._is_date_checked = False
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         super().__init__(model, args, *rest, **kwargs)
         self._sharing = self._build_prompt_sharing()
@@ -169,6 +171,9 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 max_length=args.max_length,
                 dropped=self._dropped,
             )
+        if not self._is_date_checked:
+            self._is_date_checked = True
+            warn_of_date(dataset, processing_class)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         log_pair_statistics(dataset, prepared, dataset_name, args.max_length)
         return prepared

@@ -125,21 +125,50 @@ def _trace(text: str, contents: Sequence[str], render: Render, constants: Sequen
     rendered = render(marked)
     if rendered is None:
         return None
-    spans, cursor, position = [], 0, 0
-    for match in _MARK.finditer(rendered):
+    spans: list[ContentSpan] = []
+    cursor = position = probe = 0
+    while match := _MARK.search(rendered, probe):
+        probe = match.end()
         if match[1] not in origins:
             continue
-        between = rendered[cursor : match.start()]
-        number, offset, word = origins[match[1]]
-        read = _read(word, len(match[0]), text, position + len(between))
-        if read is None or not text.startswith(between, position):
+        between, start = rendered[cursor : match.start()], match.start()
+        if not text.startswith(between, position):
             return None
         position += len(between)
-        place, size, is_found = read
-        if is_found:
-            spans.append(ContentSpan(number, offset + place, position, size))
-        cursor, position = match.end(), position + size
+        number, offset, word = origins[match[1]]
+        size = _common_length(rendered, start, marked[number], offset)
+        if size >= len(word) and text.startswith(contents[number][offset : offset + size], position):
+            cursor = probe = start + size
+            found = (offset, size)
+        else:  # one word, changed or cut
+            read = _read(word, probe - start, text, position)
+            if read is None:
+                return None
+            cursor, (place, size, is_found) = probe, read
+            found = (offset + place, size if is_found else 0)
+        if found[1]:
+            spans.append(ContentSpan(number, found[0], position, _marked_size(contents, marked, number, *found)))
+        position += size
     return _grown(text, contents, marked, spans) if text[position:] == rendered[cursor:] else None
+
+
+def _common_length(one: str, start: int, other: str, offset: int) -> int:
+    """How many characters the two have in common from there."""
+    length, step, limit = 0, 64, min(len(one) - start, len(other) - offset)
+    while step and length < limit:
+        end = min(length + step, limit)
+        if one[start + length : start + end] == other[offset + length : offset + end]:
+            length, step = end, 2 * step
+        else:
+            step //= 2
+    return length
+
+
+def _marked_size(contents: Sequence[str], marked: Sequence[str], number: int, offset: int, size: int) -> int:
+    """The size of a run without what bears no mark at its end."""
+    while contents[number][offset + size - 1] == marked[number][offset + size - 1]:
+        size -= 1
+    return size
 
 
 def _marked(number: int, content: str, constants: Sequence[str], marks, origins: dict) -> str:
@@ -203,7 +232,6 @@ def _grown(
         last = grown[-1] if grown else ContentSpan(-1, 0, 0, 0)
         floor = last.start + last.size
         ceiling = spans[index + 1].start if index + 1 < len(spans) else len(text)
-
         first, own_end = offset, offset + size
         end, stop = own_end, start + size
         while start > floor and offset > 0 and free[offset - 1] == content[offset - 1] == text[start - 1]:

@@ -8,6 +8,7 @@ through the chat template and get nothing added.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .control_tokens import (
     require_sanitizing,
 )
 from .normal_form import is_missing, normal_list, normal_value
+from .template_dates import date_warning
+
+logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 Text = str | Messages
@@ -73,14 +77,11 @@ def _with_texts(message: dict[str, Any], texts: Iterator[str]) -> dict[str, Any]
 
 
 def normal_text(value: Any) -> Any:
-    """A prompt or completion as it is read from any container: a text; messages in their normal form, each with a
-    `content` (`None` where it has none, as in a tool call); `None` for a missing one. Others stay as they are."""
+    """A prompt or completion as it is read from any container: a text; messages in their normal form; `None` for a
+    missing one. Others stay as they are."""
     if is_missing(value) or isinstance(value, str):
         return None if is_missing(value) else value
-    value = normal_list(value)
-    if not is_messages(value):
-        return value
-    return [{"role": message["role"], "content": None, **message} for message in value]
+    return normal_list(value)
 
 
 def template_kwargs(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def template_kwargs(example: Mapping[str, Any]) -> dict[str, Any]:
     are."""
     tools, others = example.get("tools"), example.get("chat_template_kwargs")
     tools = json.loads(tools) if isinstance(tools, str) else None if is_missing(tools) else normal_list(tools)
+    others = json.loads(others) if isinstance(others, str) else others
     return {"tools": tools, **({} if is_missing(others) else normal_value(others))}
 
 
@@ -97,6 +99,7 @@ class RewardFormatter:
 
     Args:
         tokenizer: the model's tokenizer. Messages need its chat template, text its EOS token.
+        is_date_warned: whether to warn, once, if the template writes today's date (`template_dates`).
 
     Text that spells a control token (`</s>`) is read as that token, as `RewardTrainer`, pipelines and servers read it;
     with `sanitize_control_tokens=True` among the arguments of the chat template it is read as text, in messages.
@@ -105,8 +108,8 @@ class RewardFormatter:
     token ids (held by a test).
     """
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, *, is_date_warned: bool = False):
+        self.tokenizer, self._is_date_warned = tokenizer, is_date_warned
 
     def render(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> RenderedText:
         """The full text with the span of every content; `prompt=None` if `completion` holds the whole exchange."""
@@ -131,6 +134,7 @@ class RewardFormatter:
             text = self._render_text(_text_before(prompt), completion).text
             return self.tokenizer(text, verbose=False)["input_ids"]
         messages = _conversation(prompt, completion)
+        self._warn_of_date(messages, chat_template_kwargs)
         if chat_template_kwargs.get(SANITIZE):
             return self._sanitized_ids(messages, chat_template_kwargs)
         return self._tokenize_messages(self._apply(messages, chat_template_kwargs))
@@ -188,6 +192,16 @@ class RewardFormatter:
                 "The data are messages, but the tokenizer has no chat template (`tokenizer.chat_template` is unset). "
                 "Set one with `chat_template_path` in the training config or on the tokenizer, or pass plain text."
             )
+
+    def _warn_of_date(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> None:
+        if not self._is_date_warned:
+            return
+        self._require_template()
+        kwargs = {key: value for key, value in chat_template_kwargs.items() if key != SANITIZE}
+        warning = date_warning(self.tokenizer, messages, kwargs)
+        if warning is not None:
+            self._is_date_warned = False
+            logger.warning(warning)
 
     def _apply(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> str:
         self._require_template()

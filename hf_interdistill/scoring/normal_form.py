@@ -3,8 +3,9 @@
 A chat template may write a whole structure (`arguments | tojson`), so its keys become tokens. Containers change
 structures: Arrow (`datasets`, Parquet) gives all structs of a column the same keys in the same order, with `None`
 where a row has none, and makes floats of integers that stand beside floats; pandas makes arrays of lists, and numpy
-scalars. Here all of this is undone, so that a row is the same tokens wherever it was. What Arrow cannot tell apart has
-one form: a key without a value is no key. JSON texts stay as they are, so a null that is meant can be given in one.
+scalars. Here all of this is undone, so that a row is the same tokens wherever it was. What Arrow cannot tell apart
+has one form: a key without a value is no key, as newer versions of transformers render messages too. Tools and
+arguments in JSON stay as they are, so a null that is meant can be given there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def normal_value(value: Any) -> Any:
     if isinstance(value, str) or value is None:
         return value
     if isinstance(value, Mapping):
+        value = {key: _opened(value, key) for key in value}
         kept = sorted((key for key in value if value[key] is not None), key=_place)
         return {key: normal_value(value[key]) for key in kept}
     if isinstance(value, list | tuple):
@@ -53,6 +55,21 @@ def normal_list(value: Any) -> Any:
 def is_missing(value: Any) -> bool:
     """Whether a column has no value in a row: `None`, or the NaN of pandas."""
     return value is None or (isinstance(value, float) and value != value)
+
+
+# Of tools and tool calls, with a key that stands beside them: never a text.
+_STRUCTURES = {"function": "type", "parameters": "name", "properties": "type"}
+
+
+def _opened(value: Mapping, key: Any) -> Any:
+    """The value of a key; in Parquet structures that differ are JSON, which pandas leaves as it is."""
+    entry = value[key]
+    if not isinstance(entry, str) or _STRUCTURES.get(key) not in value or not entry.startswith("{"):
+        return entry
+    try:
+        return json.loads(entry)
+    except json.JSONDecodeError:
+        return entry
 
 
 def _place(key: Any) -> tuple[int, str]:

@@ -59,7 +59,7 @@ class RewardScorer:
         self.batch_size, self.max_length = batch_size, max_length
         self.last_token_counts: list[int] = []
         self.last_forward_passes = 0
-        self.formatter = RewardFormatter(tokenizer)
+        self.formatter = RewardFormatter(tokenizer, is_date_warned=True)
         self._has_warned_of_control_tokens = False
         text_config = model.config.get_text_config()
         if text_config.pad_token_id is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .control_tokens import SANITIZE
-from .formatting import Text, is_messages, normal_text, template_kwargs
+from .formatting import is_messages, normal_text, template_kwargs
 from .scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
@@ -82,14 +82,9 @@ def serving_text(scorer: RewardScorer, row: dict[str, Any], side: str) -> Servin
         text=scorer.formatter.render(prompt, completion, **kwargs).text,
         ids=ids,
         has_special_tokens=is_conversation,
-        messages=_conversation(prompt, completion) if is_conversation else None,
+        messages=[*(prompt or []), *completion] if is_conversation else None,
         template_kwargs={key: value for key, value in kwargs.items() if value is not None},
     )
-
-
-def _conversation(prompt: Text | None, completion: Text) -> list[dict[str, Any]]:
-    # a message without content has none for a server
-    return [{k: v for k, v in message.items() if v is not None} for message in [*(prompt or []), *completion]]
 
 
 def request_body(

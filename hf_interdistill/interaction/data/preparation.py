@@ -133,6 +133,17 @@ def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | Non
     return tokenized
 
 
+def warn_of_date(dataset, tokenizer) -> None:
+    """Warn if the chat template writes today's date into the first row."""
+    first = next(iter(dataset), None)
+    is_read = first is not None and "chosen" in first and not isinstance(tokenizer, ProcessorMixin)
+    if not is_read or isinstance(first["chosen"], str):
+        return
+    RewardFormatter(tokenizer, is_date_warned=True).encode(
+        normal_text(first.get("prompt")), normal_text(first["chosen"]), **template_kwargs(first)
+    )
+
+
 def _differs(has_equal_ids: int) -> bool:
     return not has_equal_ids
 
