@@ -217,9 +217,11 @@ def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int) -> list[d
 def _with_scores(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
     prompts = [row["prompt"] for row in rows for _ in row["completions"]]
     completions = [completion for row in rows for completion in row["completions"]]
-    columns = {key: [row.get(key) for row in rows for _ in row["completions"]] for key in _TEMPLATE_COLUMNS}
+    columns: dict[str, Any] = {
+        key: [row.get(key) for row in rows for _ in row["completions"]] for key in _TEMPLATE_COLUMNS
+    }
     scores = {key: iter(scorer(prompts, completions, **columns)) for key, scorer in scorers.items()}
-    return [{**row, **{key: [next(each) for _ in row["completions"]] for key, each in scores.items()}} for row in rows]
+    return [{**row, **{key: [next(own) for _ in row["completions"]] for key, own in scores.items()}} for row in rows]
 
 
 def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class PreferenceTokenizer:
     `student_chosen_units`, `student_rejected_units`, the unit of each of their tokens (prompt units in the chosen row
     only); `teacher_{prompt,chosen,rejected}_{ids,units}`; `unit_sizes`, the units in prompt, chosen and rejected;
     `pair_key` (int); for the counts in the log `shared_units`, `is_empty`, `has_equal_ids`, `has_control_token` (ints)
-    and `lost_units`, those in prompt, chosen and rejected of which the chat template left the student nothing.
+    and `units_lost`, those in prompt, chosen and rejected of which the chat template left the student nothing.
     """
 
     COLUMNS = (
@@ -85,7 +85,7 @@ class PreferenceTokenizer:
             "shared_units": len(shared - {NO_UNIT}),
             "is_empty": int(any(not "".join(flat[side].contents).strip() for side in (CHOSEN, REJECTED))),
             "has_equal_ids": int(student[0][0] == student[1][0]),
-            "lost_units": _lost_units(table.sizes, student_units) if preference.is_conversation else [0, 0, 0],
+            "units_lost": _lost_units(table.sizes, student_units) if preference.is_conversation else [0, 0, 0],
             "has_control_token": int(self._has_control_token(preference, kwargs)),
         }
         for name, (ids, _), units in zip(_SEGMENTS, teacher, teacher_units, strict=True):

@@ -65,7 +65,7 @@ class CountingTokenizer:
         longest = max(len(columns["chosen_ids"]), len(columns["rejected_ids"]))
         if columns["has_equal_ids"] or (self.max_length is not None and longest > self.max_length):
             self.dropped += 1
-        warning = None if self.has_warned else lost_units_warning([columns["lost_units"]], [columns["unit_sizes"]])
+        warning = None if self.has_warned else lost_units_warning([columns["units_lost"]], [columns["unit_sizes"]])
         if warning:
             self.has_warned = True
             logger.warning(f"{self.name} dataset, row {index}: {warning}")
@@ -136,8 +136,7 @@ def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | Non
 def warn_of_date(dataset, tokenizer) -> None:
     """Warn if the chat template writes today's date into the first row."""
     first = next(iter(dataset), None)
-    is_read = first is not None and "chosen" in first and not isinstance(tokenizer, ProcessorMixin)
-    if not is_read or isinstance(first["chosen"], str):
+    if first is None or isinstance(first.get("chosen"), str | None) or isinstance(tokenizer, ProcessorMixin):
         return
     RewardFormatter(tokenizer, is_date_warned=True).encode(
         normal_text(first.get("prompt")), normal_text(first["chosen"]), **template_kwargs(first)
@@ -214,7 +213,7 @@ def log_pair_statistics(before, after, name: str, max_length: int | None) -> Non
         )
     if "pair_key" not in after.column_names:
         return
-    warning = lost_units_warning(after["lost_units"], after["unit_sizes"])
+    warning = lost_units_warning(after["units_lost"], after["unit_sizes"])
     if warning:
         logger.warning(f"{name} dataset: {warning}")
     counts = {

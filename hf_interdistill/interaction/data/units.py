@@ -100,10 +100,10 @@ class UnitTable:
         spans, numbers = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for segment, content, offset, start, size in places:
             words, end = self._words[segment][content], offset + size
-            first = np.searchsorted(words[:, 1], offset, side="right")
-            last = np.searchsorted(words[:, 0], end, side="left")
-            spans.append(words[first:last].clip(offset, end) - offset + start)
-            numbers.append(np.arange(first, last) + self._first_word[segment][content])
+            begin = int(np.searchsorted(words[:, 1], offset, side="right"))
+            stop = int(np.searchsorted(words[:, 0], end, side="left"))
+            spans.append(words[begin:stop].clip(offset, end) - offset + start)
+            numbers.append(np.arange(begin, stop) + self._first_word[segment][content])
         words, number = np.concatenate(spans), np.concatenate(numbers)
         first, last = tokens_to_words(offsets, words)
         is_inside = first != NO_UNIT

@@ -122,7 +122,7 @@ def expected_columns(row: dict, index: int, student, teacher) -> dict:
         "shared_units": len(seen[0] & seen[1]),
         "is_empty": int(any(not "".join(contents_of(part)).strip() for part in parts[1:])),
         "has_equal_ids": int(rows[0][0] == rows[1][0]),
-        "lost_units": [
+        "units_lost": [
             0 if is_text else len({units[word] for word, of in enumerate(segment_of) if of == segment} - seen[0])
             for segment in range(3)
         ],

@@ -68,14 +68,14 @@ def test_tokens_have_the_units_of_the_words_in_them(template, has_thought, lost)
         for (start, end), unit in zip(offsets, units, strict=True):
             if unit != NO_UNIT:
                 assert text[start:end].strip() in names[unit]
-    assert columns["lost_units"] == lost
+    assert columns["units_lost"] == lost
 
 
 def test_lost_units_are_counted_by_role_and_said(tmp_path, fitted_teacher, caplog):
     data = Dataset.from_list([row(number) for number in range(8)])
     with caplog.at_level(logging.WARNING):
         log, trainer = first_step(tmp_path, data, student_with(DEEPSEEK_R1), fitted_teacher)
-    lost, sizes = (trainer.train_dataset[name] for name in ("lost_units", "unit_sizes"))
+    lost, sizes = (trainer.train_dataset[name] for name in ("units_lost", "unit_sizes"))
     expected = [f"{sum(each[i] for each in lost)} of {sum(each[i] for each in sizes)} of the" for i in range(3)]
     assert f"{expected[0]} prompts, {expected[1]} chosen, {expected[2]} rejected" in caplog.text
     assert expected[0].startswith("0 of") and sum(each[1] for each in lost) == 8 * 10
