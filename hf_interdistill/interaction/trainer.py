@@ -28,7 +28,14 @@ from ..utils.whole_models import LoadReport
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
 from .data.preference_tokenizer import PreferenceTokenizer
-from .data.preparation import add_pair_index, check_columns, log_pair_statistics, tokenize_pairs
+from .data.preparation import (
+    add_pair_index,
+    check_columns,
+    log_pair_statistics,
+    tokenize_conversations,
+    tokenize_pairs,
+    warn_of_date,
+)
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
 from .map_cache.cached_teacher import CachedTeacher, MapCacheCallback
@@ -93,6 +100,7 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         require_writable("output_dir", output_folder(args), "checkpoints would be lost")
         self.teacher = load_teacher(teacher, args)
         self.objective: AlignmentObjective | None = None
+        self._is_date_checked = False
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         with loading(model) if isinstance(model, str) else nullcontext():
             bound, report = _checked_start(
@@ -176,7 +184,9 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
         if self.teacher is None:
-            dataset = add_pair_index(dataset)
+            dataset = tokenize_conversations(
+                add_pair_index(dataset), processing_class, name=dataset_name, num_proc=args.dataset_num_proc
+            )
         else:
             dataset = tokenize_pairs(
                 dataset,
@@ -186,6 +196,9 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 max_length=args.max_length,
                 dropped=self._dropped,
             )
+        if not self._is_date_checked:
+            self._is_date_checked = True
+            warn_of_date(dataset, processing_class)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         log_pair_statistics(dataset, prepared, dataset_name, args.max_length)
         return prepared

@@ -8,11 +8,15 @@ through the chat template and get nothing added.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from jinja2 import TemplateError
+
+from .content_spans import ContentSpan, find_contents
 from .control_tokens import (
     SANITIZE,
     control_pattern,
@@ -21,6 +25,10 @@ from .control_tokens import (
     marked_pieces,
     require_sanitizing,
 )
+from .normal_form import is_missing, normal_list, normal_value
+from .template_dates import date_warning
+
+logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 Text = str | Messages
@@ -30,15 +38,15 @@ Text = str | Messages
 class RenderedText:
     """A text as the model reads it, and where each piece of content is in it.
 
-    `spans[i]` is the character offset in `text` of content `i` (of the flat list of message contents), or `None` where
-    the chat template dropped or rewrote that content. `contents[i]` is the content as it stands there (a template may
-    strip white space). `pieces` are those of the text in which control tokens of the user are text (every second
-    one), or `None` where they are tokens; `ids` are then the tokens.
+    `contents` are the flat list of message contents, or prompt and completion of a plain text without an EOS of the
+    user; `spans` (with that EOS) are the runs of their characters in `text`, in its order: a
+    template may drop, strip, move or take apart a content. `pieces` are those of the text in which control tokens of
+    the user are text (every second one), or `None` where they are tokens; `ids` are then the tokens.
     """
 
     text: str
     contents: tuple[str, ...]
-    spans: tuple[int | None, ...]
+    spans: tuple[ContentSpan, ...]
     pieces: tuple[str, ...] | None = None
     ids: tuple[int, ...] | None = None
 
@@ -58,28 +66,32 @@ def message_texts(message: dict[str, Any]) -> list[str]:
     return [part["text"] for part in content if part.get("type") == "text"]
 
 
-def _with_texts(message: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+def _with_texts(message: dict[str, Any], texts: Iterator[str]) -> dict[str, Any]:
     content = message.get("content")
     if content is None:
         return message
     if isinstance(content, str):
-        return {**message, "content": texts[0]}
-    remaining = iter(texts)
-    parts = [{**part, "text": next(remaining)} if part.get("type") == "text" else part for part in content]
+        return {**message, "content": next(texts)}
+    parts = [{**part, "text": next(texts)} if part.get("type") == "text" else part for part in content]
     return {**message, "content": parts}
 
 
-def _sentinel(index: int) -> str:
-    # Letters and digits only: a template that strips, splits on tags or escapes leaves it as it is.
-    return f"Q7c{index:06d}c7Q"
+def normal_text(value: Any) -> Any:
+    """A prompt or completion as it is read from any container: a text; messages in their normal form; `None` for a
+    missing one. Others stay as they are."""
+    if is_missing(value) or isinstance(value, str):
+        return None if is_missing(value) else value
+    return normal_list(value)
 
 
-def template_kwargs(example: dict[str, Any]) -> dict[str, Any]:
+def template_kwargs(example: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for `apply_chat_template` that a row carries: `tools` (list or JSON) and
-    `chat_template_kwargs`, read as `RewardTrainer` reads them."""
-    tools = example.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": tools, **(example.get("chat_template_kwargs") or {})}
+    `chat_template_kwargs`, read as `RewardTrainer` reads them, in their normal form. Tools in JSON are left as they
+    are."""
+    tools, others = example.get("tools"), example.get("chat_template_kwargs")
+    tools = json.loads(tools) if isinstance(tools, str) else None if is_missing(tools) else normal_list(tools)
+    others = json.loads(others) if isinstance(others, str) else others
+    return {"tools": tools, **({} if is_missing(others) else normal_value(others))}
 
 
 class RewardFormatter:
@@ -87,6 +99,7 @@ class RewardFormatter:
 
     Args:
         tokenizer: the model's tokenizer. Messages need its chat template, text its EOS token.
+        is_date_warned: whether to warn, once, if the template writes today's date (`template_dates`).
 
     Text that spells a control token (`</s>`) is read as that token, as `RewardTrainer`, pipelines and servers read it;
     with `sanitize_control_tokens=True` among the arguments of the chat template it is read as text, in messages.
@@ -95,14 +108,14 @@ class RewardFormatter:
     token ids (held by a test).
     """
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, *, is_date_warned: bool = False):
+        self.tokenizer, self._is_date_warned = tokenizer, is_date_warned
 
     def render(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> RenderedText:
         """The full text with the span of every content; `prompt=None` if `completion` holds the whole exchange."""
         if isinstance(completion, str):
             return self._render_text(_text_before(prompt), completion)
-        return self._render_messages([*_messages_before(prompt), *completion], chat_template_kwargs)
+        return self._render_messages(_conversation(prompt, completion), chat_template_kwargs)
 
     def encode(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> list[int]:
         """Token ids of the full text, shape `(tokens,)`.
@@ -120,7 +133,8 @@ class RewardFormatter:
         if isinstance(completion, str):
             text = self._render_text(_text_before(prompt), completion).text
             return self.tokenizer(text, verbose=False)["input_ids"]
-        messages = [*_messages_before(prompt), *completion]
+        messages = _conversation(prompt, completion)
+        self._warn_of_date(messages, chat_template_kwargs)
         if chat_template_kwargs.get(SANITIZE):
             return self._sanitized_ids(messages, chat_template_kwargs)
         return self._tokenize_messages(self._apply(messages, chat_template_kwargs))
@@ -169,7 +183,8 @@ class RewardFormatter:
         text = prompt + completion
         body = len(text) - len(eos) if completion.endswith(eos) else len(text)
         contents = (prompt, text[len(prompt) : body])
-        return RenderedText(text if body < len(text) else text + eos, contents, (0, len(prompt)))
+        spans = (ContentSpan(0, 0, 0, len(prompt)), ContentSpan(1, 0, len(prompt), len(completion)))
+        return RenderedText(text if body < len(text) else text + eos, contents, spans)
 
     def _require_template(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -177,6 +192,16 @@ class RewardFormatter:
                 "The data are messages, but the tokenizer has no chat template (`tokenizer.chat_template` is unset). "
                 "Set one with `chat_template_path` in the training config or on the tokenizer, or pass plain text."
             )
+
+    def _warn_of_date(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> None:
+        if not self._is_date_warned:
+            return
+        self._require_template()
+        kwargs = {key: value for key, value in chat_template_kwargs.items() if key != SANITIZE}
+        warning = date_warning(self.tokenizer, messages, kwargs)
+        if warning is not None:
+            self._is_date_warned = False
+            logger.warning(warning)
 
     def _apply(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> str:
         self._require_template()
@@ -190,16 +215,17 @@ class RewardFormatter:
             pattern = control_pattern(self.tokenizer, self.tokenizer.get_chat_template(None, kwargs.get("tools")))
             pieces = tuple(marked_pieces(self._apply(marked(messages, pattern), marked(kwargs, pattern))))
         text = self._apply(messages, kwargs) if pieces is None else "".join(pieces)
-        texts = [message_texts(message) for message in messages]
-        flat = [content for group in texts for content in group]
-        numbers = iter(range(len(flat)))
-        skeletons = [
-            _with_texts(message, [_sentinel(next(numbers)) for _ in group])
-            for message, group in zip(messages, texts, strict=True)
-        ]
-        skeleton = self._apply(skeletons, kwargs)
-        contents, spans = _locate(text, skeleton, flat)
-        return RenderedText(text, contents, spans, pieces, ids)
+        contents = tuple(content for message in messages for content in message_texts(message))
+        template = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
+
+        def render(others: Sequence[str]) -> str | None:
+            remaining = iter(others)
+            try:
+                return self._apply([_with_texts(message, remaining) for message in messages], kwargs)
+            except TemplateError:  # it refuses what the messages do not say
+                return None
+
+        return RenderedText(text, contents, find_contents(text, contents, render, template), pieces, ids)
 
 
 def _text_before(prompt: Text | None) -> str:
@@ -209,11 +235,11 @@ def _text_before(prompt: Text | None) -> str:
     return prompt if isinstance(prompt, str) else ""
 
 
-def _messages_before(prompt: Text | None) -> Messages:
-    """The prompt of a completion that is messages."""
+def _conversation(prompt: Text | None, completion: Messages) -> Messages:
+    """Prompt and completion as one list of messages in their normal form."""
     if prompt and isinstance(prompt, str):
         raise ValueError("The prompt is a text, the completion messages; use text for both or messages for both.")
-    return [] if prompt is None or isinstance(prompt, str) else prompt
+    return normal_text([*([] if prompt is None or isinstance(prompt, str) else prompt), *completion])
 
 
 def _refuse_half_characters(*values: Text | None) -> None:
@@ -227,33 +253,3 @@ def _refuse_half_characters(*values: Text | None) -> None:
                     "surrogate pair, and is no Unicode text. Correct the source, or "
                     "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
                 )
-
-
-def _locate(text: str, skeleton: str, flat: Sequence[str]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
-    """Spans of the contents in the rendered text, by the template's own text between them.
-
-    The skeleton is the same conversation rendered with a sentinel for each content. Where the template's text before
-    a content differs between the two (a template that reacts to contents), the content is searched for instead.
-    """
-    between = re.split("|".join(re.escape(_sentinel(i)) for i in range(len(flat))), skeleton) if flat else [skeleton]
-    is_regular = len(between) == len(flat) + 1
-    contents: list[str] = []
-    spans: list[int | None] = []
-    cursor = 0
-    for index, content in enumerate(flat):
-        lead = between[index] if is_regular else None
-        found: str = content
-        start: int | None = None
-        for candidate in (content, content.strip()):
-            if lead is not None and text.startswith(lead + candidate, cursor):
-                found, start = candidate, cursor + len(lead)
-                break
-        if start is None and content.strip():
-            position = text.find(content.strip(), cursor)
-            if position >= 0:
-                found, start = content.strip(), position
-        contents.append(found)
-        spans.append(start)
-        if start is not None:
-            cursor = start + len(found)
-    return tuple(contents), tuple(spans)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..utils.sources import require_file
-from .formatting import Text, is_messages
+from .control_tokens import SANITIZE
+from .formatting import Text, is_messages, normal_text
 
 
 def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -74,8 +75,12 @@ def check_completions(row: dict[str, Any], where: str, at_least: int) -> list[Te
     return completions
 
 
-def tokenize_prompt(tokenizer, prompt: Text) -> torch.Tensor:
-    """Token ids `(1, length)` of a text, or of messages with the generation prompt."""
+def tokenize_prompt(tokenizer, prompt: Text, template_kwargs: Mapping[str, Any] | None = None) -> torch.Tensor:
+    """Token ids `(1, length)` of a text, or of messages with the generation prompt.
+
+    Args:
+        template_kwargs: what the chat template gets beside the messages, as `formatting.template_kwargs` makes it.
+    """
     if not is_messages(prompt):
         return torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.long)
     if not getattr(tokenizer, "chat_template", None):
@@ -83,5 +88,11 @@ def tokenize_prompt(tokenizer, prompt: Text) -> torch.Tensor:
             "The prompts are messages, but the tokenizer has no chat template. Use prompts of plain text, or a model "
             "with a chat template."
         )
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.long)
+    kwargs = {**(template_kwargs or {}), "add_generation_prompt": True}
+    messages = normal_text(prompt)
+    if kwargs.get(SANITIZE):
+        ids = tokenizer.apply_chat_template(messages, return_dict=True, **kwargs)["input_ids"]
+    else:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return torch.tensor([ids], dtype=torch.long)

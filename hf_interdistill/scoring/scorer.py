@@ -16,10 +16,12 @@ from ..utils.sources import loading
 from ..utils.whole_models import model_options
 from .batching import LengthScaling, choose_padding, padded
 from .control_tokens import SANITIZE
-from .formatting import RewardFormatter, Text, is_messages
+from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
 from .loading import load_reward_model
 
 logger = logging.getLogger(__name__)
+
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 class RewardScorer:
@@ -64,7 +66,7 @@ class RewardScorer:
         self.batch_size, self.max_length = batch_size, max_length
         self.last_token_counts: list[int] = []
         self.last_forward_passes = 0
-        self.formatter = RewardFormatter(tokenizer)
+        self.formatter = RewardFormatter(tokenizer, is_date_warned=True)
         self._has_warned_of_control_tokens = False
         self._padding_side: str | None = None  # measured when the first batch is read
         self._length_scaling = LengthScaling.of(model)
@@ -133,8 +135,13 @@ class RewardScorer:
         """
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: one prompt a completion.")
+        columns = {name: list(kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
         rows = [
-            self._encode(prompt, completion, _template_kwargs(kwargs, number))
+            self._encode(
+                normal_text(prompt),
+                normal_text(completion),
+                template_kwargs({name: values[number] for name, values in columns.items()}),
+            )
             for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
         return self.score_ids(rows, is_progress_shown=is_progress_shown)
@@ -243,10 +250,3 @@ class RewardScorer:
                 inputs["position_ids"] = counted
         with torch.no_grad():
             return self.model(**inputs).logits[:, 0].float()
-
-
-def _template_kwargs(columns: dict, number: int) -> dict:
-    from .formatting import template_kwargs
-
-    names = ("tools", "chat_template_kwargs")
-    return template_kwargs({name: columns[name][number] for name in names if columns.get(name) is not None})

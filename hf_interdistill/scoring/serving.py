@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .control_tokens import SANITIZE
-from .formatting import Text, is_messages, template_kwargs
+from .formatting import Text, is_messages, normal_text, template_kwargs
 from .reloading import require_same_when_reloaded
 from .scorer import RewardScorer
 
@@ -74,7 +74,7 @@ class ServingText:
 
 def serving_text(scorer: RewardScorer, row: dict[str, Any], side: str) -> ServingText:
     """The completion in column `side` of a row, after its `prompt`, if it has one."""
-    prompt, completion = row.get("prompt"), row[side]
+    prompt, completion = normal_text(row.get("prompt")), normal_text(row[side])
     if is_messages(prompt) and prompt and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     is_conversation = not isinstance(completion, str)
@@ -87,14 +87,9 @@ def serving_text(scorer: RewardScorer, row: dict[str, Any], side: str) -> Servin
         text=scorer.formatter.render(prompt, completion, **kwargs).text,
         ids=ids,
         has_special_tokens=is_conversation,
-        messages=_conversation(prompt, completion) if is_conversation else None,
+        messages=[*(prompt or []), *completion] if is_conversation else None,
         template_kwargs={key: value for key, value in kwargs.items() if value is not None},
     )
-
-
-def _conversation(prompt: Text | None, completion: Text) -> list[dict[str, Any]]:
-    # a table of rows has every key in every message, with None where a message has none
-    return [{k: v for k, v in message.items() if v is not None} for message in [*(prompt or []), *completion]]
 
 
 def request_body(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,9 @@ class CandidateSampler:
                 "`generation` has no `max_new_tokens`, and neither has the model. Say how long texts may be."
             )
 
-    def check(self, prompt: Text) -> None:
+    def check(self, prompt: Text, template_kwargs: Mapping[str, Any] | None = None) -> None:
         """Raise `ValueError` for a prompt that leaves no room for a completion in the model's context."""
-        length = tokenize_prompt(self.tokenizer, prompt).shape[1]
+        length = tokenize_prompt(self.tokenizer, prompt, template_kwargs).shape[1]
         new = self._setting("max_new_tokens")
         context = context_length(self.model)
         if length == 0:
@@ -72,16 +72,29 @@ class CandidateSampler:
                 f"{context}. Shorten one of them."
             )
 
-    def __call__(self, requests: Sequence[tuple[str | int, Text, int]]) -> list[Candidate]:
-        """A completion for each (prompt's id, prompt, number of the candidate)."""
+    def __call__(
+        self,
+        requests: Sequence[tuple[str | int, Text, int]],
+        template_kwargs: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> list[Candidate]:
+        """A completion for each (prompt's id, prompt, number of the candidate).
+
+        Args:
+            template_kwargs: for each request, what the chat template gets beside its messages.
+        """
+        template_kwargs = [None] * len(requests) if template_kwargs is None else template_kwargs
         candidates = []
         for start in range(0, len(requests), self.batch_size):
-            candidates += self._sample(requests[start : start + self.batch_size])
+            chunk = slice(start, start + self.batch_size)
+            candidates += self._sample(requests[chunk], template_kwargs[chunk])
         return candidates
 
     @torch.no_grad()
-    def _sample(self, requests: Sequence[tuple[str | int, Text, int]]) -> list[Candidate]:
-        rows = [tokenize_prompt(self.tokenizer, prompt)[0] for _, prompt, _ in requests]
+    def _sample(self, requests: Sequence[tuple[str | int, Text, int]], template_kwargs: Sequence) -> list[Candidate]:
+        rows = [
+            tokenize_prompt(self.tokenizer, prompt, kwargs)[0]
+            for (_, prompt, _), kwargs in zip(requests, template_kwargs, strict=True)
+        ]
         width = max(len(row) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)

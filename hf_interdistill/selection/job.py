@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
+from ..scoring.formatting import template_kwargs
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import write_atomically
@@ -36,6 +37,7 @@ _RESULT_SETTINGS = (
     "dtype",
     "reward_dtype",
 )
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class BestOfNConfig:
     """Settings of `interdistill best-of-n`.
 
     Args:
-        prompts: JSONL file with `prompt` (text or messages) and, if wanted, `id`. Without `model` each row brings its
-            candidates as `completions`, and maybe their `gold_rewards`.
+        prompts: JSONL file with `prompt` (text or messages) and, if wanted, `id`, `tools`, `chat_template_kwargs`.
+            Without `model` each row brings its candidates as `completions`, and maybe their `gold_rewards`.
         output: JSONL file to write: `id`, `prompt`, `completions`, `rewards`, `gold_rewards` if there are any, and
             `finish_reasons` of sampled ones.
         reward_model: the reward model to choose by: name or folder, of a full model or an adapter.
@@ -143,7 +145,8 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
 
 def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
     """The prompts, with their completions where there is no model to sample them."""
-    rows = load_prompts(config.prompts, keep=() if config.model else ("completions", "gold_rewards"))
+    given = () if config.model else ("completions", "gold_rewards")
+    rows = load_prompts(config.prompts, keep=(*_TEMPLATE_COLUMNS, *given))
     for row in rows if config.model is None else ():
         where = f"Prompt {row['id']!r} of {config.prompts}"
         if not row.get("completions"):
@@ -172,7 +175,7 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         )
         for row in rows:
             try:
-                sampler.check(row["prompt"])
+                sampler.check(row["prompt"], template_kwargs(row))
             except ValueError as error:
                 raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
     scorers = {
@@ -206,7 +209,8 @@ def _groups(rows: Sequence[dict], config: BestOfNConfig) -> Iterator[list[dict]]
 
 
 def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int) -> list[dict]:
-    candidates = iter(sampler([(row["id"], row["prompt"], number) for row in rows for number in range(n)]))
+    requests = [(row["id"], row["prompt"], number) for row in rows for number in range(n)]
+    candidates = iter(sampler(requests, [template_kwargs(row) for row in rows for _ in range(n)]))
     sampled = []
     for row in rows:
         own = [next(candidates) for _ in range(n)]
@@ -218,8 +222,11 @@ def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int) -> list[d
 def _with_scores(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
     prompts = [row["prompt"] for row in rows for _ in row["completions"]]
     completions = [completion for row in rows for completion in row["completions"]]
-    scores = {key: iter(scorer(prompts, completions)) for key, scorer in scorers.items()}
-    return [{**row, **{key: [next(each) for _ in row["completions"]] for key, each in scores.items()}} for row in rows]
+    columns: dict[str, Any] = {
+        key: [row.get(key) for row in rows for _ in row["completions"]] for key in _TEMPLATE_COLUMNS
+    }
+    scores = {key: iter(scorer(prompts, completions, **columns)) for key, scorer in scorers.items()}
+    return [{**row, **{key: [next(own) for _ in row["completions"]] for key, own in scores.items()}} for row in rows]
 
 
 def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:

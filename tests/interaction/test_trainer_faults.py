@@ -86,11 +86,12 @@ def test_bad_columns_are_named(dataset, tmp_path, tokenizer, fitted_teacher):
         build(dataset, max_length=3)
 
 
-def test_odd_pairs_are_counted_and_trained_on(dataset, tmp_path, tokenizer, fitted_teacher, caplog):
+def test_odd_pairs_are_counted(dataset, tmp_path, tokenizer, fitted_teacher, caplog):
     rows = dataset.to_list()
     rows[0]["chosen"][0]["content"] = ""
     rows[1]["rejected"] = rows[1]["chosen"]
     rows[2] = {key: [{"role": "user", "content": " "}] for key in ("prompt", "chosen", "rejected")}
+    rows[2]["rejected"] *= 2
     with caplog.at_level(logging.WARNING):
         trainer = InteractionDistillationTrainer(
             build_student(),
@@ -100,9 +101,10 @@ def test_odd_pairs_are_counted_and_trained_on(dataset, tmp_path, tokenizer, fitt
             teacher=fitted_teacher,
         )
     kept = len(trainer.train_dataset)
+    assert f"1 of {len(rows)} pairs were dropped (rows 1): chosen and rejected are the same token ids" in caplog.text
     assert f"2 of {kept} pairs have an empty response" in caplog.text
-    assert f"2 of {kept} pairs have equal chosen and rejected" in caplog.text
     assert f"1 of {kept} pairs have no unit" in caplog.text
+    assert trainer.train_dataset["pair_index"][:3] == [0, 2, 3]
     trainer.train()
     assert all(value == value for value in losses(trainer))
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from support.processes import killed_when
 from support.selection import PROMPTS, read, samples, write_rows
+from support.tokenizers import CHAT_TEMPLATE
+from transformers import AutoTokenizer
 
 from hf_interdistill import RewardScorer, run_best_of_n
 from hf_interdistill.cli import main
 from hf_interdistill.scoring.best_of_n import best_of_n_kl
+from hf_interdistill.scoring.formatting import template_kwargs
+from hf_interdistill.scoring.prompts import tokenize_prompt
 
 
 def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):
@@ -33,6 +38,28 @@ def test_a_job_samples_scores_and_keeps_the_best(job, models, tmp_path):
     assert (summary["candidates"], summary["scored"], summary["selected"]) == (20, 5, 5)
     assert summary["kl"] == best_of_n_kl(4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scored.jsonl", "scored.jsonl.settings.json"]
+
+
+def test_tools_of_a_row_are_read_by_policy_and_reward_model(job, models, tmp_path):
+    policy, reward = str(tmp_path / "policy"), str(tmp_path / "reward")
+    for folder, source in ((policy, models / "policy"), (reward, models / "rm")):
+        shutil.copytree(source, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ mark }}" + CHAT_TEMPLATE
+        tokenizer.save_pretrained(folder)
+    prompt = [{"role": "user", "content": "Weather?"}]
+    columns = {"tools": [{"name": "weather", "zone": None}], "chat_template_kwargs": {"mark": "zebra"}}
+    rows = [{"prompt": prompt, "id": "p0"}, {"prompt": prompt, "id": "p0 with tools", **columns}]
+    config = job(prompts=write_rows(tmp_path / "tools.jsonl", rows), model=policy, reward_model=reward)
+    run_best_of_n(config)
+    scorer = RewardScorer.from_pretrained(reward)
+    for row in read(config.output):
+        given = {name: [row[name]] * 4 for name in columns if name in row}
+        assert row["rewards"] == pytest.approx(scorer([prompt] * 4, row["completions"], **given), abs=1e-4)
+    assert row["tools"] == columns["tools"]
+    with_tools = tokenize_prompt(scorer.tokenizer, prompt, template_kwargs(row))[0]
+    text = '[{"name": "weather"}]zebra<|user|>\nWeather?<|end|>\n<|assistant|>\n'
+    assert with_tools.tolist() == scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_samples_depend_on_seed_and_prompt_alone(job, tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from ...scoring.formatting import is_messages, template_kwargs
+from ...scoring.formatting import is_messages, normal_text, template_kwargs
 from ...scoring.scorer import RewardScorer
 from ...utils.context_length import context_length
 from ...utils.privacy import public_name
@@ -116,10 +116,10 @@ class _CandidateScorer:
 
 
 def _encode(scorer: RewardScorer, number: int, row: dict[str, Any]) -> list[list[int]]:
-    prompt = row["prompt"]
+    prompt = normal_text(row["prompt"])
     kwargs = template_kwargs(row) if is_messages(prompt) else {}
     texts = []
-    for completion in row["completions"]:
+    for completion in map(normal_text, row["completions"]):
         if is_messages(prompt) and isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
         if isinstance(prompt, str) != isinstance(completion, str):

@@ -90,9 +90,9 @@ def _token_row(formatter: RewardFormatter, prompt: Text, response: Text, kwargs:
     ids, offsets = formatter.encode_with_offsets(rendered, not isinstance(response, str))
     prompts = 1 if isinstance(prompt, str) else sum(len(message_texts(message)) for message in prompt)
     owner = np.zeros(len(rendered.text) + 1, dtype=np.int8)
-    for number, (content, start) in enumerate(zip(rendered.contents, rendered.spans, strict=True)):
-        if start is not None:
-            owner[start : start + len(content)] = PROMPT if number < prompts else RESPONSE
+    for span in rendered.spans:
+        size = min(span.size, len(rendered.contents[span.content]) - span.offset)  # without an EOS of the user
+        owner[span.start : span.start + size] = PROMPT if span.content < prompts else RESPONSE
     owners = [int(owner[start:end].max()) if end > start else 0 for start, end in offsets]
     positions = {
         part: [position for position, each in enumerate(owners) if each == part] for part in (PROMPT, RESPONSE)

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from ...scoring.formatting import Text, is_messages, message_texts
+from ...scoring.formatting import Text, is_messages, message_texts, normal_text
 
 PROMPT, CHOSEN, REJECTED = range(3)
 
@@ -73,12 +73,12 @@ class Preference:
 
 
 def read_preference(example: dict[str, Any]) -> Preference:
-    """The preference in a row of any format that `RewardTrainer` takes.
+    """The preference in a row of any format that `RewardTrainer` takes, its messages in their normal form.
 
     Raises:
         ValueError: a column that is neither text nor messages, or sides of different kinds.
     """
-    prompt, chosen, rejected = example.get("prompt"), example["chosen"], example["rejected"]
+    prompt, chosen, rejected = map(normal_text, (example.get("prompt"), example["chosen"], example["rejected"]))
     values = {"chosen": chosen, "rejected": rejected, **({} if prompt is None else {"prompt": prompt})}
     is_text = {name: isinstance(value, str) for name, value in values.items()}
     for name, value in values.items():

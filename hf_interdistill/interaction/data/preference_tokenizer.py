@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ...scoring.control_tokens import SANITIZE
 from ...scoring.formatting import RewardFormatter, template_kwargs
 from .pairs import CHOSEN, PROMPT, REJECTED, FlatText, Preference, read_preference
 from .teacher_inputs import TokenizedPair, TokenizedText, require_fast
-from .units import NO_UNIT, ContentStart, UnitTable
+from .units import NO_UNIT, PlacedContent, UnitTable
 
 _SEGMENTS = ("prompt", "chosen", "rejected")
 # For the teacher control tokens in a text are text: a response that contains "[SEP]" must not end there.
@@ -25,7 +28,8 @@ class PreferenceTokenizer:
     Returns of a call (all lists of ints unless said): `chosen_ids`, `rejected_ids` as `RewardTrainer` makes them;
     `student_chosen_units`, `student_rejected_units`, the unit of each of their tokens (prompt units in the chosen row
     only); `teacher_{prompt,chosen,rejected}_{ids,units}`; `unit_sizes`, the units in prompt, chosen and rejected;
-    `pair_key` (int); `shared_units`, `is_empty`, `is_equal`, `has_control_token` (ints, for the counts in the log).
+    `pair_key` (int); for the counts in the log `shared_units`, `is_empty`, `has_equal_ids`, `has_control_token` (ints)
+    and `units_lost`, those in prompt, chosen and rejected of which the chat template left the student nothing.
     """
 
     COLUMNS = (
@@ -80,7 +84,8 @@ class PreferenceTokenizer:
             "pair_index": index,
             "shared_units": len(shared - {NO_UNIT}),
             "is_empty": int(any(not "".join(flat[side].contents).strip() for side in (CHOSEN, REJECTED))),
-            "is_equal": int(preference.chosen == preference.rejected),
+            "has_equal_ids": int(student[0][0] == student[1][0]),
+            "units_lost": _lost_units(table.sizes, student_units) if preference.is_conversation else [0, 0, 0],
             "has_control_token": int(self._has_control_token(preference, kwargs)),
         }
         for name, (ids, _), units in zip(_SEGMENTS, teacher, teacher_units, strict=True):
@@ -100,22 +105,32 @@ class PreferenceTokenizer:
         response = preference.chosen if side == CHOSEN else preference.rejected
         rendered = self.formatter.render(preference.prompt, response, **kwargs)
         ids, offsets = self.formatter.encode_with_offsets(rendered, preference.is_conversation)
-        contents = [(part, number, text) for part in (PROMPT, side) for number, text in enumerate(flat[part].contents)]
-        starts = []
-        for (part, number, text), kept, start in zip(contents, rendered.contents, rendered.spans, strict=True):
-            if start is None or (part == PROMPT and side == REJECTED):
-                continue
-            # Words are counted from the start of the whole content, of which the template may have stripped the front.
-            starts.append(ContentStart(part, number, start - max(text.find(kept), 0)))
-        return ids, table.add(offsets, starts)
+        owners = [(part, number) for part in (PROMPT, side) for number in range(len(flat[part].contents))]
+        places = []
+        for content, *span in rendered.spans:
+            part, number = owners[content]
+            if part == side or side == CHOSEN:  # the prompt's units are those of the chosen row
+                places.append(PlacedContent(part, number, *span))
+        return ids, table.add(offsets, places)
 
     def _add_teacher_text(self, table: UnitTable, flat: FlatText, segment: int):
         """Ids of prompt or response as the teacher reads it, and the first word of each token."""
         encoded = self.teacher_tokenizer(
             flat.text, return_offsets_mapping=True, return_token_type_ids=False, **_AS_TEXT
         )
-        starts = [ContentStart(segment, number, start) for number, start in enumerate(flat.starts)]
-        return encoded["input_ids"], table.add(encoded["offset_mapping"], starts)
+        places = [
+            PlacedContent(segment, number, 0, start, len(content))
+            for number, (content, start) in enumerate(zip(flat.contents, flat.starts, strict=True))
+        ]
+        return encoded["input_ids"], table.add(encoded["offset_mapping"], places)
+
+
+def _lost_units(sizes: Sequence[int], student_units: Sequence[Sequence[int]]) -> list[int]:
+    """Units in prompt, chosen and rejected that no token of the student has."""
+    read = np.zeros(sum(sizes) + 1, dtype=bool)
+    for units in student_units:
+        read[units] = True  # NO_UNIT is the last entry
+    return [int((~part).sum()) for part in np.split(read[:-1], np.cumsum(sizes)[:-1])]
 
 
 def tokenized_pair(columns: dict[str, Any]) -> TokenizedPair:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from transformers import ProcessorMixin
 from trl.data_utils import get_dataset_column_names
 
+from ...scoring.formatting import RewardFormatter, normal_text, template_kwargs
 from ...utils.fields import nearest_name
 from .preference_tokenizer import PreferenceTokenizer
 
@@ -41,23 +46,50 @@ def check_columns(dataset: Dataset | IterableDataset, name: str, is_text_needed:
 
 
 class CountingTokenizer:
-    """`PreferenceTokenizer` for a stream, which counts the pairs that are too long as they pass.
+    """`PreferenceTokenizer` for a stream, which counts the pairs that will be dropped as they pass, and warns of the
+    first response that loses units.
 
     Args:
         tokenizer: for the rows.
+        name: of the dataset, for the warning.
         max_length: tokens above which `RewardTrainer` drops a pair, or `None`.
         dropped: the counter, a tensor of one number in shared memory, so that worker processes can count too.
     """
 
-    def __init__(self, tokenizer: PreferenceTokenizer, max_length: int | None, dropped: torch.Tensor):
-        self.tokenizer, self.max_length, self.dropped = tokenizer, max_length, dropped
+    def __init__(self, tokenizer: PreferenceTokenizer, name: str, max_length: int | None, dropped: torch.Tensor):
+        self.tokenizer, self.name, self.max_length, self.dropped = tokenizer, name, max_length, dropped
+        self.has_warned = False
 
     def __call__(self, example, index: int):
         columns = self.tokenizer(example, index)
         longest = max(len(columns["chosen_ids"]), len(columns["rejected_ids"]))
-        if self.max_length is not None and longest > self.max_length:
+        if columns["has_equal_ids"] or (self.max_length is not None and longest > self.max_length):
             self.dropped += 1
+        warning = None if self.has_warned else lost_units_warning([columns["units_lost"]], [columns["unit_sizes"]])
+        if warning:
+            self.has_warned = True
+            logger.warning(f"{self.name} dataset, row {index}: {warning}")
         return columns
+
+
+class ConversationTokenizer:
+    """The token ids of a row of messages, without a teacher: `chosen_ids`, `rejected_ids`, `has_equal_ids`.
+
+    `RewardTrainer` makes the same ids of messages in their normal form, but reads what Arrow makes of them.
+
+    Args:
+        tokenizer: the student's, fast or slow.
+    """
+
+    def __init__(self, tokenizer):
+        self.formatter = RewardFormatter(tokenizer)
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        prompt, kwargs = normal_text(example.get("prompt")), template_kwargs(example)
+        chosen, rejected = (
+            self.formatter.encode(prompt, normal_text(example[side]), **kwargs) for side in ("chosen", "rejected")
+        )
+        return {"chosen_ids": chosen, "rejected_ids": rejected, "has_equal_ids": int(chosen == rejected)}
 
 
 def add_pair_index(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -76,11 +108,88 @@ def tokenize_pairs(
     if "pair_key" in get_dataset_column_names(dataset):
         return dataset
     if isinstance(dataset, IterableDataset):
-        return dataset.map(CountingTokenizer(tokenizer, max_length, dropped), with_indices=True)
+        tokenized = dataset.map(CountingTokenizer(tokenizer, name, max_length, dropped), with_indices=True)
+        return tokenized.filter(_differs, input_columns=["has_equal_ids"])
     with PartialState().main_process_first():
-        return dataset.map(
+        tokenized = dataset.map(
             tokenizer, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset for student and teacher"
         )
+        is_any_equal = warn_of_equal_ids(tokenized, name, "were dropped")
+        return tokenized.filter(_differs, input_columns=["has_equal_ids"]) if is_any_equal else tokenized
+
+
+def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | None):
+    """Add `chosen_ids` and `rejected_ids` to a dataset or a stream of messages; leave any other to `RewardTrainer`."""
+    columns = get_dataset_column_names(dataset)
+    is_left = "chosen_ids" in columns or "chosen_input_ids" in columns or isinstance(tokenizer, ProcessorMixin)
+    first = None if is_left else next(iter(dataset), None)
+    if first is None or isinstance(first["chosen"], str):
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(ConversationTokenizer(tokenizer))
+    with PartialState().main_process_first():
+        tokenized = dataset.map(ConversationTokenizer(tokenizer), num_proc=num_proc, desc=f"Tokenizing {name} dataset")
+    warn_of_equal_ids(tokenized, name, "stay, as with RewardTrainer (`alignment_weight=0`)")
+    return tokenized
+
+
+def warn_of_date(dataset, tokenizer) -> None:
+    """Warn if the chat template writes today's date into the first row."""
+    first = next(iter(dataset), None)
+    if first is None or isinstance(first.get("chosen"), str | None) or isinstance(tokenizer, ProcessorMixin):
+        return
+    RewardFormatter(tokenizer, is_date_warned=True).encode(
+        normal_text(first.get("prompt")), normal_text(first["chosen"]), **template_kwargs(first)
+    )
+
+
+def _differs(has_equal_ids: int) -> bool:
+    return not has_equal_ids
+
+
+def warn_of_equal_ids(dataset: Dataset, name: str, fate: str) -> bool:
+    """Whether there are pairs of which the student reads the same tokens twice; with a warning.
+
+    Args:
+        dataset: with the column `has_equal_ids`. fate: what becomes of them, for the message.
+
+    Raises:
+        ValueError: all pairs are such.
+    """
+    rows = [row for row, is_equal in enumerate(dataset["has_equal_ids"]) if is_equal]
+    if not rows:
+        return False
+    what = (
+        "chosen and rejected are the same token ids for the student, so their loss is ln 2 whatever it learns. Either "
+        "the texts are equal, or the chat template drops what they differ in (a thought before `</think>`, a content "
+        "of another kind than it reads: text or list of parts). Print "
+        "`tokenizer.apply_chat_template(row['chosen'], tokenize=False)`, then change rows or template."
+    )
+    if len(rows) == len(dataset):
+        raise ValueError(f"No pair of the {name} dataset can be learned from: of all {len(rows)}, {what}")
+    logger.warning(
+        f"{name} dataset: {len(rows)} of {len(dataset)} pairs {fate} (rows {', '.join(map(str, rows[:5]))}"
+        f"{', ...' if len(rows) > 5 else ''}): {what}"
+    )
+    return True
+
+
+def lost_units_warning(lost: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> str | None:
+    """What to say of responses that lose units; `None` if none does.
+
+    Args:
+        lost, sizes: units lost and units of each pair, in prompt, chosen and rejected.
+    """
+    gone, there = (np.array(each).sum(0) for each in (lost, sizes))
+    if not gone[1:].any():
+        return None
+    parts = [f"{gone[i]} of {there[i]} of the {name}" for i, name in enumerate(("prompts", "chosen", "rejected"))]
+    return (
+        f"the chat template leaves the student no token of some units (words): {', '.join(parts)}. Only units that "
+        "student and teacher both read are aligned. Compare a row with "
+        "`tokenizer.apply_chat_template(row['prompt'] + row['chosen'], tokenize=False)`; take out of the responses "
+        "what it drops or changes, or set a template that keeps it."
+    )
 
 
 def log_pair_statistics(before, after, name: str, max_length: int | None) -> None:
@@ -104,9 +213,11 @@ def log_pair_statistics(before, after, name: str, max_length: int | None) -> Non
         )
     if "pair_key" not in after.column_names:
         return
+    warning = lost_units_warning(after["units_lost"], after["unit_sizes"])
+    if warning:
+        logger.warning(f"{name} dataset: {warning}")
     counts = {
         "an empty response": sum(after["is_empty"]),
-        "equal chosen and rejected responses (they teach no preference)": sum(after["is_equal"]),
         "no unit that student and teacher both read (they are not aligned)": sum(
             shared == 0 for shared in after["shared_units"]
         ),

@@ -49,17 +49,21 @@ def tokens_to_words(offsets: Sequence[tuple[int, int]], words: np.ndarray) -> tu
     return np.where(is_outside, NO_UNIT, first), np.where(is_outside, NO_UNIT, last)
 
 
-class ContentStart(NamedTuple):
-    """Where a content begins in a tokenized text.
+class PlacedContent(NamedTuple):
+    """A run of characters of a content in a tokenized text.
 
     Args:
         segment, content: number of its segment, and its number in the segment.
-        start: character offset in the tokenized text; negative if the text lacks the front of the first content.
+        offset: where the run begins in the content.
+        start: where it begins in the tokenized text.
+        size: characters of it.
     """
 
     segment: int
     content: int
+    offset: int
     start: int
+    size: int
 
 
 class UnitTable:
@@ -83,21 +87,23 @@ class UnitTable:
         # is_joined[w]: word w + 1 is in the unit of word w
         self._is_joined = np.zeros(int(starts[-1]), dtype=bool)
 
-    def add(self, offsets, starts: Sequence[ContentStart]) -> np.ndarray:
+    def add(self, offsets, places: Sequence[PlacedContent]) -> np.ndarray:
         """Register one tokenization.
 
         Args:
             offsets: `(start, end)` of each token in the tokenized text.
-            starts: the contents found in the tokenized text, in order.
+            places: what the tokenized text holds of the contents, in its order, without overlaps.
 
         Returns:
             the first word of each token, `(tokens,)`: the argument of `token_units`, once all tokenizations are added.
         """
         spans, numbers = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-        for segment, content, start in starts:
-            words = self._words[segment][content]
-            spans.append(words + start)
-            numbers.append(np.arange(len(words)) + self._first_word[segment][content])
+        for segment, content, offset, start, size in places:
+            words, end = self._words[segment][content], offset + size
+            begin = int(np.searchsorted(words[:, 1], offset, side="right"))
+            stop = int(np.searchsorted(words[:, 0], end, side="left"))
+            spans.append(words[begin:stop].clip(offset, end) - offset + start)
+            numbers.append(np.arange(begin, stop) + self._first_word[segment][content])
         words, number = np.concatenate(spans), np.concatenate(numbers)
         first, last = tokens_to_words(offsets, words)
         is_inside = first != NO_UNIT

@@ -22,7 +22,7 @@ class PackedPairs:
         input_ids: `(pairs, packed)`: common prefix, rest of the chosen row, rest of the rejected row, padding.
         position_ids: `(pairs, packed)`, the positions of the tokens in their own rows.
         visible: `(pairs, packed, packed)` bool, columns that each row attends to; padding attends to itself only.
-        last_token_index: `(pairs, 2)` index of the last token of the chosen and of the rejected row.
+        last_token_index: `(pairs, 2)` index of the token of the chosen and of the rejected row that is scored.
         token_index: `(pairs, 2 * length)` index in the packed row of each token of the two concatenated rows; 0 for
             their padding.
     """
@@ -34,12 +34,16 @@ class PackedPairs:
     token_index: torch.Tensor
 
     @classmethod
-    def from_rows(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedPairs:
+    def from_rows(
+        cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, pad_token_id: int | None = None
+    ) -> PackedPairs:
         """Pack a batch as `RewardTrainer` collates it.
 
         Args:
             input_ids: `(2 * pairs, length)`, chosen rows, then rejected rows, padded on the right.
             attention_mask: the same shape, 1 for tokens.
+            pad_token_id: of the model. As in transformers, the last other token of a row is scored, which is not the
+                last one where EOS is the padding token too; `None`: the last token.
         """
         chosen, rejected = input_ids.chunk(2)
         mask = attention_mask.bool()
@@ -54,14 +58,13 @@ class PackedPairs:
         position = position.masked_fill(~is_token, 0)
         ids = torch.where(is_rejected, rejected.gather(1, position), chosen.gather(1, position))
         pad = (input_ids[~mask][:1] if not mask.all() else input_ids.new_zeros(1)).expand_as(ids)
+        token_index = _token_index(input_ids.shape[1], common, chosen_size, rejected_size)
         return cls(
             input_ids=torch.where(is_token, ids, pad),
             position_ids=position,
             visible=_visible(packed_index, is_token, is_rejected, common, chosen_size),
-            last_token_index=torch.stack(
-                [chosen_size - 1, sizes - 1 - (rejected_size == common) * (chosen_size - common)], 1
-            ),
-            token_index=_token_index(input_ids.shape[1], common, chosen_size, rejected_size),
+            last_token_index=token_index.gather(1, _scored_tokens(input_ids, mask, pad_token_id)),
+            token_index=token_index,
         )
 
 
@@ -77,3 +80,11 @@ def _token_index(length, common, chosen_size, rejected_size) -> torch.Tensor:
     in_chosen = torch.where(position < chosen_size[:, None], position, 0)
     in_rejected = torch.where(position < common[:, None], position, position + (chosen_size - common)[:, None])
     return torch.cat([in_chosen, torch.where(position < rejected_size[:, None], in_rejected, 0)], 1)
+
+
+def _scored_tokens(input_ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
+    """Places of the scored tokens in the two concatenated rows of each pair, `(pairs, 2)`."""
+    is_read = mask if pad_token_id is None else mask & (input_ids != pad_token_id)
+    places = (torch.arange(input_ids.shape[1], device=input_ids.device) * is_read).argmax(1)
+    chosen, rejected = places.chunk(2)
+    return torch.stack([chosen, rejected + input_ids.shape[1]], 1)

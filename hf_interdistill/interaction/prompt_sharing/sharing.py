@@ -147,7 +147,7 @@ class PromptSharing:
                     "'auto'."
                 )
             return None
-        packed = PackedPairs.from_rows(input_ids, attention_mask)
+        packed = PackedPairs.from_rows(input_ids, attention_mask, text_config(self._base).pad_token_id)
         is_smaller = packed.input_ids.numel() <= (1 - _LEAST_SAVING) * input_ids.numel()
         return packed if is_smaller or self.choice == "true" else None
 
@@ -209,7 +209,7 @@ class PromptSharing:
         permanently rounds their scales to bfloat16.
         """
         input_ids, attention_mask = input_ids[:, : self._window], attention_mask[:, : self._window]
-        packed = PackedPairs.from_rows(input_ids, attention_mask)
+        packed = PackedPairs.from_rows(input_ids, attention_mask, text_config(self._base).pad_token_id)
         training = [module for module in model.modules() if module.training and not isinstance(module, nn.Linear)]
         for module in training:
             module.training = False

@@ -58,7 +58,7 @@ def score_alike(scorer: RewardScorer, ones: Sequence[list[int]], others: Sequenc
         rows = [torch.tensor(texts[i]) for texts in (ones, others) for i in chunk]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        packed = PackedPairs.from_rows(ids.to(scorer.device), mask.to(scorer.device))
+        packed = PackedPairs.from_rows(ids.to(scorer.device), mask.to(scorer.device), pad)
         logits = sharing.forward(model, packed, use_cache=False).logits
         rewards[chunk] = logits.float().cpu().reshape(2, -1).T.numpy()
     return rewards

@@ -121,7 +121,11 @@ def expected_columns(row: dict, index: int, student, teacher) -> dict:
         "pair_index": index,
         "shared_units": len(seen[0] & seen[1]),
         "is_empty": int(any(not "".join(contents_of(part)).strip() for part in parts[1:])),
-        "is_equal": int(parts[1] == parts[2]),
+        "has_equal_ids": int(rows[0][0] == rows[1][0]),
+        "units_lost": [
+            0 if is_text else len({units[word] for word, of in enumerate(segment_of) if of == segment} - seen[0])
+            for segment in range(3)
+        ],
         "has_control_token": int(
             not is_text and any(CONTROL.search(content) for part in parts for content in contents_of(part))
         ),

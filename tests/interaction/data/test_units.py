@@ -47,9 +47,9 @@ def test_tokens_to_words_by_hand():
 
 def test_a_token_over_two_words_joins_them():
     table = UnitTable([["a b"], ["c d e"]])
-    one = table.add([(0, 1), (2, 3)], [(0, 0, 0)])
-    other = table.add([(0, 3), (4, 5)], [(1, 0, 0)])  # one token covers "c d"
-    third = table.add([(0, 1), (2, 3), (4, 5)], [(1, 0, 0)])
+    one = table.add([(0, 1), (2, 3)], [(0, 0, 0, 0, 3)])
+    other = table.add([(0, 3), (4, 5)], [(1, 0, 0, 0, 5)])  # one token covers "c d"
+    third = table.add([(0, 1), (2, 3), (4, 5)], [(1, 0, 0, 0, 5)])
     assert table.token_units(one).tolist() == [0, 1]
     assert table.token_units(other).tolist() == [2, 3]
     assert table.token_units(third).tolist() == [2, 2, 3]
@@ -58,7 +58,7 @@ def test_a_token_over_two_words_joins_them():
 
 def test_a_token_over_two_segments_joins_nothing():
     table = UnitTable([["ab"], ["cd"]])
-    first = table.add([(0, 4)], [(0, 0, 0), (1, 0, 2)])
+    first = table.add([(0, 4)], [(0, 0, 0, 0, 2), (1, 0, 0, 2, 2)])
     assert table.token_units(first).tolist() == [0] and table.sizes == [1, 1]
 
 
