@@ -19,6 +19,7 @@ from ..scorers.embedder import TextEncoder
 from ..scorers.resolve import as_scorer
 from .checks import check_inputs, check_model, check_tokenizer
 from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding
+from .streaming import ended_on_error
 
 
 @dataclass
@@ -131,17 +132,18 @@ class RainDecoder:
         Returns:
             `(rows, length)` token ids, or a `RainDecoderOutput`.
         """
-        model = model if self._model is None else self._model
-        check_model(model, generation_config)
-        check_inputs(model, input_ids, model_kwargs, self._user_arguments)
-        engine = self.build_engine(model)
-        mask = model_kwargs.get("attention_mask")
-        rows = strip_padding(input_ids, mask)
-        copies = generation_config.num_return_sequences or 1
-        scorer_prompts = prompts_for_scorers(self.tokenizer, rows, rain_prompts, copies)
-        prepared = PreparedGeneration(generation_config, scorer_prompts, logits_processor, stopping_criteria)
-        engine.start(build_prompts(model, input_ids, mask, prepared), self.seed())
-        self._run(engine, input_ids)
+        with ended_on_error(self.streamer if self._model is None else None):  # otherwise `generate_rain` does it
+            model = model if self._model is None else self._model
+            check_model(model, generation_config)
+            check_inputs(model, input_ids, model_kwargs, self._user_arguments)
+            engine = self.build_engine(model)
+            mask = model_kwargs.get("attention_mask")
+            rows = strip_padding(input_ids, mask)
+            copies = generation_config.num_return_sequences or 1
+            scorer_prompts = prompts_for_scorers(self.tokenizer, rows, rain_prompts, copies)
+            prepared = PreparedGeneration(generation_config, scorer_prompts, logits_processor, stopping_criteria)
+            engine.start(build_prompts(model, input_ids, mask, prepared), self.seed())
+            self._run(engine, input_ids)
         records = engine.records()
         sequences = _pad(input_ids, [record.tokens for record in records], generation_config)
         if not generation_config.return_dict_in_generate:

@@ -13,9 +13,11 @@ from typing import Any
 
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
-from .checks import check_cache_settings, check_model, check_tokenizer
+from .checks import check_cache_settings, check_is_whole, check_model, check_tokenizer
 from .decoder import RainDecoder
+from .generation_options import refuse_options
 from .inputs import strip_padding
+from .streaming import ended_on_error
 
 _RAIN_ARGUMENTS = ("rain_config", "rain_scorer", "rain_embedder")
 
@@ -31,6 +33,12 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
             preset, or a dict), `rain_scorer`, `rain_embedder` and `rain_prompts`.
     """
     kwargs = arguments_by_name(args, kwargs)
+    own_streamer = getattr(kwargs.get("custom_generate"), "streamer", None)
+    with ended_on_error(kwargs["streamer"] if kwargs.get("streamer") is not None else own_streamer):
+        return _generate(original, model, kwargs)
+
+
+def _generate(original, model, kwargs: dict[str, Any]):
     kwargs.pop("strategy", None)
     tokenizer = kwargs.pop("tokenizer", None)
     decoder = _decoder(kwargs, tokenizer)
@@ -96,9 +104,8 @@ def _check_call(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
         kind = getattr(kwargs.get("generation_config") or model.generation_config, "cache_implementation", None)
     if kind != "hybrid":  # in old model configs; generate ignores it
         check_cache_settings(SimpleNamespace(cache_implementation=kind))
-    for name in ("assistant_model", "synced_gpus", "negative_prompt_ids"):
-        if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise ValueError(f"`{name}` was passed, but RAIN does not use it. Leave it out.")
+    refuse_options(kwargs, kwargs.get("generation_config"), model.generation_config)
+    check_is_whole(model)
     ids = kwargs.get("inputs") if kwargs.get("inputs") is not None else kwargs.get("input_ids")
     if ids is not None and hasattr(ids, "dim") and ids.dim() == 2 and not ids.is_floating_point():
         mask = kwargs.get("attention_mask")
