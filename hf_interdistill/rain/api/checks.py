@@ -16,6 +16,11 @@ logger = logging.getLogger(__name__)
 
 # Inputs that control a plain decoding loop. They do not affect the search.
 _WITHOUT_EFFECT = ("attention_mask", "cache_position", "use_cache", "logits_to_keep")
+# Arguments of PEFT with a value for each row of a batch.
+_ARGUMENTS_BY_ROW = {
+    "adapter_names": "Choose one adapter with `model.set_adapter(name)`, and leave it out",
+    "alora_offsets": "Use plain LoRA, without `alora_invocation_tokens`",
+}
 _SPARE_VOCABULARY = 0.1  # share of the vocabulary that the tokenizer may leave unused
 
 
@@ -46,11 +51,12 @@ def _refuse_adapters_of_inputs(model) -> None:
                 "cache has no place for them. Use an adapter that changes weights, such as LoRA, or decode without "
                 "RAIN."
             )
-        if getattr(config, "alora_invocation_tokens", None):
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    for name, fix in _ARGUMENTS_BY_ROW.items():
+        if any(name in getattr(hook, "keywords", ()) for hook in hooks):  # while `PeftModel.generate` runs
             raise ValueError(
-                f"The model has a {kind} adapter of PEFT with `alora_invocation_tokens`, which acts from a place in "
-                "each row of a batch, but the rows of RAIN are branches of texts. Use plain LoRA, or decode without "
-                "RAIN."
+                f"PEFT applies adapters by row of the batch (`{name}`), but the rows of RAIN are branches of texts. "
+                f"{fix}, or decode without RAIN."
             )
 
 
@@ -171,7 +177,8 @@ def check_tokenizer(model, tokenizer) -> None:
     if tokenizer is None:
         raise ValueError(
             "RAIN scores text, so it needs the model's tokenizer. Pass `tokenizer=` to `generate` (with "
-            '`strategy="rain"`) or to `RainDecoder`.'
+            '`strategy="rain"`) or to `RainDecoder`; with a pipeline, `pipe(text, strategy="rain", '
+            "tokenizer=pipe.tokenizer)`."
         )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     size = len(tokenizer)

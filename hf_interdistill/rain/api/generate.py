@@ -50,15 +50,20 @@ def _generate(original, model, kwargs: dict[str, Any]):
     criterion = StopStringCriteria(decoder.tokenizer, strings)
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criterion])
     kwargs["generation_config"] = settings
-    model_config = model.generation_config
-    if model_config.stop_strings is None:
-        return original(model, **kwargs, custom_generate=decoder)
-    # generate would take the stop strings of the model's own config, and require the tokenizer that it does not get.
-    # A shallow copy gets a config without them: other threads may be using the model.
+    return original(without_stop_strings(model), **kwargs, custom_generate=decoder)
+
+
+def without_stop_strings(model):
+    """A model whose generation config has no stop strings, for which `generate` would want the tokenizer.
+
+    It is the model itself, or a shallow copy with a config of its own: other threads may be using the model.
+    """
+    if model.generation_config.stop_strings is None:
+        return model
     stand_in = copy.copy(model)
-    stand_in.generation_config = copy.deepcopy(model_config)
+    stand_in.generation_config = copy.deepcopy(model.generation_config)
     stand_in.generation_config.stop_strings = None
-    return original(stand_in, **kwargs, custom_generate=decoder)
+    return stand_in
 
 
 def arguments_by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +112,8 @@ def _check_call(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
     refuse_options(kwargs, kwargs.get("generation_config"), model.generation_config)
     check_is_whole(model)
     ids = kwargs.get("inputs") if kwargs.get("inputs") is not None else kwargs.get("input_ids")
-    if ids is not None and hasattr(ids, "dim") and ids.dim() == 2 and not ids.is_floating_point():
+    is_ids = hasattr(ids, "dim") and ids.dim() == 2 and (ids.numel() == 0 or not ids.is_floating_point())
+    if is_ids:  # tokenizers return no ids as floats
         mask = kwargs.get("attention_mask")
         strip_padding(ids, mask if mask is not None and mask.shape == ids.shape else None)
 

@@ -16,22 +16,25 @@ from transformers.generation import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
-HONORED = frozenset(
-    # arguments of generate
-    ("inputs", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
-    + ("custom_generate", "tokenizer", "attention_mask")
-    # length and end of a text; each row of `num_return_sequences` is a search of its own
-    + ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings")
-    + ("num_return_sequences", "return_dict_in_generate", "pad_token_id", "bos_token_id", "eos_token_id")
-    # logits processors; the warpers apply with `do_sample`, as in generate
-    + ("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    + ("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
-    + ("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "renormalize_logits")
-    + ("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty")
-    + ("watermarking_config",)
-    # refused or warned of by `checks.check_cache_settings`
-    + ("cache_implementation", "use_cache")
+_ARGUMENTS = (
+    *("inputs", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"),
+    *("custom_generate", "tokenizer", "attention_mask"),
 )
+# Each row of `num_return_sequences` is a search of its own.
+_LENGTHS_AND_ENDS = (
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "eos_token_id"),
+    *("num_return_sequences", "return_dict_in_generate", "pad_token_id", "bos_token_id"),
+)
+# The warpers among them apply with `do_sample`, as in generate.
+_PROCESSORS = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "renormalize_logits"),
+    *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty"),
+    "watermarking_config",
+)
+_CACHES = ("cache_implementation", "use_cache")  # see `checks.check_cache_settings`
+HONORED = frozenset((*_ARGUMENTS, *_LENGTHS_AND_ENDS, *_PROCESSORS, *_CACHES))
 
 _MANY_SETS = "RAIN decodes many token sets for each one that it commits, so it has no such output"
 _OUTPUT_FIX = "Leave it out; visits, values and priors are in `out.rain[i].tree`."
@@ -88,9 +91,11 @@ WITHOUT_EFFECT: dict[str, str] = {
     "diversity_penalty": _BEAMS_ONLY,
     "decoder_start_token_id": _ENCODER_DECODER,
     **dict.fromkeys(
-        ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
-        + ("max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight")
-        + ("speculation_type",),
+        (
+            *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+            *("max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"),
+            "speculation_type",
+        ),
         _ASSISTED_ONLY,
     ),
     **dict.fromkeys(
@@ -142,6 +147,6 @@ def _warn_of_unknown_fields(config: GenerationConfig) -> None:
 @functools.cache
 def _warn_once(name: str) -> None:
     logger.warning(
-        f"`{name}` is set in the generation config, but this version of hf_interdistill does not know the field, so it "
-        "may have no effect on RAIN. Leave it out, or update hf_interdistill."
+        f"`{name}` is set in the generation config, but this version of hf_interdistill does not know the field, so "
+        "it may have no effect on RAIN. Leave it out, or update hf_interdistill."
     )

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 
+from ...scoring.prompts import refuse_half_characters
 from ...utils.context_length import context_length
 from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
+from ..results.records import RainRecord
 from .chat_messages import has_chat_markup, recover_messages
 from .checks import check_model
 from .row_processors import RowCriterion, RowProcessor
@@ -155,12 +157,19 @@ def build_prompts(model, input_ids, attention_mask, prepared: PreparedGeneration
     config = prepared.generation_config
     given = list(prepared.stopping_criteria or ())
     # The user's own replace those that generate makes of its settings.
-    ends = [criterion.eos_token_id.tolist() for criterion in given if isinstance(criterion, EosTokenCriteria)]
+    ends = [
+        token
+        for criterion in given
+        if isinstance(criterion, EosTokenCriteria)
+        for token in criterion.eos_token_id.tolist()
+    ]
     lengths = [criterion.max_length for criterion in given if isinstance(criterion, MaxLengthCriteria)]
     eos = config.eos_token_id
-    eos_ids = frozenset(sum(ends, [])) if ends else frozenset([eos] if isinstance(eos, int) else eos or [])
+    eos_ids = frozenset(ends) if ends else frozenset([eos] if isinstance(eos, int) else eos or [])
     allowed = min(lengths, default=config.max_length) - input_ids.shape[1]
-    criteria = [criterion for criterion in given if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria)]
+    deadlines = [each.initial_timestamp + each.max_time for each in given if isinstance(each, MaxTimeCriteria)]
+    made_of_settings = EosTokenCriteria | MaxLengthCriteria | MaxTimeCriteria
+    criteria = [criterion for criterion in given if not isinstance(criterion, made_of_settings)]
     prompts = []
     rows = strip_padding(input_ids, attention_mask)
     for row, (ids, scorer_prompt) in enumerate(zip(rows, prepared.scorer_prompts, strict=True)):
@@ -172,6 +181,7 @@ def build_prompts(model, input_ids, attention_mask, prepared: PreparedGeneration
             tuple(RowCriterion(criterion, *place) for criterion in criteria),
             tuple(RowProcessor(processor, *place) for processor in prepared.logits_processor or ()),
             limit_name,
+            min(deadlines, default=None),
         )
         prompts.append(Prompt(ids, scorer_prompt, stop))
     return prompts
@@ -192,6 +202,7 @@ def prompts_for_scorers(
     if user_prompts is None:
         return [_recovered(tokenizer, row) for row in rows]
     user_prompts = list(user_prompts)
+    refuse_half_characters(user_prompts, "`rain_prompts`")
     if len(user_prompts) * copies != len(rows):
         raise ValueError(
             f"`rain_prompts` has {len(user_prompts)} prompts, but there are {len(rows) // copies} in `input_ids`. "
@@ -211,6 +222,18 @@ def _recovered(tokenizer, row: Sequence[int]) -> Any:
             "plain text without the markup. Pass the messages as `rain_prompts=[messages, ...]`."
         )
     return tokenizer.decode(row, skip_special_tokens=True)
+
+
+def warn_of_empty_answer(tokenizer, ids: Sequence[int], record: RainRecord) -> None:
+    """Warn if an answer is EOS alone, and the prompt is text without the markup of the tokenizer's chat template."""
+    if record.finish_reason != "eos" or record.text.strip() or not getattr(tokenizer, "chat_template", None):
+        return
+    if recover_messages(tokenizer, ids) is None and not has_chat_markup(tokenizer, ids):
+        _warn_once(
+            "An answer is empty: the model ended it at once. Its tokenizer has a chat template, but the prompt was "
+            "not rendered with it. Pass `tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
+            "return_tensors='pt', return_dict=True)`; in a job, write the prompt as messages."
+        )
 
 
 @functools.cache

@@ -76,7 +76,12 @@ class RAINLogitsProcessor(LogitsProcessor):
 
     def record_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Store the arguments of a `generate` call for the search that it starts."""
-        self._call = arguments_by_name(args, kwargs)
+        # `generate` fills an empty cache before it calls a processor.
+        self._call = {
+            name: value
+            for name, value in arguments_by_name(args, kwargs).items()
+            if not isinstance(value, Cache) or is_filled_cache(value)
+        }
 
     @property
     def records(self) -> list[RainRecord]:
@@ -143,9 +148,7 @@ class RAINLogitsProcessor(LogitsProcessor):
         """Raise `ValueError` for arguments of the call that the search would ignore."""
         refuse_options(call)
         options = {*HONORED, *REFUSED, *WITHOUT_EFFECT}
-        inputs = {name: value for name, value in call.items() if name not in options and value is not input_ids}
-        empty = [name for name, value in inputs.items() if isinstance(value, Cache) and not is_filled_cache(value)]
-        inputs = {name: value for name, value in inputs.items() if name not in (*empty, "input_ids")}
+        inputs = {name: value for name, value in call.items() if name not in (*options, "input_ids")}
         check_inputs(self.model, input_ids, {**inputs, "attention_mask": mask}, inputs)
 
     def _limits(self, call: dict[str, Any], length: int) -> tuple[GenerationConfig, int]:
