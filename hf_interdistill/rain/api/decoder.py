@@ -18,7 +18,7 @@ from ..scorers.base import ScorerError
 from ..scorers.embedder import TextEncoder
 from ..scorers.resolve import as_scorer
 from .checks import check_inputs, check_model, check_tokenizer
-from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding
+from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding, warn_of_empty_answer
 from .streaming import ended_on_error
 
 
@@ -91,15 +91,15 @@ class RainDecoder:
             copied.streamer, copied._is_prompt_streamed = streamer, True
         return copied
 
-    def build_engine(self, model) -> RainEngine:
-        """An engine for a model, with a bound scorer and a loaded encoder."""
+    def build_engine(self, model, isolates_errors: bool = False) -> RainEngine:
+        """An engine for a model, with a bound scorer and a loaded encoder; `isolates_errors` as in `RainEngine`."""
         warn_if_untested()
         check_model(model)
         check_tokenizer(model, self.tokenizer)
         if self.embedder is None and self.config.similarity_model is not None:
             self.embedder = TextEncoder.from_pretrained(self.config.similarity_model, model.device)
         scorer = self.scorer.bind(model, self.tokenizer)
-        return RainEngine(model, self.tokenizer, self.config, scorer, self.embedder)
+        return RainEngine(model, self.tokenizer, self.config, scorer, self.embedder, isolates_errors=isolates_errors)
 
     def seed(self) -> int:
         """The seed of the config, or one from torch's generator."""
@@ -145,6 +145,8 @@ class RainDecoder:
             engine.start(build_prompts(model, input_ids, mask, prepared), self.seed())
             self._run(engine, input_ids)
         records = engine.records()
+        for ids, record in zip(rows, records, strict=True):
+            warn_of_empty_answer(self.tokenizer, ids, record)
         sequences = _pad(input_ids, [record.tokens for record in records], generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
