@@ -14,12 +14,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .atomic_io import truncate_partial_line, write_atomically
+from .changed_fields import describe_change
 from .errors import RunError
 from .processes import process_state
 
 Row = dict[str, Any]
 ERROR = "error"  # the field of a row that says why there is no result
-_SHOWN = 80  # characters of a changed input in a message
 
 
 def error_field(message: str) -> Row:
@@ -93,13 +93,8 @@ class JsonlJob:
                 continue
             if name not in given:
                 return f"{self.output} holds a result for id {name!r}, but there is no such row in the input any more."
-            for key in row.keys() & given[name].keys():
-                if row[key] != given[name][key]:
-                    old, new = _difference(row[key], given[name][key])
-                    return (
-                        f"{self.output} holds a result for id {name!r}, but its `{key}` has changed since: it was "
-                        f"{old}, and is {new} now."
-                    )
+            if change := describe_change(row, given[name], sorted(row.keys() & given[name].keys())):
+                return f"{self.output} holds a result for id {name!r}, but {change}"
         return None
 
     def _check_settings(self, settings: dict[str, Any], overwrite: bool | None) -> None:
@@ -169,6 +164,7 @@ class JsonlJob:
         *,
         chunk_size: int,
         total: int | None = None,
+        compared: Sequence[str] = (),
         **bar: Any,
     ) -> None:
         """Append the rows that are missing at the end of the output, in the order of the inputs.
@@ -176,10 +172,15 @@ class JsonlJob:
         Args:
             inputs: all inputs, in order; the first ones have their rows already. process: makes a row of each input of
                 a list. chunk_size: inputs between two writes. total: number of inputs, if known.
-            bar: options of the progress bar.
+            compared: fields that a row repeats of its input. bar: options of the progress bar.
+
+        Raises:
+            ValueError: a row was made of another input than the one in its place now.
         """
-        finished = sum(1 for _ in self.rows())
-        inputs = islice(inputs, finished, None)
+        inputs, finished = iter(inputs), 0
+        for finished, (row, given) in enumerate(zip(self.rows(), inputs, strict=False), start=1):
+            if change := describe_change(row, given, compared):
+                raise ValueError(f"{self.output} holds a result in line {finished}, but {change} {_fix(None)}")
         initial = finished if total is None else min(finished, total)
         with self.appending() as append, tqdm(total=total, initial=initial, **bar) as progress:
             while chunk := list(islice(inputs, chunk_size)):
@@ -254,19 +255,6 @@ def _fix(overwrite: bool | None) -> str:
     if overwrite is None:
         return "Delete it, or write to another output."
     return "Choose another `output`, or set `overwrite: true` to start again."
-
-
-def _difference(old: Any, new: Any) -> tuple[str, str]:
-    """Two values from where they begin to differ, as short texts."""
-    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in (old, new)]
-    differs = (number for number, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
-    same = next(differs, min(map(len, texts)))
-    start = 0 if same < _SHOWN // 2 else same - _SHOWN // 4
-    first, second = (
-        repr(("..." if start else "") + text[start : start + _SHOWN] + ("..." if text[start + _SHOWN :] else ""))
-        for text in texts
-    )
-    return first, second
 
 
 def _lines(rows: Iterable[Row]) -> str:

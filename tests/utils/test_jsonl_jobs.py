@@ -221,3 +221,15 @@ def test_changed_inputs_are_shown_from_where_they_differ(tmp_path):
         job.open(SETTINGS, overwrite=False, inputs=new)
     job.open(SETTINGS, overwrite=True, inputs=new)
     assert list(job.rows()) == []
+
+
+def test_rows_in_place_are_compared_with_their_inputs(tmp_path):
+    job = JsonlJob(tmp_path / "out.jsonl")
+    job.complete(ROWS[:2], list, chunk_size=2, disable=True, compared=("text",))
+    changed = [ROWS[0], {**ROWS[1], "text": "other"}, ROWS[2]]
+    with pytest.raises(
+        ValueError, match=r"a result in line 2, but its `text` has changed since: .* and is 'other' now"
+    ):
+        job.complete(changed, list, chunk_size=2, disable=True, compared=("id", "text"))
+    job.complete(changed, list, chunk_size=2, disable=True, compared=("id",))
+    assert read(tmp_path / "out.jsonl") == ROWS

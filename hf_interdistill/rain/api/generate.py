@@ -11,6 +11,7 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
 from .checks import check_cache_settings, check_is_whole, check_model, check_tokenizer
@@ -112,8 +113,7 @@ def _check_call(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
     refuse_options(kwargs, kwargs.get("generation_config"), model.generation_config)
     check_is_whole(model)
     ids = kwargs.get("inputs") if kwargs.get("inputs") is not None else kwargs.get("input_ids")
-    is_ids = hasattr(ids, "dim") and ids.dim() == 2 and (ids.numel() == 0 or not ids.is_floating_point())
-    if is_ids:  # tokenizers return no ids as floats
+    if isinstance(ids, torch.Tensor) and ids.dim() == 2 and not (ids.is_floating_point() and ids.numel()):
         mask = kwargs.get("attention_mask")
         strip_padding(ids, mask if mask is not None and mask.shape == ids.shape else None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation import GenerationConfig, LogitsProcessor, LogitsProcessorList, MaxTimeCriteria
 
 from ..config import RainConfig
 from ..engine.engine import RainEngine
@@ -135,7 +135,8 @@ class RAINLogitsProcessor(LogitsProcessor):
         rows = strip_padding(input_ids, mask)
         copies = len(rows) // len(self.rain_prompts or rows)
         scorer_prompts = prompts_for_scorers(decoder.tokenizer, rows, self.rain_prompts, copies)
-        prepared = PreparedGeneration(settings, scorer_prompts, processors)
+        time_limit = [] if settings.max_time is None else [MaxTimeCriteria(settings.max_time)]
+        prepared = PreparedGeneration(settings, scorer_prompts, processors, time_limit)
         pad, eos = settings.pad_token_id, settings.eos_token_id
         self._fill_token = eos if isinstance(eos, int) else (eos or [pad or 0])[0]
         self._padding = self._fill_token if pad is None else pad

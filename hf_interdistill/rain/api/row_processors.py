@@ -114,5 +114,16 @@ def _with_prompt_number(processor: PrefixConstrainedLogitsProcessor, row: int) -
     copied, function = copy.copy(processor), processor._prefix_allowed_tokens_fn
     number = row // processor._num_beams
     copied._num_beams = 1
-    copied._prefix_allowed_tokens_fn = lambda _, ids: function(number, ids)
+
+    def allowed(_, ids: torch.Tensor) -> list[int]:
+        tokens = function(number, ids)
+        if not len(tokens):
+            raise ValueError(
+                f"`prefix_allowed_tokens_fn` allows no token for prompt {number} after tokens that end with "
+                f"{ids[-5:].tolist()}. Let it allow at least one for each text, such as EOS: RAIN asks it about texts "
+                "that it does not commit, too."
+            )
+        return tokens
+
+    copied._prefix_allowed_tokens_fn = allowed
     return copied

@@ -147,13 +147,18 @@ def test_time_ends_a_search_between_two_iterations(tokenizer):
         return [-1.0] * len(texts)
 
     config = quick_config(iterations=400, extra_iterations=400)
-    start = time.time()
-    output = rain(
-        model, tokenizer, PROMPTS[:1], max_new_tokens=50, max_time=0.3, rain_config=config, rain_scorer=scorer
-    )
-    record = output.rain[0]
-    assert record.finish_reason == "time" and 1 <= len(record.tokens) < 50
-    assert sum(each > start + 0.6 for each in times) <= 3
+    settings = {"max_new_tokens": 50, "max_time": 0.3}
+    for way in ("strategy", "processor"):
+        times.clear()
+        if way == "strategy":
+            record = rain(model, tokenizer, PROMPTS[:1], rain_config=config, rain_scorer=scorer, **settings).rain[0]
+            assert record.finish_reason == "time"
+        else:
+            processor = RAINLogitsProcessor(model, tokenizer, config, scorer)
+            model.generate(**encode(tokenizer, PROMPTS[:1]), logits_processor=[processor], **settings)
+            (record,) = processor.records
+        assert 1 <= len(record.tokens) < 50
+        assert len(times) < 100  # without the limit more than 400 calls of 0.02 s
 
 
 def test_an_empty_answer_to_a_prompt_without_the_chat_template_is_explained(model, tokenizer, caplog):

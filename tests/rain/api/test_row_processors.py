@@ -73,6 +73,13 @@ def test_a_row_is_shown_as_generate_shows_it():
         assert seen[row] and all(ids[:width] == start for ids in seen[row])
 
 
+def test_a_prompt_without_an_allowed_token_is_named():
+    """By its number, whichever branch of it has none."""
+    model, tokenizer = build_causal(), tokenizer_of("bytes")
+    with pytest.raises(ValueError, match=r"`prefix_allowed_tokens_fn` allows no token for prompt 1 after tokens that"):
+        rain(model, tokenizer, max_new_tokens=4, prefix_allowed_tokens_fn=lambda row, ids: [] if row == 1 else [20])
+
+
 def test_processors_that_follow_one_text_are_refused():
     model, tokenizer = build_causal(), tokenizer_of("bytes")
     keys = {"ngram_len": 3, "keys": [1, 2, 3]}
