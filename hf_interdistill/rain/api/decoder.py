@@ -121,8 +121,9 @@ class RainDecoder:
             model: the model.
             input_ids: `(rows, length)`, left-padded; `attention_mask` in `model_kwargs` marks the padding.
             logits_processor: shape candidates and rollouts.
-            stopping_criteria: end a text; called with ids `(1, tokens)` and `scores=None`. They also end candidates
-                and rollouts, so they are called on texts that are never committed, in any order and more than once.
+            stopping_criteria: end a text; called with ids `(rows, length)`, in which the text stands in all rows, and
+                `scores=None`. They also end candidates and rollouts, so they are called on texts that are never
+                committed, in any order and more than once.
                 They are called on the committed text after every commit. For a criterion that counts its calls, use a
                 plain `generate` with `RAINLogitsProcessor`, which calls it once per committed token.
             generation_config: `max_length`, `eos_token_id`, `pad_token_id`, `return_dict_in_generate`.

@@ -26,8 +26,9 @@ class RAINLogitsProcessor(LogitsProcessor):
 
     Stopping criteria, streamers and EOS are handled by `generate`. `generate` does not give a processor the maximum
     length, the generation config or the attention mask. The package's `generate` wrapper does; arguments given here
-    take precedence. Without the wrapper (`unregister_rain`), pass all three. Padding without a mask is recognized by
-    `pad_token_id` at the start of a row.
+    take precedence. Without the wrapper (`unregister_rain`), pass all three. The wrapper also hands over the other
+    processors of the call and its `prefix_allowed_tokens_fn`, which then shape the search. Padding without a mask is
+    recognized by `pad_token_id` at the start of a row.
 
     Args:
         model: the model that generates. tokenizer: its tokenizer.
@@ -41,7 +42,8 @@ class RAINLogitsProcessor(LogitsProcessor):
         records: the `RainRecord` of each row so far.
 
     Raises:
-        ValueError: at the first step, if the maximum length is unknown.
+        ValueError: at the first step, if the maximum length is unknown, or the call has arguments that the search
+            would ignore.
 
     Relations: the tokens equal those of `strategy="rain"` with the same seed and length, which needs one forward pass
     less per token.

@@ -22,7 +22,7 @@ class StopConditions:
     Args:
         limit: new tokens at most.
         eos_token_ids: tokens that end it.
-        criteria: further stopping criteria, called with ids `(1, tokens)` of prompt and text.
+        criteria: further stopping criteria, called with ids `(1, tokens)` of prompt and text without padding.
         processors: logits processors, called with ids `(rows, tokens)` and scores `(rows, vocabulary)`.
         limit_name: what the limit is, for `finish_reason`.
         deadline: `time.time()` from which on the text gets no more tokens than its next commit; `None` for none.
