@@ -125,6 +125,7 @@ def check_inputs(
         is_from_user |= name == "position_ids" or is_filled_cache(value)
         if name in _WITHOUT_EFFECT or not is_from_user or _is_redundant(name, kwargs):
             continue
+        name = next((each for each, given in user_arguments.items() if given is value), name)
         if isinstance(value, Cache):
             raise ValueError(
                 f"`{name}` was passed, but RAIN uses its own tree cache and would ignore it. Leave it out, and pass "
