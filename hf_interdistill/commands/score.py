@@ -65,7 +65,14 @@ def run(args: ScoreArguments) -> dict:
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
     ).to(find_device(args.device))
-    job.complete(_read(source), partial(_score, scorer), chunk_size=8 * args.batch_size, total=total, desc="Scoring")
+    job.complete(
+        _read(source),
+        partial(_score, scorer),
+        chunk_size=8 * args.batch_size,
+        total=total,
+        compared=("prompt", *_SIDES),
+        desc="Scoring",
+    )
     summary = _summarize(job)
     print_metrics(f"Scores in {target}", {"all rows": summary})
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,31 +20,67 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a row that is no JSON object, has no prompt or an empty one, or repeats an id; or no row at all.
+        ValueError: a row that is no JSON object in UTF-8, has no prompt or an empty one, holds half a character, or
+            repeats an id; or no row at all.
     """
     path = require_file("prompts", path)
-    rows, seen = [], set()
-    with path.open(encoding="utf-8", newline="\n") as lines:
+    rows: list[dict[str, Any]] = []
+    lines_of_ids: dict[str | int, int] = {}
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
+            row = _parse_line(line, f"Line {number} of {path}")
+            if row is None:
                 continue
-            where = f"Line {number} of {path}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if not isinstance(row, dict):
-                raise ValueError(f'{where} is no JSON object. Write rows like {{"prompt": "..."}}.')
-            if not check_prompt(row, where):
-                raise ValueError(f"{where} needs a `prompt` that is not empty.")
-            name = row.get("id", number)
-            if not isinstance(name, str | int) or name in seen:
-                raise ValueError(f"{where} has the id {name!r}, but ids must be texts or numbers, each used once.")
-            seen.add(name)
+            name = _check_id(row.get("id", number), "id" in row, lines_of_ids, f"Line {number} of {path}")
+            lines_of_ids[name] = number
             rows.append({"id": name, "prompt": row["prompt"], **{key: row[key] for key in keep if key in row}})
     if not rows:
         raise ValueError(f"{path} holds no prompts.")
     return rows
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any] | None:
+    """A row with a prompt, or `None` for an empty line."""
+    try:
+        text = line.decode("utf-8-sig")  # editors may begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        reason = f"{error.reason}, byte {error.start}"
+        raise ValueError(f"{where} is not UTF-8 ({reason}). Save the file as UTF-8.") from None
+    if not text.strip():
+        return None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f'{where} is no JSON object. Write rows like {{"prompt": "..."}}.')
+    refuse_half_characters(row, where)
+    if not check_prompt(row, where):
+        raise ValueError(f"{where} needs a `prompt` that is not empty.")
+    return row
+
+
+def _check_id(name: Any, is_given: bool, lines_of_ids: dict[str | int, int], where: str) -> str | int:
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise ValueError(f"{where} has the id {name!r}, but ids must be texts or whole numbers.")
+    if name in lines_of_ids:
+        own = f"has the id {name!r}" if is_given else f"has no `id`, so its id is the line's number {name}"
+        raise ValueError(
+            f"{where} {own}, which line {lines_of_ids[name]} has too. Give each row an `id` of its own, or give none."
+        )
+    return name
+
+
+def refuse_half_characters(value: Any, where: str) -> None:
+    """Raise `ValueError` if a text in a JSON value holds half of a surrogate pair, which no tokenizer reads."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise ValueError(
+            f"{where} holds half a character ({half[0]!r} after {text[max(0, half.start() - 40) : half.start()]!r}), "
+            "one of a surrogate pair, which is no Unicode text. Correct the source, or "
+            "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
+        )
 
 
 def check_prompt(row: dict[str, Any], where: str) -> Text:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .control_tokens import SANITIZE
-from .formatting import Text, is_messages, normal_text, template_kwargs
+from .formatting import is_messages, normal_text, template_kwargs
 from .reloading import require_same_when_reloaded
 from .scorer import RewardScorer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 
+from ..rain.api.generate import without_stop_strings
+from ..rain.api.generation_options import REFUSED
 from ..rain.engine.sampler import sample
 from ..scoring.formatting import Text
 from ..scoring.prompts import tokenize_prompt
@@ -18,8 +21,24 @@ from ..utils.context_length import context_length
 from ..utils.fields import refuse_unknown
 from ..utils.random_streams import stream_key
 
-# One sample is drawn per row, so these would have no effect.
-_UNAVAILABLE = {"num_beams": (None, 1), "num_return_sequences": (None, 1), "do_sample": (None, True)}
+# Name -> values that may be set, and why no others.
+_ONE_BY_ONE = "candidates are sampled one by one, by the model alone. Leave it out; `n` says how many there are."
+_TEXTS = "a job keeps texts alone. Leave it out."
+_UNAVAILABLE: dict[str, tuple[tuple, str]] = {
+    **{name: (neutral, _ONE_BY_ONE) for name, (neutral, _, _) in REFUSED.items() if name != "guidance_scale"},
+    **dict.fromkeys(
+        ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate"),
+        ((None, False), _TEXTS),
+    ),
+    "num_return_sequences": ((None, 1), _ONE_BY_ONE),
+    "do_sample": ((None, True), _ONE_BY_ONE),
+    "token_healing": ((None, False), "candidates continue the prompt as it is. Heal the prompts first."),
+    "min_length": (
+        (None, 0),
+        "it counts the padding of a batch, which candidates must not depend on. Use `min_new_tokens`.",
+    ),
+    "max_time": ((None,), "then candidates would depend on the machine. Limit `max_new_tokens`."),
+}
 
 
 @dataclass(frozen=True)
@@ -48,29 +67,45 @@ class CandidateSampler:
     def __init__(self, model: PreTrainedModel, tokenizer, generation: dict[str, Any], *, seed: int, batch_size: int):
         self.model, self.tokenizer, self.seed, self.batch_size = model.eval(), tokenizer, seed, batch_size
         check_generation(generation)
-        settings = {**generation, "do_sample": True}
+        fixed = {"num_beams": 1, "num_return_sequences": 1, "do_sample": True, "return_dict_in_generate": False}
+        own = {key: value for key, value in model.generation_config.to_dict().items() if value is not None}
+        if generation.get("max_length") is not None:
+            own.pop("max_new_tokens", None)
+        settings = {**own, **generation, **fixed}
+        _refuse_unavailable(settings, "The model's generation config")
         stops = settings.pop("stop_strings", None) or []  # `generate` loses the tokenizer that it needs for them
         self.stop_strings = [stops] if isinstance(stops, str) else list(stops)
         self.config = GenerationConfig(**settings)
-        if self._setting("pad_token_id") is None:  # only fills rows that have ended
+        if self.config.pad_token_id is None:  # only fills rows that have ended
             self.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        if self._setting("max_new_tokens") is None:
+        if self.config.max_new_tokens is None and self.config.max_length is None:
             raise ValueError(
-                "`generation` has no `max_new_tokens`, and neither has the model. Say how long texts may be."
+                "`generation` has neither `max_new_tokens` nor `max_length`, and neither has the model. Say how long "
+                "texts may be."
             )
 
     def check(self, prompt: Text, template_kwargs: Mapping[str, Any] | None = None) -> None:
         """Raise `ValueError` for a prompt that leaves no room for a completion in the model's context."""
         length = tokenize_prompt(self.tokenizer, prompt, template_kwargs).shape[1]
-        new = self._setting("max_new_tokens")
+        new = self._new_tokens(length)
         context = context_length(self.model)
         if length == 0:
             raise ValueError("The prompt has no tokens. Give it some text.")
+        if new < 1:
+            raise ValueError(
+                f"The prompt has {length} tokens, and `max_length={self.config.max_length}` leaves no room for a "
+                "completion. Raise it, or set `max_new_tokens`."
+            )
         if context is not None and length + new > context:
             raise ValueError(
                 f"The prompt has {length} tokens, which with `max_new_tokens={new}` exceeds the model's context of "
                 f"{context}. Shorten one of them."
             )
+
+    def _new_tokens(self, length: int) -> int:
+        """New tokens that may follow a prompt of `length` tokens."""
+        most = self.config.max_new_tokens
+        return most if most is not None else self.config.max_length - length
 
     def __call__(
         self,
@@ -102,18 +137,22 @@ class CandidateSampler:
             ids[number, width - len(row) :], mask[number, width - len(row) :] = row, 1
         keys = [stream_key(self.seed, json.dumps(name), number) for name, _, number in requests]
         criteria = [StopStringCriteria(self.tokenizer, self.stop_strings)] if self.stop_strings else []
-        output = self.model.generate(
+        limits = [self._new_tokens(len(row)) for row in rows]
+        config = copy.copy(self.config)
+        config.max_new_tokens = max(limits)
+        output = without_stop_strings(self.model).generate(
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
-            generation_config=self.config,
+            generation_config=config,
             custom_generate=_sample_streams,
             stream_keys=keys,
             stopping_criteria=StoppingCriteriaList(criteria),
         )
-        return [self._finish(row) for row in output[:, width:].tolist()]
+        new = output[:, width:].tolist()
+        return [self._finish(row[:limit]) for row, limit in zip(new, limits, strict=True)]
 
     def _finish(self, ids: list[int]) -> Candidate:
-        eos = self._setting("eos_token_id")
+        eos = self.config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or ())
         end = next((position for position, token in enumerate(ids) if token in ends), None)
         text = self.tokenizer.decode(ids if end is None else ids[: end + 1], skip_special_tokens=True)
@@ -122,22 +161,18 @@ class CandidateSampler:
             return Candidate(text[: min(ends_at)], "stop")
         return Candidate(text, "length" if end is None else "eos")
 
-    def _setting(self, name: str):
-        """A field of the generation config, or the model's own."""
-        value = getattr(self.config, name)
-        return value if value is not None else getattr(self.model.generation_config, name)
-
 
 def check_generation(generation: dict[str, Any]) -> None:
     """Raise `ValueError` for fields of `GenerationConfig` that are unknown or leave nothing to sample."""
     known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
     refuse_unknown("`generation`", generation, known)
-    for name, allowed in _UNAVAILABLE.items():
-        if generation.get(name) not in allowed:
-            raise ValueError(
-                f"`generation` has `{name}: {generation[name]!r}`, but candidates are sampled one by one. Leave it "
-                "out; `n` says how many there are."
-            )
+    _refuse_unavailable(generation, "`generation`")
+
+
+def _refuse_unavailable(settings: dict[str, Any], where: str) -> None:
+    for name, (neutral, reason) in _UNAVAILABLE.items():
+        if settings.get(name) not in neutral:
+            raise ValueError(f"{where} has `{name}: {settings[name]!r}`, but {reason}")
 
 
 class _StreamedDraw(LogitsProcessor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import write_atomically
 from ..utils.dtypes import check_dtype
 from ..utils.fields import as_mapping
-from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
 from ..utils.sources import load_tokenizer, loading
 from .candidates import CandidateSampler, check_generation
 from .curve import write_curve
@@ -127,7 +128,9 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
         number of candidates), `selected` (rows kept).
 
     Raises:
-        ValueError: a bad row (named by its line or id), or an output made with other settings.
+        ValueError: a bad row (named by its line or id), or an output made with other settings or of other prompts.
+        FailedRowsError: some prompts could not be scored, and have a row with `error`; all others are written. What is
+            kept is chosen when all are scored.
     """
     rows = load_rows(config)
     job, scored = run_sharded_job(
@@ -190,7 +193,7 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         for group in _groups(rows, config):
             if sampler is not None:
                 group = _with_samples(group, sampler, config.n)
-            for row in _with_scores(group, scorers):
+            for row in _scored(group, scorers):
                 append(row)
                 bar.update()
 
@@ -219,13 +222,27 @@ def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int) -> list[d
     return sampled
 
 
+def _scored(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
+    """Rows with scores; one that cannot be scored gets an error, whatever it is, and the others are scored."""
+    try:
+        return _with_scores(rows, scorers)
+    except Exception as error:
+        if len(rows) == 1:
+            return [{**rows[0], **error_field(f"{type(error).__name__}: {error}")}]
+        return [scored for row in rows for scored in _scored([row], scorers)]
+
+
 def _with_scores(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
     prompts = [row["prompt"] for row in rows for _ in row["completions"]]
     completions = [completion for row in rows for completion in row["completions"]]
     columns: dict[str, Any] = {
         key: [row.get(key) for row in rows for _ in row["completions"]] for key in _TEMPLATE_COLUMNS
     }
-    scores = {key: iter(scorer(prompts, completions, **columns)) for key, scorer in scorers.items()}
+    values = {key: scorer(prompts, completions, **columns) for key, scorer in scorers.items()}
+    for key, each in values.items():
+        if not all(map(math.isfinite, each)):
+            raise ValueError(f"`{key}` are {each}: a broken model, or one that needs another dtype.")
+    scores = {key: iter(each) for key, each in values.items()}
     return [{**row, **{key: [next(own) for _ in row["completions"]] for key, own in scores.items()}} for row in rows]
 
 

@@ -14,9 +14,21 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .atomic_io import truncate_partial_line, write_atomically
+from .changed_fields import describe_change
+from .errors import RunError
 from .processes import process_state
 
 Row = dict[str, Any]
+ERROR = "error"  # the field of a row that says why there is no result
+
+
+def error_field(message: str) -> Row:
+    """The field of a row that has no result; half characters in the message are escaped."""
+    return {ERROR: message.encode("utf-8", "backslashreplace").decode("utf-8")}
+
+
+class FailedRowsError(RunError):
+    """Some rows of a job have an error instead of a result."""
 
 
 class JsonlJob:
@@ -41,15 +53,22 @@ class JsonlJob:
             shard = name if rank is None else f"{name}.shard-{rank:05d}-of-{world_size:05d}"
             self._own_file = self.output.with_name(shard)
 
-    def open(self, settings: dict[str, Any] | None = None, overwrite: bool | None = None) -> None:
-        """Compare the settings with those of an earlier run, and remove partial lines. One process does this.
+    def open(
+        self,
+        settings: dict[str, Any] | None = None,
+        overwrite: bool | None = None,
+        inputs: Sequence[Row] | None = None,
+    ) -> None:
+        """Compare settings and inputs with those of an earlier run, and remove partial lines. One process does this.
 
         Args:
             settings: what decides the rows; `None` where each row says itself what it depends on.
-            overwrite: start again where an earlier run had other settings; `None` where the user has no such option.
+            overwrite: start again where an earlier run had other settings or inputs; `None` where the user has no such
+                option.
+            inputs: the rows that results are made of, each with an `id`, where results repeat their input's fields.
 
         Raises:
-            ValueError: there are rows that were made with other or with unknown settings.
+            ValueError: there are rows that were made with other or with unknown settings, or of other inputs.
         """
         if self.output is None:
             return
@@ -58,6 +77,25 @@ class JsonlJob:
             self._check_settings(json.loads(json.dumps(settings)), overwrite)
         for path in self._files():
             truncate_partial_line(path)
+        problem = None if inputs is None else self._changed_input(inputs)
+        if problem is not None and not overwrite:
+            raise ValueError(f"{problem} {_fix(overwrite)}")
+        if problem is not None:
+            for path in self._files():
+                path.unlink()
+
+    def _changed_input(self, inputs: Sequence[Row]) -> str | None:
+        """What is wrong if there is a result of an input that has changed or is gone, else `None`."""
+        given = {row["id"]: row for row in inputs}
+        for row in self.rows():
+            name = row["id"]
+            if ERROR in row:
+                continue
+            if name not in given:
+                return f"{self.output} holds a result for id {name!r}, but there is no such row in the input any more."
+            if change := describe_change(row, given[name], sorted(row.keys() & given[name].keys())):
+                return f"{self.output} holds a result for id {name!r}, but {change}"
+        return None
 
     def _check_settings(self, settings: dict[str, Any], overwrite: bool | None) -> None:
         earlier = _load_json(self.settings_file)
@@ -70,10 +108,7 @@ class JsonlJob:
         write_atomically(self.settings_file, json.dumps(settings, indent=2))
 
     def _mismatch(self, earlier: Any, settings: dict[str, Any], overwrite: bool | None) -> str:
-        if overwrite is None:
-            fix = "Delete it, or write to another output."
-        else:
-            fix = "Choose another `output`, or set `overwrite: true` to start again."
+        fix = _fix(overwrite)
         if not isinstance(earlier, dict):
             return (
                 f"{self.output} exists, but its settings ({self.settings_file.name}) are missing or damaged, so the "
@@ -104,8 +139,8 @@ class JsonlJob:
                     yield _parse(line, f"{path}, line {number}")
 
     def finished_ids(self) -> set:
-        """The `id` of each row that is written."""
-        return {row["id"] for row in self.rows()}
+        """The `id` of each row that is written and has no error."""
+        return {row["id"] for row in self.rows() if ERROR not in row}
 
     @contextmanager
     def appending(self) -> Iterator[Callable[..., None]]:
@@ -129,6 +164,7 @@ class JsonlJob:
         *,
         chunk_size: int,
         total: int | None = None,
+        compared: Sequence[str] = (),
         **bar: Any,
     ) -> None:
         """Append the rows that are missing at the end of the output, in the order of the inputs.
@@ -136,10 +172,15 @@ class JsonlJob:
         Args:
             inputs: all inputs, in order; the first ones have their rows already. process: makes a row of each input of
                 a list. chunk_size: inputs between two writes. total: number of inputs, if known.
-            bar: options of the progress bar.
+            compared: fields that a row repeats of its input. bar: options of the progress bar.
+
+        Raises:
+            ValueError: a row was made of another input than the one in its place now.
         """
-        finished = sum(1 for _ in self.rows())
-        inputs = islice(inputs, finished, None)
+        inputs, finished = iter(inputs), 0
+        for finished, (row, given) in enumerate(zip(self.rows(), inputs, strict=False), start=1):
+            if change := describe_change(row, given, compared):
+                raise ValueError(f"{self.output} holds a result in line {finished}, but {change} {_fix(None)}")
         initial = finished if total is None else min(finished, total)
         with self.appending() as append, tqdm(total=total, initial=initial, **bar) as progress:
             while chunk := list(islice(inputs, chunk_size)):
@@ -147,8 +188,14 @@ class JsonlJob:
                 progress.update(len(chunk))
 
     def merge(self, order: Sequence) -> None:
-        """Write the rows with these ids to the output, in this order, then remove the shards."""
-        rows = {row["id"]: row for row in self.rows()}
+        """Write the rows with these ids to the output, in this order, then remove the shards.
+
+        Of several rows with an id, the last one without an error counts.
+        """
+        rows: dict[Any, Row] = {}
+        for row in self.rows():
+            if ERROR not in row or ERROR in rows.get(row["id"], row):
+                rows[row["id"]] = row
         ordered = [rows[name] for name in order if name in rows]
         if self.output is None:
             self._memory = ordered
@@ -171,15 +218,19 @@ def run_sharded_job(
 
     Args:
         output: the file. rows: all rows, each with an `id`. settings, overwrite: as in `JsonlJob.open`.
-        work: appends a result with the same `id` for each row of this process. It is not called if nothing is missing.
+        work: appends a result with the same `id` for each row of this process, with the row's fields. What could not
+            be done gets a row with `error` instead, and the job goes on. It is not called if nothing is missing.
 
     Returns:
         The job, and for how many rows results were missing.
+
+    Raises:
+        FailedRowsError: rows have an error instead of a result; the next run tries them again. All others are written.
     """
     state = process_state()
     job = JsonlJob(output, state.process_index, state.num_processes)
     if state.is_main_process:
-        job.open(settings, overwrite)
+        job.open(settings, overwrite, rows)
     state.wait_for_everyone()
     finished = job.finished_ids()
     missing = [row for row in rows if row["id"] not in finished]
@@ -190,7 +241,20 @@ def run_sharded_job(
     if state.is_main_process:
         job.merge([row["id"] for row in rows])
     state.wait_for_everyone()
+    failed = [row for row in job.rows() if ERROR in row]
+    if failed:
+        raise FailedRowsError(
+            f"{len(failed)} of {len(rows)} rows of {output} have an `error` instead of a result; the first is id "
+            f"{failed[0]['id']!r}: {failed[0][ERROR]} The others are written. Run the same command again to try these "
+            "again."
+        )
     return job, len(missing)
+
+
+def _fix(overwrite: bool | None) -> str:
+    if overwrite is None:
+        return "Delete it, or write to another output."
+    return "Choose another `output`, or set `overwrite: true` to start again."
 
 
 def _lines(rows: Iterable[Row]) -> str:

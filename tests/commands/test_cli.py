@@ -142,6 +142,9 @@ def test_score_resumes_where_it_stopped_and_mixes_nothing(folder, capsys):
         assert one["completion"] == other["completion"] and one["reward"] == pytest.approx(other["reward"], abs=1e-5)
     assert main([*command, "--dtype", "bfloat16"]) == 2
     assert "made with other settings (dtype differ). Delete it, or write to another" in capsys.readouterr().err
+    source.write_text(source.read_text().replace("answer 2", "another"))
+    assert main(command) == 2
+    assert "in line 3, but its `completion` has changed since: it was 'answer 2', and is" in capsys.readouterr().err
     source.write_text('{"prompt": "x"}\n')
     assert main([*command, "--output", str(folder / "new.jsonl")]) == 2
     assert "line 1 has the keys ['prompt']" in capsys.readouterr().err

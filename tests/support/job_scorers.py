@@ -44,3 +44,13 @@ def failing_at_random(texts):
 
 
 failing_at_random.random, failing_at_random.odds, failing_at_random.calls = random.Random(5), 12, 0
+
+
+def failing_for(prompts, completions):
+    """Raises for the prompts in `failing_for.prompts`."""
+    if not set(failing_for.prompts).isdisjoint(prompts):
+        raise RuntimeError("\ud800 down")
+    return [value / 2 for value in short(completions)]
+
+
+failing_for.prompts = []

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from hf_interdistill.utils.jsonl_jobs import JsonlJob, run_sharded_job
+from hf_interdistill.utils.jsonl_jobs import FailedRowsError, JsonlJob, error_field, run_sharded_job
 
 ROWS = [{"id": name, "text": f"line {name}\u2028\n"} for name in ("b", "a", 3)]
 SETTINGS = {"seed": 1, "model": "m"}
@@ -160,3 +160,76 @@ def test_without_a_file_rows_are_kept_in_memory(tmp_path, monkeypatch):
     assert list(job.rows()) == ROWS and not list(tmp_path.iterdir())
     job.complete(iter([*ROWS, {"id": "new"}]), list, chunk_size=2, disable=True)
     assert [row["id"] for row in job.rows()] == ["b", "a", 3, "new"]
+
+
+def test_a_result_counts_more_than_an_error_wherever_they_stand(tmp_path):
+    """The shards of another number of processes may come later in the order of names."""
+    output = tmp_path / "out.jsonl"
+    finished = {**ROWS[0], "answer": "whole"}
+    for rank, world_size, row in (
+        (0, 4, finished),
+        (1, 2, {**ROWS[0], "error": "out"}),
+        (0, 2, {**ROWS[1], "error": "out"}),
+    ):
+        job = JsonlJob(output, rank, world_size)
+        if world_size == 4:
+            job.open(SETTINGS)
+        with job.appending() as append:
+            append(row)
+    assert JsonlJob(output).finished_ids() == {"b"}
+    assert sharded(output) == 2  # the other one with an error, and the one without a row
+    assert [row["answer"] for row in read(output)] == ["whole", "to a", "to 3"]
+
+
+def test_errors_are_counted_and_tried_again(tmp_path):
+    output, faults = tmp_path / "out.jsonl", {"a"}
+
+    def work(job, missing):
+        with job.appending() as append:
+            for row in missing:
+                append({**row, **(error_field("half \ud800") if row["id"] in faults else {"answer": 1})})
+
+    for _ in range(2):
+        with pytest.raises(FailedRowsError, match=r"1 of 3 rows of .*out.jsonl have an `error`.* id 'a': half .ud800"):
+            run_sharded_job(output, ROWS, work, settings=SETTINGS, overwrite=False)
+        assert [row["id"] for row in read(output)] == ["b", "a", 3]
+    faults.clear()
+    assert run_sharded_job(output, ROWS, work, settings=SETTINGS, overwrite=False)[1] == 1
+    assert all("error" not in row for row in read(output))
+
+
+def test_changed_inputs_are_shown_from_where_they_differ(tmp_path):
+    output = tmp_path / "out.jsonl"
+    sharded(output)
+    before = output.read_bytes()
+    job = JsonlJob(output)
+    long = "x" * 500
+    for rows, message in (
+        (
+            [{**ROWS[0], "text": "line b!"}, *ROWS[1:]],
+            r"id 'b', but its `text` has changed since: it was 'line b.*', and",
+        ),
+        (ROWS[1:], "a result for id 'b', but there is no such row"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            job.open(SETTINGS, overwrite=False, inputs=rows)
+    assert output.read_bytes() == before
+    old, new = (list(ROWS), [{**ROWS[0], "text": f"{long}new"}, *ROWS[1:]])
+    old[0] = {**ROWS[0], "text": f"{long}old"}
+    output.write_text("".join(json.dumps({**row, "answer": 1}) + "\n" for row in old), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"it was '\.\.\.x{20}old', and is '\.\.\.x{20}new' now"):
+        job.open(SETTINGS, overwrite=False, inputs=new)
+    job.open(SETTINGS, overwrite=True, inputs=new)
+    assert list(job.rows()) == []
+
+
+def test_rows_in_place_are_compared_with_their_inputs(tmp_path):
+    job = JsonlJob(tmp_path / "out.jsonl")
+    job.complete(ROWS[:2], list, chunk_size=2, disable=True, compared=("text",))
+    changed = [ROWS[0], {**ROWS[1], "text": "other"}, ROWS[2]]
+    with pytest.raises(
+        ValueError, match=r"a result in line 2, but its `text` has changed since: .* and is 'other' now"
+    ):
+        job.complete(changed, list, chunk_size=2, disable=True, compared=("id", "text"))
+    job.complete(changed, list, chunk_size=2, disable=True, compared=("id",))
+    assert read(tmp_path / "out.jsonl") == ROWS

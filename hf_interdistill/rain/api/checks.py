@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+
+from .generation_options import refuse_options
 
 logger = logging.getLogger(__name__)
 
-# Outputs of generate that RAIN cannot give.
-_UNAVAILABLE_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 # Inputs that control a plain decoding loop. They do not affect the search.
 _WITHOUT_EFFECT = ("attention_mask", "cache_position", "use_cache", "logits_to_keep")
+# Arguments of PEFT with a value for each row of a batch.
+_ARGUMENTS_BY_ROW = {
+    "adapter_names": "Choose one adapter with `model.set_adapter(name)`, and leave it out",
+    "alora_offsets": "Use plain LoRA, without `alora_invocation_tokens`",
+}
 _SPARE_VOCABULARY = 0.1  # share of the vocabulary that the tokenizer may leave unused
 
 
@@ -25,25 +31,45 @@ def check_model(model, generation_config=None) -> None:
             f"{type(model).__name__} is an encoder-decoder, but RAIN searches over the tokens of a causal language "
             "model. Use a decoder-only model."
         )
+    _refuse_adapters_of_inputs(model)
     if generation_config is None:
         return
     check_cache_settings(generation_config)
-    if (generation_config.num_beams or 1) > 1:
-        raise ValueError(
-            f"`num_beams` is {generation_config.num_beams}, but RAIN replaces beam search. Use `num_beams=1`, and "
-            "`num_return_sequences` for several answers."
-        )
-    if generation_config.guidance_scale not in (None, 1, 1.0):
-        raise ValueError(
-            f"`guidance_scale` is {generation_config.guidance_scale}, but classifier-free guidance caches one text "
-            "and RAIN searches many. Set it to 1."
-        )
-    for name in _UNAVAILABLE_OUTPUTS:
-        if getattr(generation_config, name, False):
+    refuse_options(generation_config)
+
+
+def _refuse_adapters_of_inputs(model) -> None:
+    """Raise `ValueError` for PEFT adapters that change the inputs of a forward pass instead of the weights."""
+    # `PeftModel.generate` calls that of its base model, and lends it `prepare_inputs_for_generation`.
+    lender = getattr(getattr(model, "prepare_inputs_for_generation", None), "__self__", None)
+    for each in (model, lender):
+        config = getattr(each, "active_peft_config", None)
+        kind = getattr(getattr(config, "peft_type", None), "value", None)
+        if getattr(config, "is_prompt_learning", False):
             raise ValueError(
-                f"`{name}=True`, but RAIN decodes many token sets for each one that it commits, so it has no such "
-                "output. Leave it out; visits, values and priors are in `out.rain[i].tree`."
+                f"The model has a {kind} adapter of PEFT, whose virtual tokens stand before the prompt, but RAIN's "
+                "cache has no place for them. Use an adapter that changes weights, such as LoRA, or decode without "
+                "RAIN."
             )
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    for name, fix in _ARGUMENTS_BY_ROW.items():
+        if any(name in getattr(hook, "keywords", ()) for hook in hooks):  # while `PeftModel.generate` runs
+            raise ValueError(
+                f"PEFT applies adapters by row of the batch (`{name}`), but the rows of RAIN are branches of texts. "
+                f"{fix}, or decode without RAIN."
+            )
+
+
+def check_is_whole(model) -> None:
+    """Raise `ValueError` for a model whose weights are sharded over processes, as by FSDP or ZeRO-3."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if torch.distributed.get_world_size() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)):
+        raise ValueError(
+            f"The weights of {type(model).__name__} are sharded over {torch.distributed.get_world_size()} processes, "
+            "but searches make different numbers of forward passes, so the processes would wait for one another "
+            "forever. Load the whole model in each process."
+        )
 
 
 def check_cache_settings(settings) -> None:
@@ -96,9 +122,10 @@ def check_inputs(
         # generate renames some inputs, so values are compared too.
         is_from_user = name in user_arguments or any(value is each for each in user_arguments.values())
         # Positions and filled caches are always checked; those that generate makes are counted and empty.
-        is_from_user |= name == "position_ids" or _is_filled_cache(value)
+        is_from_user |= name == "position_ids" or is_filled_cache(value)
         if name in _WITHOUT_EFFECT or not is_from_user or _is_redundant(name, kwargs):
             continue
+        name = next((each for each, given in user_arguments.items() if given is value), name)
         if isinstance(value, Cache):
             raise ValueError(
                 f"`{name}` was passed, but RAIN uses its own tree cache and would ignore it. Leave it out, and pass "
@@ -116,7 +143,8 @@ def _is_empty(value) -> bool:
     return value is None or (isinstance(value, list | tuple | dict | set) and not value)
 
 
-def _is_filled_cache(value) -> bool:
+def is_filled_cache(value) -> bool:
+    """Whether a value is a cache that holds keys and values."""
     return isinstance(value, Cache) and any(getattr(layer, "is_initialized", False) for layer in value.layers)
 
 
@@ -150,7 +178,8 @@ def check_tokenizer(model, tokenizer) -> None:
     if tokenizer is None:
         raise ValueError(
             "RAIN scores text, so it needs the model's tokenizer. Pass `tokenizer=` to `generate` (with "
-            '`strategy="rain"`) or to `RainDecoder`.'
+            '`strategy="rain"`) or to `RainDecoder`; with a pipeline, `pipe(text, strategy="rain", '
+            "tokenizer=pipe.tokenizer)`."
         )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     size = len(tokenizer)

@@ -18,7 +18,8 @@ from ..scorers.base import ScorerError
 from ..scorers.embedder import TextEncoder
 from ..scorers.resolve import as_scorer
 from .checks import check_inputs, check_model, check_tokenizer
-from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding
+from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding, warn_of_empty_answer
+from .streaming import ended_on_error
 
 
 @dataclass
@@ -90,15 +91,15 @@ class RainDecoder:
             copied.streamer, copied._is_prompt_streamed = streamer, True
         return copied
 
-    def build_engine(self, model) -> RainEngine:
-        """An engine for a model, with a bound scorer and a loaded encoder."""
+    def build_engine(self, model, isolates_errors: bool = False) -> RainEngine:
+        """An engine for a model, with a bound scorer and a loaded encoder; `isolates_errors` as in `RainEngine`."""
         warn_if_untested()
         check_model(model)
         check_tokenizer(model, self.tokenizer)
         if self.embedder is None and self.config.similarity_model is not None:
             self.embedder = TextEncoder.from_pretrained(self.config.similarity_model, model.device)
         scorer = self.scorer.bind(model, self.tokenizer)
-        return RainEngine(model, self.tokenizer, self.config, scorer, self.embedder)
+        return RainEngine(model, self.tokenizer, self.config, scorer, self.embedder, isolates_errors=isolates_errors)
 
     def seed(self) -> int:
         """The seed of the config, or one from torch's generator."""
@@ -120,8 +121,9 @@ class RainDecoder:
             model: the model.
             input_ids: `(rows, length)`, left-padded; `attention_mask` in `model_kwargs` marks the padding.
             logits_processor: shape candidates and rollouts.
-            stopping_criteria: end a text; called with ids `(1, tokens)` and `scores=None`. They also end candidates
-                and rollouts, so they are called on texts that are never committed, in any order and more than once.
+            stopping_criteria: end a text; called with ids `(rows, length)`, in which the text stands in all rows, and
+                `scores=None`. They also end candidates and rollouts, so they are called on texts that are never
+                committed, in any order and more than once.
                 They are called on the committed text after every commit. For a criterion that counts its calls, use a
                 plain `generate` with `RAINLogitsProcessor`, which calls it once per committed token.
             generation_config: `max_length`, `eos_token_id`, `pad_token_id`, `return_dict_in_generate`.
@@ -131,18 +133,21 @@ class RainDecoder:
         Returns:
             `(rows, length)` token ids, or a `RainDecoderOutput`.
         """
-        model = model if self._model is None else self._model
-        check_model(model, generation_config)
-        check_inputs(model, input_ids, model_kwargs, self._user_arguments)
-        engine = self.build_engine(model)
-        mask = model_kwargs.get("attention_mask")
-        rows = strip_padding(input_ids, mask)
-        copies = generation_config.num_return_sequences or 1
-        scorer_prompts = prompts_for_scorers(self.tokenizer, rows, rain_prompts, copies)
-        prepared = PreparedGeneration(generation_config, scorer_prompts, logits_processor, stopping_criteria)
-        engine.start(build_prompts(model, input_ids, mask, prepared), self.seed())
-        self._run(engine, input_ids)
+        with ended_on_error(self.streamer if self._model is None else None):  # otherwise `generate_rain` does it
+            model = model if self._model is None else self._model
+            check_model(model, generation_config)
+            check_inputs(model, input_ids, model_kwargs, self._user_arguments)
+            engine = self.build_engine(model)
+            mask = model_kwargs.get("attention_mask")
+            rows = strip_padding(input_ids, mask)
+            copies = generation_config.num_return_sequences or 1
+            scorer_prompts = prompts_for_scorers(self.tokenizer, rows, rain_prompts, copies)
+            prepared = PreparedGeneration(generation_config, scorer_prompts, logits_processor, stopping_criteria)
+            engine.start(build_prompts(model, input_ids, mask, prepared), self.seed())
+            self._run(engine, input_ids)
         records = engine.records()
+        for ids, record in zip(rows, records, strict=True):
+            warn_of_empty_answer(self.tokenizer, ids, record)
         sequences = _pad(input_ids, [record.tokens for record in records], generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences

@@ -11,11 +11,14 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
-from .checks import check_cache_settings, check_model, check_tokenizer
+from .checks import check_cache_settings, check_is_whole, check_model, check_tokenizer
 from .decoder import RainDecoder
+from .generation_options import refuse_options
 from .inputs import strip_padding
+from .streaming import ended_on_error
 
 _RAIN_ARGUMENTS = ("rain_config", "rain_scorer", "rain_embedder")
 
@@ -31,6 +34,12 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
             preset, or a dict), `rain_scorer`, `rain_embedder` and `rain_prompts`.
     """
     kwargs = arguments_by_name(args, kwargs)
+    own_streamer = getattr(kwargs.get("custom_generate"), "streamer", None)
+    with ended_on_error(kwargs["streamer"] if kwargs.get("streamer") is not None else own_streamer):
+        return _generate(original, model, kwargs)
+
+
+def _generate(original, model, kwargs: dict[str, Any]):
     kwargs.pop("strategy", None)
     tokenizer = kwargs.pop("tokenizer", None)
     decoder = _decoder(kwargs, tokenizer)
@@ -42,15 +51,20 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
     criterion = StopStringCriteria(decoder.tokenizer, strings)
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criterion])
     kwargs["generation_config"] = settings
-    model_config = model.generation_config
-    if model_config.stop_strings is None:
-        return original(model, **kwargs, custom_generate=decoder)
-    # generate would take the stop strings of the model's own config, and require the tokenizer that it does not get.
-    # A shallow copy gets a config without them: other threads may be using the model.
+    return original(without_stop_strings(model), **kwargs, custom_generate=decoder)
+
+
+def without_stop_strings(model):
+    """A model whose generation config has no stop strings, for which `generate` would want the tokenizer.
+
+    It is the model itself, or a shallow copy with a config of its own: other threads may be using the model.
+    """
+    if model.generation_config.stop_strings is None:
+        return model
     stand_in = copy.copy(model)
-    stand_in.generation_config = copy.deepcopy(model_config)
+    stand_in.generation_config = copy.deepcopy(model.generation_config)
     stand_in.generation_config.stop_strings = None
-    return original(stand_in, **kwargs, custom_generate=decoder)
+    return stand_in
 
 
 def arguments_by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -96,11 +110,10 @@ def _check_call(model, kwargs: dict[str, Any], decoder: RainDecoder) -> None:
         kind = getattr(kwargs.get("generation_config") or model.generation_config, "cache_implementation", None)
     if kind != "hybrid":  # in old model configs; generate ignores it
         check_cache_settings(SimpleNamespace(cache_implementation=kind))
-    for name in ("assistant_model", "synced_gpus", "negative_prompt_ids"):
-        if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise ValueError(f"`{name}` was passed, but RAIN does not use it. Leave it out.")
+    refuse_options(kwargs, kwargs.get("generation_config"), model.generation_config)
+    check_is_whole(model)
     ids = kwargs.get("inputs") if kwargs.get("inputs") is not None else kwargs.get("input_ids")
-    if ids is not None and hasattr(ids, "dim") and ids.dim() == 2 and not ids.is_floating_point():
+    if isinstance(ids, torch.Tensor) and ids.dim() == 2 and not (ids.is_floating_point() and ids.numel()):
         mask = kwargs.get("attention_mask")
         strip_padding(ids, mask if mask is not None and mask.shape == ids.shape else None)
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 
+from ...scoring.prompts import refuse_half_characters
 from ...utils.context_length import context_length
 from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
+from ..results.records import RainRecord
 from .chat_messages import has_chat_markup, recover_messages
 from .checks import check_model
-from .row_processors import processor_of_row
+from .row_processors import RowCriterion, RowProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +92,21 @@ def new_token_limit(model, length: int, allowed: int) -> tuple[int, str]:
     return (allowed, "length") if allowed <= context - length else (context - length, "context")
 
 
-def prepare_generation(model, generation_config, input_ids: torch.Tensor, new_tokens: int | None) -> tuple[Any, list]:
+def prepare_generation(
+    model,
+    generation_config,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    new_tokens: int | None = None,
+    **processors: Any,
+) -> tuple[Any, list]:
     """Prepare a generation config and its logits processors as `generate` does, for callers outside of it.
 
     Args:
         model: the model. generation_config: as for `generate`; the model's own config supplies missing values.
-        input_ids: `(rows, length)`.
-        new_tokens: maximum number of new tokens; `None` means `max_new_tokens` of the config, else the context length.
+        input_ids, attention_mask: `(rows, length)`.
+        new_tokens: maximum number of new tokens; `None` means that of the configs, else the context length.
+        processors: `logits_processor` and `prefix_allowed_tokens_fn`, as for `generate`.
 
     Returns:
         The full generation config, and the list of logits processors.
@@ -106,26 +116,35 @@ def prepare_generation(model, generation_config, input_ids: torch.Tensor, new_to
     model._prepare_special_tokens(settings, True, device=input_ids.device, batch_size=len(input_ids))
     length = input_ids.shape[1]
     if new_tokens is None:
-        new_tokens = settings.max_new_tokens
-    if new_tokens is None:
-        context = context_length(model)
-        if context is None:
-            raise ValueError(
-                "The maximum length is unknown: there is neither `max_new_tokens` nor a context length in the model's "
-                "config. Pass `max_new_tokens`."
-            )
-        new_tokens = context
+        new_tokens = _configured_length(model, generation_config, settings, length)
     settings.max_length = length + new_tokens
     if settings.min_new_tokens is not None:
         settings.min_length = length + settings.min_new_tokens
-    processors = model._get_logits_processor(
+    prepared = model._get_logits_processor(
         generation_config=settings,
         input_ids_seq_length=length,
         encoder_input_ids=input_ids,
         device=input_ids.device,
-        model_kwargs={},
+        model_kwargs={"attention_mask": attention_mask},
+        **processors,
     )
-    return settings, list(processors)
+    return settings, list(prepared)
+
+
+def _configured_length(model, generation_config, settings, length: int) -> int:
+    """New tokens that the configs allow after `length` tokens; by default the context length."""
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    for config in (generation_config, model.generation_config):
+        if getattr(config, "max_length", None) is not None:
+            return config.max_length - length
+    context = context_length(model)
+    if context is None:
+        raise ValueError(
+            "The maximum length is unknown: there is neither `max_new_tokens` nor a context length in the model's "
+            "config. Pass `max_new_tokens`."
+        )
+    return context
 
 
 def build_prompts(model, input_ids, attention_mask, prepared: PreparedGeneration) -> list[Prompt]:
@@ -136,22 +155,35 @@ def build_prompts(model, input_ids, attention_mask, prepared: PreparedGeneration
         prepared: settings of the batch.
     """
     config = prepared.generation_config
+    given = list(prepared.stopping_criteria or ())
+    # The user's own replace those that generate makes of its settings.
+    ends = [
+        token
+        for criterion in given
+        if isinstance(criterion, EosTokenCriteria)
+        for token in criterion.eos_token_id.tolist()
+    ]
+    lengths = [criterion.max_length for criterion in given if isinstance(criterion, MaxLengthCriteria)]
     eos = config.eos_token_id
-    eos_ids = frozenset([eos] if isinstance(eos, int) else eos or [])
-    criteria = tuple(
-        criterion
-        for criterion in prepared.stopping_criteria or ()
-        if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria)
-    )
+    eos_ids = frozenset(ends) if ends else frozenset([eos] if isinstance(eos, int) else eos or [])
+    allowed = min(lengths, default=config.max_length) - input_ids.shape[1]
+    deadlines = [each.initial_timestamp + each.max_time for each in given if isinstance(each, MaxTimeCriteria)]
+    made_of_settings = EosTokenCriteria | MaxLengthCriteria | MaxTimeCriteria
+    criteria = [criterion for criterion in given if not isinstance(criterion, made_of_settings)]
     prompts = []
     rows = strip_padding(input_ids, attention_mask)
     for row, (ids, scorer_prompt) in enumerate(zip(rows, prepared.scorer_prompts, strict=True)):
-        padding = input_ids.shape[1] - len(ids)
-        limit, limit_name = new_token_limit(model, len(ids), config.max_length - input_ids.shape[1])
-        processors = tuple(
-            processor_of_row(processor, row, len(rows), padding) for processor in prepared.logits_processor or ()
+        place = row, len(rows), input_ids[row, : input_ids.shape[1] - len(ids)]
+        limit, limit_name = new_token_limit(model, len(ids), allowed)
+        stop = StopConditions(
+            limit,
+            eos_ids,
+            tuple(RowCriterion(criterion, *place) for criterion in criteria),
+            tuple(RowProcessor(processor, *place) for processor in prepared.logits_processor or ()),
+            limit_name,
+            min(deadlines, default=None),
         )
-        prompts.append(Prompt(ids, scorer_prompt, StopConditions(limit, eos_ids, criteria, processors, limit_name)))
+        prompts.append(Prompt(ids, scorer_prompt, stop))
     return prompts
 
 
@@ -170,6 +202,7 @@ def prompts_for_scorers(
     if user_prompts is None:
         return [_recovered(tokenizer, row) for row in rows]
     user_prompts = list(user_prompts)
+    refuse_half_characters(user_prompts, "`rain_prompts`")
     if len(user_prompts) * copies != len(rows):
         raise ValueError(
             f"`rain_prompts` has {len(user_prompts)} prompts, but there are {len(rows) // copies} in `input_ids`. "
@@ -189,6 +222,18 @@ def _recovered(tokenizer, row: Sequence[int]) -> Any:
             "plain text without the markup. Pass the messages as `rain_prompts=[messages, ...]`."
         )
     return tokenizer.decode(row, skip_special_tokens=True)
+
+
+def warn_of_empty_answer(tokenizer, ids: Sequence[int], record: RainRecord) -> None:
+    """Warn if an answer is EOS alone, and the prompt is text without the markup of the tokenizer's chat template."""
+    if record.finish_reason != "eos" or record.text.strip() or not getattr(tokenizer, "chat_template", None):
+        return
+    if recover_messages(tokenizer, ids) is None and not has_chat_markup(tokenizer, ids):
+        _warn_once(
+            "An answer is empty: the model ended it at once. Its tokenizer has a chat template, but the prompt was "
+            "not rendered with it. Pass `tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
+            "return_tensors='pt', return_dict=True)`; in a job, write the prompt as messages."
+        )
 
 
 @functools.cache

@@ -24,18 +24,18 @@ from transformers.generation import StopStringCriteria
 from ...scoring.prompts import load_prompts, tokenize_prompt
 from ...utils.dtypes import check_dtype
 from ...utils.fields import as_mapping, refuse_unknown
-from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ...utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
 from ...utils.sources import load_tokenizer, loading
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
 from ..results.views import save, to_html
-from ..scorers.base import Scorer, ScorerError
+from ..scorers.base import Scorer
 from ..scorers.builtin import RewardModelScorer
 from ..scorers.resolve import as_scorer
 from .checks import check_tokenizer
 from .decoder import RainDecoder
-from .inputs import PreparedGeneration, build_prompts, prepare_generation
+from .inputs import PreparedGeneration, build_prompts, prepare_generation, warn_of_empty_answer
 
 logger = logging.getLogger(__name__)
 _SUMS = ("forward_passes", "forward_tokens", "judge_calls", "committed_tokens")
@@ -100,22 +100,8 @@ class RainJobConfig:
             )
         known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
         refuse_unknown("`generation`", self.generation_settings(), known)
-        self._refuse_settings_of_a_call()
+        _refuse_settings_of_a_call(self.generation_settings())
         self.rain_config()
-
-    def _refuse_settings_of_a_call(self) -> None:
-        """Settings that mean something in one call of `generate`, and nothing in a job over a file."""
-        settings = self.generation_settings()
-        if (settings.get("num_return_sequences") or 1) != 1:
-            raise ValueError(
-                f"`num_return_sequences` is {settings['num_return_sequences']}, but a job writes one answer to each "
-                "row of `prompts`. Repeat the prompt in further rows: equal prompts get answers of their own."
-            )
-        if settings.get("max_time") is not None:
-            raise ValueError(
-                f"`max_time` is {settings['max_time']}, but the prompts of a job share their forward passes, so no "
-                "time is a prompt's own. Limit `max_new_tokens`, or `iterations` in `rain`."
-            )
 
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
@@ -134,6 +120,20 @@ class RainJobConfig:
         return {**values, "seed": self.seed or 0, "rain": self.rain_config().to_dict()}
 
 
+def _refuse_settings_of_a_call(settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for settings that mean something in one call of `generate`, and nothing in a job."""
+    if (settings.get("num_return_sequences") or 1) != 1:
+        raise ValueError(
+            f"`num_return_sequences` is {settings['num_return_sequences']}, but a job writes one answer to each row "
+            "of `prompts`. Repeat the prompt in further rows: equal prompts get answers of their own."
+        )
+    if settings.get("max_time") is not None:
+        raise ValueError(
+            f"`max_time` is {settings['max_time']}, but the prompts of a job share their forward passes, so no time "
+            "is a prompt's own. Limit `max_new_tokens`, or `iterations` in `rain`."
+        )
+
+
 def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
     """Search for every prompt that has no answer yet.
 
@@ -146,8 +146,8 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: a bad row (named by its line), a prompt longer than the context, or an output made with other
-            settings.
-        ScorerError: the scorer failed; what was finished is written.
+            settings or of other prompts.
+        FailedRowsError: the scorer failed for some prompts, which have a row with `error`; all others are written.
     """
     rows = load_prompts(config.prompts)
 
@@ -192,19 +192,16 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
 
 def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> dict[Any, Prompt]:
     """Prompts by id; all of them are checked before the first search."""
-    settings = dict(config.generation_settings())
-    strings = settings.pop("stop_strings", None)
+    generation_config = GenerationConfig(**config.generation_settings())
+    strings = generation_config.stop_strings or model.generation_config.stop_strings
     criteria = [StopStringCriteria(tokenizer, strings)] if strings else []
-    generation_config = GenerationConfig(**settings)
     prompts: dict[Any, Prompt] = {}
     seen: Counter[Any] = Counter()
     for row in rows:
         ids = tokenize_prompt(tokenizer, row["prompt"]).to(model.device)
         try:
-            new_tokens = None
-            if settings.get("max_new_tokens") is None and settings.get("max_length") is not None:
-                new_tokens = settings["max_length"] - ids.shape[1]
-            full_config, processors = prepare_generation(model, generation_config, ids, new_tokens)
+            full_config, processors = prepare_generation(model, generation_config, ids)
+            _refuse_settings_of_a_call(full_config.to_dict())
             prepared = PreparedGeneration(full_config, [row["prompt"]], processors, criteria)
             (prompt,) = build_prompts(model, ids, None, prepared)
         except ValueError as error:
@@ -219,39 +216,36 @@ def _search(config: RainJobConfig, job: JsonlJob, loaded: tuple, work: Sequence[
     """Search for the prompts of this process, and write each answer when it is finished."""
     model, tokenizer = loaded
     decoder = RainDecoder(tokenizer, config.rain_config(), load_scorer(config))
-    engine: RainEngine = decoder.build_engine(model)
+    engine: RainEngine = decoder.build_engine(model, isolates_errors=True)
     engine.start([prompt for _, prompt in work], decoder.seed())
     bar = tqdm(total=len(work), desc="RAIN", unit="prompt", disable=not PartialState().is_local_main_process)
     tokens = finished_iterations = 0
     with job.appending() as append, bar:
-        try:
-            while not engine.is_finished:
-                tokens += sum(len(part) for _, part in engine.step())
-                for number, record in engine.take_finished():
-                    row = work[number][0]
-                    if config.trees is not None:
-                        _write_tree(Path(config.trees), row["id"], record, config.tree_format)
-                    append(
-                        {
-                            "id": row["id"],
-                            "prompt": row["prompt"],
-                            "completion": record.text,
-                            "finish_reason": record.finish_reason,
-                            "tokens": record.tokens,
-                            "stats": record.stats,
-                        }
-                    )
-                    finished_iterations += int(record.stats["iterations"])
-                    bar.update()
-                iterations = finished_iterations + sum(each.search.iterations for each in engine.requests)
-                bar.set_postfix(tokens=tokens, iterations=iterations, refresh=False)
-                bar.update(0)  # redraws where it is time to: a prompt can take minutes
-        except ScorerError as error:
-            error.records = engine.records()
-            raise ScorerError(
-                f"{error} {bar.n} of {len(work)} prompts of this process were finished and are written; run the job "
-                "again to resume."
-            ) from error
+        while not engine.is_finished:
+            tokens += sum(len(part) for _, part in engine.step())
+            for number, record in engine.take_finished():
+                row, prompt = work[number]
+                warn_of_empty_answer(tokenizer, prompt.ids, record)
+                if config.trees is not None:
+                    _write_tree(Path(config.trees), row["id"], record, config.tree_format)
+                append({"id": row["id"], "prompt": row["prompt"], **_result(record)})
+                finished_iterations += int(record.stats["iterations"])
+                bar.update()
+            iterations = finished_iterations + sum(each.search.iterations for each in engine.requests)
+            bar.set_postfix(tokens=tokens, iterations=iterations, refresh=False)
+            bar.update(0)  # redraws where it is time to: a prompt can take minutes
+
+
+def _result(record: RainRecord) -> dict[str, Any]:
+    """What a job writes of a record beside the prompt."""
+    if record.error is not None:
+        return error_field(record.error)
+    return {
+        "completion": record.text,
+        "finish_reason": record.finish_reason,
+        "tokens": record.tokens,
+        "stats": record.stats,
+    }
 
 
 def _sums(job: JsonlJob) -> dict[str, float]:
@@ -266,7 +260,8 @@ def _write_tree(folder: Path, name: str | int, record: RainRecord, ending: str) 
     """Save the tree of a prompt; the file name is made of the prompt's id."""
     folder.mkdir(parents=True, exist_ok=True)
     safe = re.sub(r"[^\w.-]", "_", str(name)).encode()[:80].decode(errors="ignore")  # file systems limit bytes
-    if safe != str(name):  # different ids may have the same safe name
+    is_like_a_number = isinstance(name, str) and name.lstrip("-").isdecimal()  # as ids that are numbers are written
+    if safe != str(name) or is_like_a_number:  # different ids may have the same safe name
         safe += "-" + hashlib.blake2b(str(name).encode(), digest_size=4).hexdigest()
     path = folder / f"{safe}.{ending}"
     if ending == "html":

@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.generation import GenerationConfig, LogitsProcessor
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationConfig, LogitsProcessor, LogitsProcessorList, MaxTimeCriteria
 
 from ..config import RainConfig
 from ..engine.engine import RainEngine
 from ..results.records import RainRecord
 from ..scorers.base import ScorerError
+from .checks import check_inputs, is_filled_cache
 from .decoder import RainDecoder
 from .generate import arguments_by_name
+from .generation_options import HONORED, REFUSED, WITHOUT_EFFECT, refuse_options
 from .inputs import PreparedGeneration, build_prompts, prepare_generation, prompts_for_scorers, strip_padding
 
 
@@ -23,8 +26,9 @@ class RAINLogitsProcessor(LogitsProcessor):
 
     Stopping criteria, streamers and EOS are handled by `generate`. `generate` does not give a processor the maximum
     length, the generation config or the attention mask. The package's `generate` wrapper does; arguments given here
-    take precedence. Without the wrapper (`unregister_rain`), pass all three. Padding without a mask is recognized by
-    `pad_token_id` at the start of a row.
+    take precedence. Without the wrapper (`unregister_rain`), pass all three. The wrapper also hands over the other
+    processors of the call and its `prefix_allowed_tokens_fn`, which then shape the search. Padding without a mask is
+    recognized by `pad_token_id` at the start of a row.
 
     Args:
         model: the model that generates. tokenizer: its tokenizer.
@@ -38,7 +42,8 @@ class RAINLogitsProcessor(LogitsProcessor):
         records: the `RainRecord` of each row so far.
 
     Raises:
-        ValueError: at the first step, if the maximum length is unknown.
+        ValueError: at the first step, if the maximum length is unknown, or the call has arguments that the search
+            would ignore.
 
     Relations: the tokens equal those of `strategy="rain"` with the same seed and length, which needs one forward pass
     less per token.
@@ -73,7 +78,12 @@ class RAINLogitsProcessor(LogitsProcessor):
 
     def record_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Store the arguments of a `generate` call for the search that it starts."""
-        self._call = arguments_by_name(args, kwargs)
+        # `generate` fills an empty cache before it calls a processor.
+        self._call = {
+            name: value
+            for name, value in arguments_by_name(args, kwargs).items()
+            if not isinstance(value, Cache) or is_filled_cache(value)
+        }
 
     @property
     def records(self) -> list[RainRecord]:
@@ -86,38 +96,63 @@ class RAINLogitsProcessor(LogitsProcessor):
         if engine is None:
             engine = self._engine = self._start(input_ids)
         forced = torch.full_like(scores, -torch.inf)
-        tokens = [self._next(engine, number) for number in range(len(input_ids))]
+        tokens = [
+            self._fill_token if number in self._ended else self._next(engine, number)
+            for number in range(len(input_ids))
+        ]
         forced[torch.arange(len(tokens)), torch.tensor(tokens)] = 0.0
         self._expected = torch.cat([input_ids, torch.tensor(tokens, device=input_ids.device).unsqueeze(1)], dim=1)
         return forced
 
     def _is_continuation(self, input_ids: torch.Tensor) -> bool:
-        """Whether the ids continue the last step (ended rows may differ, because `generate` pads them)."""
-        if self._engine is None or input_ids.shape != self._expected.shape:
+        """Whether the ids continue the last step; `generate` pads rows that have ended."""
+        if self._engine is None or self._call is not None or input_ids.shape != self._expected.shape:
             return False
-        same = (input_ids == self._expected).all(dim=1).tolist()
-        return all(same[number] or self._has_ended(self._engine, number) for number in range(len(same)))
-
-    def _has_ended(self, engine: RainEngine, number: int) -> bool:
-        return engine.requests[number].is_finished and not self._buffers[number]
+        differs = input_ids != self._expected
+        padded = differs[:, -1] & ~differs[:, :-1].any(dim=1) & (input_ids[:, -1] == self._padding)
+        self._ended.update(padded.nonzero().flatten().tolist())  # by a criterion of the call
+        return all(
+            number in self._ended or (self._engine.requests[number].is_finished and not self._buffers[number])
+            for number in differs.any(dim=1).nonzero().flatten().tolist()
+        )
 
     def _start(self, input_ids: torch.Tensor) -> RainEngine:
         """Start a search for a new batch of prompts."""
         model, decoder = self.model, self.decoder
         call, self._call = self._call or {}, None
         config, new_tokens = self._limits(call, input_ids.shape[1])
+        mask = self._mask(input_ids, config.pad_token_id, call)
+        self._check_call(call, input_ids, mask)
         engine = decoder.build_engine(model)
-        settings, processors = prepare_generation(model, config, input_ids, new_tokens)
-        mask = self._mask(input_ids, settings.pad_token_id, call)
+        others = [each for each in call.get("logits_processor") or () if not isinstance(each, RAINLogitsProcessor)]
+        settings, processors = prepare_generation(
+            model,
+            config,
+            input_ids,
+            mask,
+            new_tokens,
+            logits_processor=LogitsProcessorList(others),
+            prefix_allowed_tokens_fn=call.get("prefix_allowed_tokens_fn"),
+        )
         rows = strip_padding(input_ids, mask)
         copies = len(rows) // len(self.rain_prompts or rows)
         scorer_prompts = prompts_for_scorers(decoder.tokenizer, rows, self.rain_prompts, copies)
-        prepared = PreparedGeneration(settings, scorer_prompts, processors)
-        eos = settings.eos_token_id
-        self._fill_token = eos if isinstance(eos, int) else (eos or [settings.pad_token_id or 0])[0]
+        time_limit = [] if settings.max_time is None else [MaxTimeCriteria(settings.max_time)]
+        prepared = PreparedGeneration(settings, scorer_prompts, processors, time_limit)
+        pad, eos = settings.pad_token_id, settings.eos_token_id
+        self._fill_token = eos if isinstance(eos, int) else (eos or [pad or 0])[0]
+        self._padding = self._fill_token if pad is None else pad
+        self._ended: set[int] = set()
         engine.start(build_prompts(model, input_ids, mask, prepared), decoder.seed())
         self._buffers: list[deque[int]] = [deque() for _ in rows]
         return engine
+
+    def _check_call(self, call: dict[str, Any], input_ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Raise `ValueError` for arguments of the call that the search would ignore."""
+        refuse_options(call)
+        options = {*HONORED, *REFUSED, *WITHOUT_EFFECT}
+        inputs = {name: value for name, value in call.items() if name not in (*options, "input_ids")}
+        check_inputs(self.model, input_ids, {**inputs, "attention_mask": mask}, inputs)
 
     def _limits(self, call: dict[str, Any], length: int) -> tuple[GenerationConfig, int]:
         """The generation config (given here, else that of the call), and the maximum number of new tokens."""

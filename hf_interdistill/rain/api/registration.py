@@ -59,8 +59,13 @@ def _wrap(original):
     def generate(self, *args, **kwargs):
         is_decoder = getattr(kwargs.get("custom_generate"), "is_rain_decoder", False)
         if kwargs.get("strategy") != "rain" and (not is_decoder or "strategy" in kwargs):
-            _record_call(args, kwargs)
-            return original(self, *args, **kwargs)
+            if not _record_call(args, kwargs):
+                return original(self, *args, **kwargs)
+            from .generate import arguments_by_name
+            from .streaming import ended_on_error
+
+            with ended_on_error(arguments_by_name(args, kwargs).get("streamer")):
+                return original(self, *args, **kwargs)
         from .generate import generate_rain
 
         return generate_rain(original, self, args, kwargs)
@@ -69,12 +74,17 @@ def _wrap(original):
     return generate
 
 
-def _record_call(args: tuple, kwargs: dict) -> None:
-    """Pass the arguments of a call to its `RAINLogitsProcessor`, because generate gives processors no settings."""
+def _record_call(args: tuple, kwargs: dict) -> bool:
+    """Pass the arguments of a call to its `RAINLogitsProcessor`, because generate gives processors no settings.
+
+    Returns:
+        Whether the call has such a processor.
+    """
     processors = args[_PROCESSORS_INDEX] if len(args) > _PROCESSORS_INDEX else kwargs.get("logits_processor")
-    for processor in processors or ():
-        if getattr(processor, "is_rain_processor", False):
-            processor.record_call(args, kwargs)
+    own = [each for each in processors or () if getattr(each, "is_rain_processor", False)]
+    for processor in own:
+        processor.record_call(args, kwargs)
+    return bool(own)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...utils.random_streams import stream_key
 from ..config import RainConfig
 from ..kv_cache.factory import build_cache
 from ..results.records import RainRecord, record_tree
-from ..scorers.base import Scorer
+from ..scorers.base import Scorer, ScorerError
 from ..scorers.score_cache import ScoreCache, ScoreRequest
 from ..search.requests import Commit, Decode, Embed, Judge
 from ..search.search import PromptSearch
@@ -69,6 +69,7 @@ class EngineRequest:
     started: float = 0.0
     seconds: float = 0.0
     is_finished: bool = False
+    error: str | None = None
 
     @property
     def state(self) -> RequestState:
@@ -86,12 +87,23 @@ class RainEngine:
         config: the constants.
         scorer: a bound scorer.
         embedder: `embedder(texts) -> (texts, dimensions)` array, or `None`.
+        isolates_errors: a prompt that cannot be scored ends alone, with an error in its record; else `step` raises it.
 
     Attributes:
         totals: forward passes, tokens and judge calls of all prompts together; a pass that serves many counts once.
     """
 
-    def __init__(self, model, tokenizer, config: RainConfig, scorer: Scorer, embedder: Callable | None = None):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        config: RainConfig,
+        scorer: Scorer,
+        embedder: Callable | None = None,
+        *,
+        isolates_errors: bool = False,
+    ):
+        self.isolates_errors = isolates_errors
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -206,8 +218,29 @@ class RainEngine:
 
     def _score(self) -> None:
         waiting = [request for request in self._active if isinstance(request.waiting, Judge)]
+        self._score_or_isolate(waiting, self._speculative_texts(waiting))
+
+    def _score_or_isolate(self, waiting: Sequence[EngineRequest], speculative: Iterable[ScoreRequest] = ()) -> None:
+        try:
+            self._score_together(waiting, speculative)
+        except ScorerError as error:
+            if not self.isolates_errors:
+                raise
+            if len(waiting) == 1:
+                return self._fail(waiting[0], error)
+            for request in waiting:
+                self._score_or_isolate([request])
+
+    def _fail(self, request: EngineRequest, error: ScorerError) -> None:
+        """End a search early."""
+        request.error = str(error)
+        request.steps.close()
+        self._finish(request)
+
+    def _score_together(self, waiting: Sequence[EngineRequest], speculative: Iterable[ScoreRequest]) -> None:
+        """Score what searches wait for, in one call, and advance them."""
         wanted = [ScoreRequest(request, request.prompt.shown, request.waiting.completion) for request in waiting]
-        batch = self.scores.score(wanted, self._speculative_texts(waiting))
+        batch = self.scores.score(wanted, speculative)
         if batch is not None:
             passes, tokens = batch.costs.forward_passes, batch.costs.total_tokens
             for each, own in zip(batch.requests, batch.costs.tokens, strict=True):
@@ -263,4 +296,4 @@ class RainEngine:
         shown = request.prompt.shown
         tree = record_tree(search, shown if isinstance(shown, str) else repr(shown))
         reason = search.rules.finish_reason(search.committed) if request.is_finished else "unfinished"
-        return RainRecord(tree, stats, list(search.committed), tree.completion, reason or "unfinished")
+        return RainRecord(tree, stats, list(search.committed), tree.completion, reason or "unfinished", request.error)

@@ -10,7 +10,9 @@ from ..config import RainConfig
 from ..kv_cache.copy_cache import CopyCache
 from ..kv_cache.forward import ForwardInput, ForwardOutput
 from ..kv_cache.tree_cache import TreeCache
-from .sampler import choose_tokens, likeliest_tokens, sample
+from .sampler import choose_tokens, likeliest_tokens, refuse_scores, sample
+
+_LARGEST = 1e30  # as a score; its differences are finite
 
 
 class ModelRunner:
@@ -37,7 +39,11 @@ class ModelRunner:
         outputs = self.cache.forward(inputs)
         scores = _process(torch.stack([outputs[each].logits for each in inputs]), inputs, processors)
         values, ids = likeliest_tokens(scores, min(self.num_likeliest, scores.shape[1]))
-        counts = values.isfinite().sum(-1).tolist()
+        counts = (values > -torch.inf).sum(-1).tolist()
+        for each, largest in zip(inputs, values[:, 0].tolist(), strict=True):
+            if not largest > -torch.inf:
+                refuse_scores(largest, f"After {len(each.prefix)} tokens that end with {list(each.prefix[-5:])}: ")
+        values = values.clamp(max=_LARGEST)  # a processor may force a token with +inf
         for number, each in enumerate(inputs):
             output = outputs[each]
             output.release_logits()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
@@ -45,7 +46,7 @@ def sample(scores: torch.Tensor, keys: Sequence[int], ids: torch.Tensor | None =
         Column numbers, `(rows,)`.
 
     Raises:
-        ValueError: a score is not a number.
+        ValueError: a score is not a number, or all scores of a row are `-inf`.
     """
     return torch.tensor(_sample_rows(scores, keys, ids), dtype=torch.int64, device=scores.device)
 
@@ -73,11 +74,28 @@ def _sample_block(scores: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -
         if row not in best or value > best[row][0]:
             best[row] = value, column
     if len(best) < len(scores):
-        raise ValueError(
-            "The next token cannot be drawn, for the model's scores hold NaN. Look for overflow in the model (try "
-            "bfloat16 or float32 instead of float16) or in a logits processor."
-        )
+        refuse_scores(torch.nan)
+    if any(value == -math.inf for value, _ in best.values()):
+        refuse_scores(-torch.inf)
     return [best[row][1] for row in range(len(scores))]
+
+
+def refuse_scores(largest: float, place: str = "") -> NoReturn:
+    """Raise `ValueError` for scores of which no token can be drawn.
+
+    Args:
+        largest: their maximum, NaN if one of them is. place: whose they are, to begin the message with.
+    """
+    if math.isnan(largest):
+        raise ValueError(
+            f"{place}The next token cannot be drawn, for the model's scores hold NaN. Look for overflow in the model "
+            "(try bfloat16 or float32 instead of float16) or in a logits processor."
+        )
+    raise ValueError(
+        f"{place}The next token cannot be drawn, for all scores are -inf: the logits processors leave no token. Let "
+        "them leave at least one in each state, such as EOS, or set fewer constraints (`bad_words_ids`, "
+        "`suppress_tokens`, ...)."
+    )
 
 
 def likeliest_tokens(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,10 @@ class StopConditions:
     Args:
         limit: new tokens at most.
         eos_token_ids: tokens that end it.
-        criteria: further stopping criteria, called with ids `(1, tokens)` of prompt and text.
+        criteria: further stopping criteria, called with ids `(1, tokens)` of prompt and text without padding.
         processors: logits processors, called with ids `(rows, tokens)` and scores `(rows, vocabulary)`.
         limit_name: what the limit is, for `finish_reason`.
+        deadline: `time.time()` from which on the text gets no more tokens than its next commit; `None` for none.
     """
 
     limit: int
@@ -31,6 +33,7 @@ class StopConditions:
     criteria: tuple = ()
     processors: tuple = ()
     limit_name: str = "length"
+    deadline: float | None = None
 
 
 @dataclass
@@ -65,8 +68,12 @@ class StopChecker:
         """New tokens that may follow."""
         return self.stop.limit - len(tokens)
 
+    def is_late(self) -> bool:
+        """Whether the time for the text is over."""
+        return self.stop.deadline is not None and time.time() > self.stop.deadline
+
     def finish_reason(self, tokens: Sequence[int]) -> str | None:
-        """Why the text ends after `tokens` (`eos`, `turn`, `stop`, `length`, `context`), or `None` if it continues."""
+        """Why the text ends after `tokens` (see `RainRecord`), or `None` if it continues."""
         if not tokens:
             return None
         if tokens[-1] in self.stop.eos_token_ids:
@@ -75,6 +82,8 @@ class StopChecker:
             tail = self.fragment(tokens[:-_TAIL], tokens[-_TAIL:])
             if any(marker in tail for marker in self.config.turn_markers):
                 return "turn"
+        if self.is_late():
+            return "time"
         if self.stop.criteria:
             ids = torch.tensor([[*self.prompt_ids, *tokens]])
             if any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.stop.criteria):
@@ -109,6 +118,8 @@ class StopChecker:
         anchor = [*self._anchor, *before][-_ANCHOR:]
         start = self._decode(anchor)
         text = self._decode([*anchor, *tokens])
+        while start.endswith("\ufffd") and not text.startswith(start):  # half a character, which `tokens` complete
+            start = start[:-1]
         return text[len(start) :] if text.startswith(start) else self._decode(list(tokens))
 
     def completion(self, tokens: Sequence[int]) -> str:

@@ -67,7 +67,8 @@ class RainRecord:
             `rewinds` (restarts at a root); `committed_tokens`; `seconds` (since the search of this prompt started).
         tokens: committed token ids.
         text: the committed text.
-        finish_reason: `eos`, `turn`, `stop`, `length`, `context`, or `unfinished`.
+        finish_reason: `eos`, `turn`, `stop`, `time`, `length`, `context`, or `unfinished`.
+        error: in a job, why the scorer could not score this prompt, which ended the search early.
     """
 
     tree: TreeRecord
@@ -75,6 +76,7 @@ class RainRecord:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = "unfinished"
+    error: str | None = None
 
 
 def record_tree(search, prompt: str) -> TreeRecord:

@@ -48,7 +48,7 @@ class PromptSearch:
             if not root.children:
                 yield from self._expand(root)
             before = self.iterations
-            while not self.tree.is_settled():
+            while not self.tree.is_settled() and not (root.true_visits and self.rules.is_late()):
                 yield from self._iterate()
             self.rewinds[root] = max(0, self.iterations - before - 1)
             node = self.tree.commit()

@@ -59,3 +59,33 @@ def test_progress_within_a_prompt_is_shown(job, monkeypatch):
     within = [each for each in shown if each[0] == 0]
     assert len({iterations for _, _, iterations in within}) > 3 and max(tokens for _, tokens, _ in within) > 0
     assert [each[2] for each in shown] == sorted(each[2] for each in shown) and shown[-1][:2] == (2, 12)
+
+
+def test_settings_of_the_model_hold_in_a_job(job, tmp_path):
+    model = build_causal()
+    (token,) = tokenizer_of("bytes")("e")["input_ids"]
+    model.generation_config.update(max_length=9, sequence_bias=[[[token], 1000.0]])
+    model.save_pretrained(tmp_path / "model")
+    config = job(generation={"pad_token_id": 3})
+    run_rain_job(config)
+    rows = [json.loads(line) for line in Path(config.output).read_text(encoding="utf-8").splitlines()]
+    assert [len(tokenizer_of("bytes")(row["prompt"])["input_ids"]) + len(row["tokens"]) for row in rows] == [9, 9]
+    model.generation_config.update(max_length=20, stop_strings=["ee"])
+    model.save_pretrained(tmp_path / "model")
+    config = job(generation={"pad_token_id": 3}, overwrite=True, seed=2, rain={**QUICK, "seed": 2})
+    run_rain_job(config)
+    rows = [json.loads(line) for line in Path(config.output).read_text(encoding="utf-8").splitlines()]
+    # As in generate, a stop string may begin in the prompt ("Tell me").
+    assert [(row["completion"], row["finish_reason"]) for row in rows] == [("ee", "stop"), ("e", "stop")]
+    model.generation_config.update(max_time=3.0)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"`max_time` is 3\.0"):
+        run_rain_job(job(generation={"pad_token_id": 3}, overwrite=True, rain={**QUICK, "seed": 4}))
+
+
+def test_trees_of_a_number_and_a_text_are_two_files(job, tmp_path):
+    rows = [{"prompt": "Tell me", "id": 1}, {"prompt": "Tell me all", "id": "1"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run_rain_job(job(generation={"max_new_tokens": 2, "pad_token_id": 3}, trees=str(tmp_path / "trees")))
+    trees = [json.loads(path.read_text(encoding="utf-8"))["prompt"] for path in (tmp_path / "trees").iterdir()]
+    assert sorted(trees) == ["Tell me", "Tell me all"] and (tmp_path / "trees" / "1.json").is_file()

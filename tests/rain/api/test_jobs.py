@@ -14,8 +14,8 @@ from support.rain import QUICK, build_causal, encode, likes_short_words, quick_c
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
-from hf_interdistill.rain.scorers.base import ScorerError
 from hf_interdistill.utils.fields import UnknownFieldError
+from hf_interdistill.utils.jsonl_jobs import FailedRowsError
 
 PROMPTS = ["How do I bake bread?", "Tell me", "Why is the sky blue?", "Tell me", "I\u2028am", "What is a piano?"]
 
@@ -139,12 +139,16 @@ def test_processes_share_the_prompts(job, tmp_path):
 def test_a_failing_scorer_loses_nothing(job, tmp_path):
     job_scorers.failing.calls = 0
     config = job(scorer="support.job_scorers:failing", rain={"max_batch_size": 1})
-    with pytest.raises(ScorerError, match=r"no more.* [1-5] of 6 prompts of this process were finished"):
+    with pytest.raises(FailedRowsError, match=r"[1-5] of 6 rows of .* have an `error`.*no more"):
         run_rain_job(config)
-    shard = tmp_path / "out" / "answers.jsonl.shard-00000-of-00001"
-    kept = len(answers(shard))
+    rows = answers(tmp_path / "out" / "answers.jsonl")
+    kept = [row for row in rows if "error" not in row]
+    assert [row["prompt"] for row in rows] == PROMPTS and 1 <= len(kept) < 6
+    assert all(set(row) == {"id", "prompt", "error"} for row in rows if row not in kept)
     job_scorers.failing.calls = -10_000
-    assert kept >= 1 and run_rain_job(config)["searched"] == 6 - kept
+    assert run_rain_job(config)["searched"] == 6 - len(kept)
+    whole = run_rain_job(job(output=str(tmp_path / "whole.jsonl"), scorer="support.job_scorers:failing"))
+    assert completions(config.output) == completions(whole["output"])
 
 
 def test_other_settings_are_refused_or_start_anew(job):
@@ -175,6 +179,7 @@ def test_a_file_of_unknown_origin_is_not_touched(job, tmp_path):
         ('{"prompt": []}', "needs a `prompt`"),
         ('{"prompt": "x", "id": "first"}', "has the id 'first'"),
         ('{"prompt": "x", "id": 1.5}', "has the id 1.5"),
+        ('{"prompt": "x", "id": true}', "has the id True"),
     ],
 )
 def test_bad_rows_are_named_by_line(job, tmp_path, line, message):

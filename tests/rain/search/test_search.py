@@ -24,6 +24,9 @@ class Rules:
     def stops_rollout(self, tokens):
         return bool(tokens) and tokens[-1] == 4
 
+    def is_late(self):
+        return False
+
     def finish_reason(self, tokens):
         return "length" if len(tokens) >= self.limit else None
 
