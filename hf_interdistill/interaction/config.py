@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
+from ..training.precision import choose_precision
+from ..utils.fields import require_positive
 from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .losses.schedules import ALIGNMENT_SCHEDULES
 from .losses.triton.dispatch import ALIGNMENT_KERNELS
@@ -30,6 +32,9 @@ class InteractionDistillationConfig(RewardConfig):
     """Configuration of `InteractionDistillationTrainer`: everything `RewardConfig` has, and the fields below.
 
     Source: the method is that of arXiv 2508.02618; loss forms, scopes and defaults are ours.
+
+    Where neither `bf16` nor `fp16` is set, training is in bf16, as in `RewardConfig`, or in float32 where bf16 cannot
+    run, which a warning says.
 
     Args:
         teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument takes
@@ -115,7 +120,10 @@ class InteractionDistillationConfig(RewardConfig):
     __repr__ = TrainingArguments.__str__  # the generated one would show `hub_token`
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
+        require_positive("max_length", self.max_length, is_optional=True)
+        require_positive("teacher_max_length", self.teacher_max_length, is_optional=True)
         self.share_prompt = str(self.share_prompt).lower()  # YAML gives booleans, the command line gives words
         other_choices = {
             "alignment_schedule": tuple(ALIGNMENT_SCHEDULES),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..utils.json_lines import read_json_lines
+from .checks import check_response, check_text
 from .formatting import Text, is_messages
 
 
@@ -22,24 +23,15 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
     if not path.is_file():
         raise ValueError(f"`prompts` is {str(path)!r}, but there is no such file.")
     rows, seen = [], set()
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"Line {number} of {path}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if not isinstance(row, dict):
-                raise ValueError(f'{where} is no JSON object. Write rows like {{"prompt": "..."}}.')
-            if not check_prompt(row, where):
-                raise ValueError(f"{where} needs a `prompt` that is not empty.")
-            name = row.get("id", number)
-            if not isinstance(name, str | int) or name in seen:
-                raise ValueError(f"{where} has the id {name!r}, but ids must be texts or numbers, each used once.")
-            seen.add(name)
-            rows.append({"id": name, "prompt": row["prompt"], **{key: row[key] for key in keep if key in row}})
+    for number, row in read_json_lines(path):
+        where = f"Line {number} of {path}"
+        if not check_prompt(row, where):
+            raise ValueError(f"{where} needs a `prompt` that is not empty.")
+        name = row.get("id", number)
+        if not isinstance(name, str | int) or name in seen:
+            raise ValueError(f"{where} has the id {name!r}, but ids must be texts or numbers, each used once.")
+        seen.add(name)
+        rows.append({"id": name, "prompt": row["prompt"], **{key: row[key] for key in keep if key in row}})
     if not rows:
         raise ValueError(f"{path} holds no prompts.")
     return rows
@@ -51,10 +43,13 @@ def check_prompt(row: dict[str, Any], where: str) -> Text:
     Raises:
         ValueError: it is neither a text nor messages; the message begins with `where`.
     """
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) or is_messages(prompt):
-        return prompt
-    raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages, not {prompt!r:.120}.")
+    if row.get("prompt") is None:
+        raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages; its keys are {sorted(row)}.")
+    try:
+        check_text(row["prompt"], "`prompt`")
+    except ValueError as error:
+        raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages: {error}") from None
+    return row["prompt"]
 
 
 def check_completions(row: dict[str, Any], where: str, at_least: int) -> list[Text]:
@@ -69,8 +64,12 @@ def check_completions(row: dict[str, Any], where: str, at_least: int) -> list[Te
         raise ValueError(
             f"{where} has `completions` {completions!r:.120}, but must have a list of at least {at_least}."
         )
-    if not all(isinstance(each, str) or is_messages(each) for each in completions):
-        raise ValueError(f"{where} has `completions` that are neither texts nor messages.")
+    for number, completion in enumerate(completions):
+        try:
+            check_text(completion, f"`completions[{number}]`")
+            check_response(completion, f"`completions[{number}]`")
+        except ValueError as error:
+            raise ValueError(f"{where} has `completions` that are neither texts nor messages: {error}") from None
     return completions
 
 

@@ -11,8 +11,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from ..utils.context_length import check_row_length
+from ..utils.fields import require_positive
+from .checks import as_list, check_response, check_same_length
 from .control_tokens import SANITIZE
-from .formatting import RewardFormatter, Text, is_messages
+from .formatting import RewardFormatter, Text, is_messages, template_kwargs
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +58,13 @@ class RewardScorer:
         self.model, self.tokenizer = model.eval(), tokenizer
         # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
         self.is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+        require_positive("batch_size", batch_size)
+        require_positive("max_length", max_length, is_optional=True)
         self.batch_size, self.max_length = batch_size, max_length
         self.last_token_counts: list[int] = []
         self.last_forward_passes = 0
         self.formatter = RewardFormatter(tokenizer)
-        self._has_warned_of_control_tokens = False
+        self._has_warned_of_control_tokens = self._has_warned_of_length = False
         text_config = model.config.get_text_config()
         if text_config.pad_token_id is None:
             text_config.pad_token_id = tokenizer.pad_token_id
@@ -102,8 +107,8 @@ class RewardScorer:
 
     def __call__(
         self,
-        prompts: Sequence[Text | None],
-        completions: Sequence[Text],
+        prompts: Iterable[Text | None],
+        completions: Iterable[Text],
         *,
         is_progress_shown: bool = False,
         **kwargs,
@@ -113,24 +118,41 @@ class RewardScorer:
         Args:
             prompts: text or messages for each completion; `None` where the completion holds the whole exchange.
             completions: text or messages, of the same kind as the prompts. A plain text after a prompt of messages is
-                taken as the assistant's message.
+                taken as the assistant's message. Both may be any iterable with one entry per row.
             **kwargs: `tools` and `chat_template_kwargs`, one entry a completion, go to the chat template; the other
                 columns that TRL passes to reward functions are ignored.
 
         Returns:
             float32 rewards, one per completion.
+
+        Raises:
+            TypeError: a text or a mapping in place of a list of rows.
+            ValueError: lists of different lengths; a row that is neither text nor messages, or mixes both; a text
+                longer than `max_length`. The message names the row.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: one prompt a completion.")
-        rows = [
-            self._encode(prompt, completion, _template_kwargs(kwargs, number))
-            for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
+        prompts, completions = as_list("prompts", prompts), as_list("completions", completions)
+        check_same_length({"prompts": prompts, "completions": completions})
+        columns = {
+            name: as_list(name, kwargs[name])
+            for name in ("tools", "chat_template_kwargs")
+            if kwargs.get(name) is not None
+        }
+        for name, values in columns.items():
+            check_same_length({"completions": completions, f"`{name}`": values})
+        rows = []
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                own = template_kwargs({name: values[number] for name, values in columns.items()})
+                rows.append(self._encode(prompt, completion, own))
+            except ValueError as error:
+                raise ValueError(f"Row {number}: {error}") from error
         return self.score_ids(rows, is_progress_shown=is_progress_shown)
 
     def _encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
+        check_response(completion, "The completion")
         if is_messages(prompt) and prompt and isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
+        self.formatter.check(prompt, completion)
         if prompt is not None and isinstance(prompt, str) != isinstance(completion, str):
             raise ValueError(
                 f"The prompt is {type(prompt).__name__}, the completion {type(completion).__name__}; use text for "
@@ -172,6 +194,8 @@ class RewardScorer:
             positions: where a decoder places them, if not one after another: rows with tokens left out keep their
                 gaps. Encoders count by themselves.
         """
+        require_positive("batch_size", self.batch_size)
+        self._check_positions(max(map(len, rows), default=0))
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         rewards = torch.zeros(len(rows))
         starts = range(0, len(order), self.batch_size)
@@ -181,6 +205,12 @@ class RewardScorer:
             batch = self._pad([rows[i] for i in chunk], None if positions is None else [positions[i] for i in chunk])
             rewards[chunk] = self.model(**batch).logits[:, 0].float().cpu()
         return rewards.tolist()
+
+    def _check_positions(self, length: int) -> None:
+        warning = check_row_length(self.model, length, "A text")
+        if warning is not None and not self._has_warned_of_length:
+            self._has_warned_of_length = True
+            logger.warning(f"{warning} (Warned once.)")
 
     def _pad(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None) -> dict[str, Any]:
         """Padded as the tokenizer pads; a decoder's positions count from the first real token."""
@@ -198,13 +228,6 @@ class RewardScorer:
                 counted = given.gather(1, counted)
             inputs |= {"position_ids": counted, "use_cache": False}
         return inputs
-
-
-def _template_kwargs(columns: dict, number: int) -> dict:
-    from .formatting import template_kwargs
-
-    names = ("tools", "chat_template_kwargs")
-    return template_kwargs({name: columns[name][number] for name in names if columns.get(name) is not None})
 
 
 def _is_adapter(name: str, revision: str | None) -> bool:

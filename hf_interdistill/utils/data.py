@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from datasets import DatasetDict, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+
+from .json_lines import read_json_lines
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -20,13 +24,14 @@ def load_preferences(name: str, config: str | None = None, is_streaming: bool = 
 
     Raises:
         FileNotFoundError: something that looks like a path but is not there.
-        ValueError: a folder or a file without data that can be read.
+        ValueError: a folder or a file without data that can be read; a line that is no JSON object, named by file and
+            number.
     """
     path = Path(name)
     if path.is_file():
         if path.suffix not in _FORMATS:
             raise ValueError(f"{name}: cannot read `{path.suffix}` files; use one of {', '.join(_FORMATS)}.")
-        return load_dataset(_FORMATS[path.suffix], data_files={"train": name}, streaming=is_streaming)
+        return _load_files(_FORMATS[path.suffix], {"train": name}, is_streaming)
     if path.is_dir():
         files = {file.stem: str(file) for file in sorted(path.iterdir()) if file.suffix in _FORMATS}
         if not files:
@@ -34,10 +39,38 @@ def load_preferences(name: str, config: str | None = None, is_streaming: bool = 
         kinds = {_FORMATS[Path(file).suffix] for file in files.values()}
         if len(kinds) > 1:
             raise ValueError(f"{name} mixes data files of several formats: {sorted(files.values())}.")
-        return load_dataset(kinds.pop(), data_files=files, streaming=is_streaming)
+        return _load_files(kinds.pop(), files, is_streaming)
     if name.startswith((".", "/", "~")) or path.suffix in _FORMATS:
         raise FileNotFoundError(f"{name} is not there (looked from {Path.cwd()}).")
     return load_dataset(name, config, streaming=is_streaming)
+
+
+def _load_files(kind: str, files: dict[str, str], is_streaming: bool):
+    for file in files.values() if kind == "json" else ():
+        _check_json(Path(file))
+    try:
+        return load_dataset(kind, data_files=files, streaming=is_streaming)
+    except (DatasetsError, FileNotFoundError) as error:  # an empty file counts as missing
+        raise ValueError(
+            f"{', '.join(files.values())} cannot be read as {kind} ({error.__cause__ or error}). Every row of every "
+            "file needs the same columns, with values of one kind, and each file at least one row."
+        ) from error
+
+
+def _check_json(path: Path) -> None:
+    """Raise `ValueError` for a file that is neither JSON Lines nor a list of JSON objects, or has no rows."""
+    with path.open("rb") as file:
+        start = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"["):
+        if not sum(1 for _ in read_json_lines(path)):
+            raise ValueError(f"{path} is empty. Write one JSON object per line (JSON Lines).")
+        return
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Line {error.lineno} of {path} is no JSON ({error.msg}). Correct it.") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} is a JSON list without rows, or with other entries than objects. Write one per row.")
 
 
 def get_split(splits: DatasetDict | IterableDatasetDict, split: str, name: str):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...scoring.formatting import Text, is_messages, message_texts
+from ...scoring.checks import check_kinds, check_preference_columns, check_response, check_text
+from ...scoring.formatting import Text, message_texts
 
 PROMPT, CHOSEN, REJECTED = range(3)
 
@@ -76,19 +78,23 @@ def read_preference(example: dict[str, Any]) -> Preference:
     """The preference in a row of any format that `RewardTrainer` takes.
 
     Raises:
-        ValueError: a column that is neither text nor messages, or sides of different kinds.
+        ValueError: a missing column; one that is neither text nor messages; a response without messages; columns of
+            different kinds.
     """
-    prompt, chosen, rejected = example.get("prompt"), example["chosen"], example["rejected"]
-    values = {"chosen": chosen, "rejected": rejected, **({} if prompt is None else {"prompt": prompt})}
-    is_text = {name: isinstance(value, str) for name, value in values.items()}
+    if not isinstance(example, Mapping):
+        raise ValueError(
+            f"A preference is {example!r:.80}, but must be a row with the columns `chosen` and `rejected` (a `dict`)."
+        )
+    check_preference_columns(example)
+    values = {name: example[name] for name in ("prompt", "chosen", "rejected") if name in example}
+    if values.get("prompt", "") is None:
+        del values["prompt"]
     for name, value in values.items():
-        if not is_text[name] and not is_messages(value):
-            raise ValueError(
-                f"Column `{name}` holds {value!r:.80}, but a preference is text (`str`) or messages "
-                "(`[{'role': ..., 'content': ...}, ...]`)."
-            )
-    if len(set(is_text.values())) > 1:
-        raise ValueError(f"The columns {sorted(values)} mix text and messages in one row; use one kind for all.")
+        check_text(value, f"Column `{name}`")
+        if name != "prompt":
+            check_response(value, f"Column `{name}`")
+    check_kinds(values)
+    prompt, chosen, rejected = values.get("prompt"), values["chosen"], values["rejected"]
     if prompt is None:
         size = _common_prefix(chosen, rejected)
         prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ...training.precision import choose_precision
+from ...utils.fields import require_positive
+
 
 @dataclass
 class InteractionTeacherConfig(TrainingArguments):
@@ -40,10 +43,15 @@ class InteractionTeacherConfig(TrainingArguments):
     evals_per_epoch: int = field(default=2, metadata={"help": "Held-out evaluations in each epoch."})
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
+        batches = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in (*batches, "evals_per_epoch", "early_stopping_patience"):
+            require_positive(name, getattr(self, name))
+        require_positive("teacher_max_length", self.teacher_max_length, is_optional=True)
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must lie between 0 and 1, got {self.eval_fraction}.")
-        if self.warm_start_epochs < 0 or self.num_train_epochs <= 0:
+        if not (self.warm_start_epochs >= 0 and self.num_train_epochs > 0):
             raise ValueError(
                 f"`warm_start_epochs` ({self.warm_start_epochs}) must not be negative and `num_train_epochs` "
                 f"({self.num_train_epochs}) must be positive."

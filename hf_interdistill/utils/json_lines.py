@@ -1,0 +1,44 @@
+"""Reads JSON Lines; an error names the file and the line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line that is not empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no JSON object, or no UTF-8.
+    """
+    path, number = Path(path), 0
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, or is no file (looked from {Path.cwd()}).")
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _parse(line.strip(), f"Line {number} of {path}")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text after line {number} ({error.reason}). Convert the file to UTF-8."
+        ) from None
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    hint = "Write one JSON object per line (JSON Lines)."
+    if line in ("{", "[", "[{"):
+        hint = "This looks like one JSON value over several lines: write one object per line."
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place} is no JSON object ({error.msg}, character {error.pos + 1}): {line[:60]!r}. {hint}"
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is no JSON object, but {line[:60]!r}. {hint}")
+    return row
