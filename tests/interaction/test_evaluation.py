@@ -114,3 +114,13 @@ def test_predict_hands_the_pairs_to_compute_metrics(dataset, tmp_path, tokenizer
     trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, compute_metrics=count)
     assert trainer.predict(dataset.select(range(5)), metric_key_prefix="x").metrics["x_pairs"] == 5
     assert shapes == [(5, 2)]
+
+
+def test_the_card_has_the_metrics_of_every_set(dataset, tmp_path, tokenizer, fitted_teacher, no_pictures):
+    sets = {"easy": dataset.select(range(4)), "hard": dataset.select(range(4, 7))}
+    trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, sets)
+    metrics = trainer.evaluate()
+    trainer.create_model_card()
+    text = (tmp_path / "rm" / "README.md").read_text()
+    for name in ("easy", "hard"):
+        assert f"| eval_{name}_accuracy | {metrics[f'eval_{name}_accuracy']:.4f}" in text.replace("`", "")
