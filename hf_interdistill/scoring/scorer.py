@@ -143,12 +143,17 @@ class RewardScorer:
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 own = template_kwargs({name: values[number] for name, values in columns.items()})
-                rows.append(self._encode(prompt, completion, own))
+                rows.append(self.encode(prompt, completion, own))
             except ValueError as error:
                 raise ValueError(f"Row {number}: {error}") from error
         return self.score_ids(rows, is_progress_shown=is_progress_shown)
 
-    def _encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
+    def encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
+        """The checked tokens of one text, for `score_ids`; arguments and errors as in a call.
+
+        Args:
+            template_kwargs: arguments of the chat template (see `formatting.template_kwargs`).
+        """
         check_response(completion, "The completion")
         if is_messages(prompt) and prompt and isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
-from ..utils.atomic_io import write_atomically
-from ..utils.fields import as_mapping
+from ..utils.atomic_io import require_writable, write_atomically
+from ..utils.fields import as_mapping, require_positive
 from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
 from .candidates import CandidateSampler, check_generation
 from .curve import write_curve
@@ -86,8 +87,7 @@ class BestOfNConfig:
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))
         check_generation(self.generation_settings())
         for name in ("n", "top_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+            require_positive(name, getattr(self, name))
         if self.keep not in ("completions", "pairs"):
             raise ValueError(f"`keep` is {self.keep!r}, but must be `completions` or `pairs`.")
         if self.model is None and self.generation:
@@ -124,6 +124,9 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
         ValueError: a bad row (named by its line or id), or an output made with other settings.
     """
     rows = load_rows(config)
+    for option in ("selected", "curve"):  # written at the end
+        if getattr(config, option) is not None:
+            require_writable(option, str(Path(getattr(config, option)).parent), "it is written at the end of the job")
     job, scored = run_sharded_job(
         config.output,
         rows,
@@ -145,6 +148,8 @@ def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
         if not row.get("completions"):
             raise ValueError(f"{where} has no list of `completions`. Give it some, or set `model` to sample them.")
         completions, gold = check_completions(row, where, at_least=1), row.get("gold_rewards")
+        if gold is not None and not (isinstance(gold, list) and all(map(_is_number, gold))):
+            raise ValueError(f"{where} has `gold_rewards` {gold!r:.120}, but they must be a list of finite numbers.")
         if gold is not None and len(gold) != len(completions):
             raise ValueError(f"{where} has {len(completions)} completions, but {len(gold)} `gold_rewards`.")
         if gold is not None and config.gold_model is not None:
@@ -154,6 +159,10 @@ def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
             "`curve` needs scores that count as the truth: set `gold_model`, or give every row `gold_rewards`."
         )
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]) -> None:

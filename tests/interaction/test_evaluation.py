@@ -123,4 +123,4 @@ def test_the_card_has_the_metrics_of_every_set(dataset, tmp_path, tokenizer, fit
     trainer.create_model_card()
     text = (tmp_path / "rm" / "README.md").read_text()
     for name in ("easy", "hard"):
-        assert f"| eval_{name}_accuracy | {metrics[f'eval_{name}_accuracy']:.4f}" in text.replace("`", "")
+        assert f"| `eval_{name}_accuracy` | {metrics[f'eval_{name}_accuracy']:.4g} |" in text

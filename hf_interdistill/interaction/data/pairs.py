@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,35 @@ def read_preference(example: dict[str, Any]) -> Preference:
         size = _common_prefix(chosen, rejected)
         prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
     return Preference(prompt, chosen, rejected)
+
+
+def read_preferences(rows: Any, name: str) -> list[Preference]:
+    """The preferences of rows of any format; those that are read already stay as they are.
+
+    Args:
+        rows: a dataset, a stream, or any other collection of rows. name: what they are, for messages.
+
+    Raises:
+        TypeError: no collection of rows. ValueError: a row that is no preference, named by its number; no row.
+    """
+    if isinstance(rows, Mapping):
+        raise TypeError(
+            f"`{name}` is a {type(rows).__name__} with the keys {', '.join(map(str, rows))}, but must be one dataset "
+            "or a list of rows. Choose one split."
+        )
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise TypeError(
+            f"`{name}` is {rows!r:.80}, but must be a dataset or a list of rows (`load_dataset` makes one)."
+        )
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(row if isinstance(row, Preference) else read_preference(row))
+        except ValueError as error:
+            raise ValueError(f"`{name}`: Row {number}: {error}") from None
+    if not found:
+        raise ValueError(f"`{name}` is empty. Give it at least one row.")
+    return found
 
 
 def _common_prefix(chosen: Text, rejected: Text) -> int:
