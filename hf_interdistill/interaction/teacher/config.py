@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
 from ...training.precision import choose_precision
 from ...utils.fields import require_positive
 
+logger = logging.getLogger(__name__)
+
+# `fit` sets these for each of its stages.
+_SET_BY_FIT = (
+    *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+)
+# These need labels, embeddings or lengths that a stage of `fit` does not have.
+_UNAVAILABLE = ("label_smoothing_factor", "neftune_noise_alpha", "batch_eval_metrics", "train_sampling_strategy")
+
 
 @dataclass
 class InteractionTeacherConfig(TrainingArguments):
     """Settings for `InteractionTeacher.fit`: those of `TrainingArguments` and the fields below.
+
+    `fit` chooses itself when to evaluate and to save, and keeps the weights with the lowest held-out loss.
 
     Args:
         teacher_model: encoder to start from (command line only; `fit` has its model already).
@@ -44,6 +57,18 @@ class InteractionTeacherConfig(TrainingArguments):
 
     def __post_init__(self):
         choose_precision(self)
+        defaults = {each.name: each.default for each in fields(self)}
+        chosen = [name for name in (*_SET_BY_FIT, *_UNAVAILABLE) if getattr(self, name, None) != defaults.get(name)]
+        for name in chosen:
+            if name in _UNAVAILABLE:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but a teacher cannot be trained with it. Leave it out."
+                )
+        if chosen:
+            logger.warning(
+                f"{', '.join(f'`{name}`' for name in chosen)}: without effect on a teacher, whose `fit` evaluates and "
+                "saves `evals_per_epoch` times an epoch and keeps the best weights by held-out loss. Leave it out."
+            )
         super().__post_init__()
         batches = ("per_device_train_batch_size", "per_device_eval_batch_size")
         for name in (*batches, "evals_per_epoch", "early_stopping_patience"):
