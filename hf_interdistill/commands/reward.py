@@ -23,7 +23,7 @@ def run(
     data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, output_dir: OutputDirArguments
 ) -> dict:
     """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
-    prepare_output_dir(output_dir, args)
+    prepare_output_dir(output_dir, args, is_removing=False)
     folder = output_folder(args)
     splits = data.load()
     train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
@@ -37,6 +37,7 @@ def run(
         compute_metrics=reward_metrics,
         preprocess_logits_for_metrics=pair_rewards,
     )
+    prepare_output_dir(output_dir, args)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, folder))
     trainer.save_model(folder)
     metrics = trainer.evaluate() if data.dataset_test_split in splits else {}

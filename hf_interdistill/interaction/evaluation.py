@@ -11,6 +11,7 @@ from transformers.trainer_utils import PredictionOutput
 from ..scoring.metrics import pair_rewards
 
 if TYPE_CHECKING:
+    from torch import nn
     from trl import RewardTrainer as _RewardTrainer
 else:  # a mixin: the trainer that it is mixed into brings `RewardTrainer`
     _RewardTrainer = object
@@ -24,6 +25,9 @@ class PairEvaluation(_RewardTrainer):
     Overrides `evaluate` and `log` (metrics of the batches get the prefix of their evaluation set, where TRL logs those
     of every set as `eval_*`) and `predict` (prepares the data, keeps both rewards of every pair, returns all metrics).
     """
+
+    if TYPE_CHECKING:
+        model: nn.Module
 
     _metric_prefix = "eval"
 
@@ -61,9 +65,10 @@ class PairEvaluation(_RewardTrainer):
                 f"`test_dataset` holds {len(test_dataset)} datasets ({', '.join(map(str, test_dataset))}), but "
                 "`predict` takes one. Call it for each."
             )
-        args = copy.copy(self.args)
+        args: Any = copy.copy(self.args)
         args.max_length = None
-        dataset = self._prepare_dataset(test_dataset, self.processing_class, args, metric_key_prefix)
+        tokenizer: Any = self.processing_class
+        dataset = self._prepare_dataset(test_dataset, tokenizer, args, metric_key_prefix)
         self._metrics["eval"].clear()
         own = self.preprocess_logits_for_metrics
         self.preprocess_logits_for_metrics = own or pair_rewards

@@ -41,15 +41,32 @@ def check_arguments(args: InteractionDistillationConfig, given: Mapping[str, Any
             f"`eval_strategy` is '{IntervalStrategy(args.eval_strategy).value}', but there is no `eval_dataset`. Pass "
             "one, or set `eval_strategy='no'`."
         )
-    labels = as_mapping("model_init_kwargs", args.model_init_kwargs).get("num_labels", 1)
+    load_options = as_mapping("model_init_kwargs", args.model_init_kwargs)
+    if not (isinstance(model, str) and (args.trust_remote_code or load_options.get("trust_remote_code"))):
+        _check_model(model, load_options)
+
+
+def _check_model(model: Any, load_options: Mapping[str, Any]) -> None:
+    """Raise an error for a model that is not there, has several outputs, or is no sequence classifier."""
+    config, base, labels = None, model, load_options.get("num_labels", 1)
     if isinstance(model, str):
-        require_model("model", model, as_mapping("model_init_kwargs", args.model_init_kwargs).get("revision"))
+        config = require_model("model", model, load_options.get("revision"))
+        architectures = getattr(config, "architectures", None) or []
+        is_classifier = any("ForSequenceClassification" in name for name in architectures)
+        if config is not None and is_classifier and not load_options.get("ignore_mismatched_sizes"):
+            labels = config.num_labels if labels == 1 else labels
     else:
+        base = model.get_base_model() if is_peft_model(model) else model
         labels = getattr(model.config, "num_labels", None)
+    if getattr(base, "can_generate", bool)():
+        raise ValueError(
+            f"The model is a {type(base).__name__}, a language model, but a reward model is a sequence classifier. "
+            "Pass its name, or load it with `AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
+        )
     if labels != 1:
         raise ValueError(
-            f"The model has `num_labels={labels}`, but a reward model has one output. Load it with `num_labels=1`, or "
-            "pass its name."
+            f"The model has `num_labels={labels}`, but a reward model has one output. Load it with `num_labels=1`; a "
+            "classifier that was trained with other labels needs its base model, or `ignore_mismatched_sizes=True`."
         )
 
 

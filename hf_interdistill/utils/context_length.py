@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from .model_config import text_config
@@ -30,7 +32,8 @@ def has_position_table(model: nn.Module) -> bool:
     positions = getattr(text_config(model), "max_position_embeddings", None)
     if positions is None:
         return False
-    tokens = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    get_tokens: Any = getattr(model, "get_input_embeddings", None)
+    tokens = None if get_tokens is None else get_tokens()
     return any(
         isinstance(module, nn.Embedding)
         and module is not tokens

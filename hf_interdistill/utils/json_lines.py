@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and content of each line that is not empty.
 
     Raises:

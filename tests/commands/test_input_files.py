@@ -205,3 +205,18 @@ def test_what_a_teacher_cannot_be_fitted_on(teacher, tmp_path, no_work):
     with pytest.raises(ValueError, match="`batch_size` is -1"):
         teacher.score_pairs(GOOD, batch_size=-1)
     assert isinstance(teacher, InteractionTeacher) and teacher.metrics is None
+
+
+def test_an_older_run_is_removed_when_nothing_else_can_stop_the_new_one(models, tmp_path, no_work, capsys):
+    source, older = tmp_path / "data.jsonl", tmp_path / "out" / "checkpoint-5"
+    older.mkdir(parents=True)
+    arguments = command("reward", models, source, tmp_path / "out")
+    source.write_text(LINE + "\n")
+    assert "holds checkpoints of an earlier run" in fails("reward", arguments, capsys)
+    source.write_text('{"chosen": "a"}\n')
+    assert "no column `rejected`" in fails("reward", [*arguments, "--overwrite", "true"], capsys)
+    assert older.exists()
+    source.write_text(LINE + "\n")
+    with pytest.raises(AssertionError, match="work began"):
+        main(["reward", *arguments, "--overwrite", "true"])
+    assert not older.exists()

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from support.models import build_student
 from support.training_runs import config, losses
+from transformers import AutoModelForCausalLM
 
 from hf_interdistill import InteractionDistillationTrainer
 from hf_interdistill.interaction import trainer as trainer_module
@@ -66,6 +67,10 @@ def test_arguments_are_checked_before_work(build, dataset, tmp_path, no_work):
         build(model=build_student(num_labels=2))
     with pytest.raises(ValueError, match="`num_labels=3`, but"):
         build(model=str(save(tmp_path)), model_init_kwargs={"num_labels": 3})
+    with pytest.raises(ValueError, match="`num_labels=3`, but"):
+        build(model=str(save(tmp_path, num_labels=3)))
+    with pytest.raises(ValueError, match="The model is a LlamaForCausalLM, a language model, but"):
+        build(model=AutoModelForCausalLM.from_config(build_student().config))
     with pytest.raises(FileNotFoundError, match=r"`model` is './nowhere', which is not there"):
         build(model="./nowhere")
     (tmp_path / "bare").mkdir()
@@ -81,8 +86,8 @@ def test_arguments_are_checked_before_work(build, dataset, tmp_path, no_work):
         build(max_length=0)
 
 
-def save(tmp_path):
-    build_student().save_pretrained(tmp_path / "student")
+def save(tmp_path, **changes):
+    build_student(**changes).save_pretrained(tmp_path / "student")
     return tmp_path / "student"
 
 

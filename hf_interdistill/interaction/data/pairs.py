@@ -86,7 +86,7 @@ def read_preference(example: dict[str, Any]) -> Preference:
             f"A preference is {example!r:.80}, but must be a row with the columns `chosen` and `rejected` (a `dict`)."
         )
     check_preference_columns(example)
-    values = {name: example[name] for name in ("prompt", "chosen", "rejected") if name in example}
+    values: dict[str, Any] = {name: example[name] for name in ("prompt", "chosen", "rejected") if name in example}
     if values.get("prompt", "") is None:
         del values["prompt"]
     for name, value in values.items():

@@ -6,7 +6,6 @@ import logging
 import math
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
@@ -110,11 +109,8 @@ def check_lengths(dataset: Dataset | IterableDataset, name: str, model) -> None:
     """
     if not isinstance(dataset, Dataset):
         return
-    longest = max(
-        pc.max(pc.list_value_length(batch[column])).as_py()
-        for batch in dataset.select_columns(list(_TOKENIZED)).with_format("arrow").iter(1000)
-        for column in _TOKENIZED
-    )
+    batches = dataset.select_columns(list(_TOKENIZED)).iter(1000)
+    longest = max(len(ids) for batch in batches for column in _TOKENIZED for ids in batch[column])
     warning = check_row_length(model, longest, f"The longest text of the {name} dataset")
     if warning:
         logger.warning(warning)
