@@ -311,7 +311,7 @@ def _dequantize(files: list[Path], folder: Path) -> None:
             f"{path.name} cannot be read with {versions} ({type(error).__name__}: {error}). Tried with gguf 0.19.0: "
             "pip install gguf==0.19.0"
         ) from error
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]  # what it left are plain weights
     del model.config.quantization_config
     # The file's pre-tokenizer is named `smollm`: single digits, then bytes. Its reader makes the latter alone.
     digits = pre_tokenizers.Digits(individual_digits=True)

@@ -16,6 +16,7 @@ from ..diagnostics.report.page import write_report
 from ..diagnostics.result import Diagnosis
 from ..scoring.scorer import RewardScorer
 from ..utils.fields import as_mapping
+from ..utils.model_config import require_model
 from ..utils.privacy import public_name
 from .devices import find_device
 from .tables import console
@@ -82,6 +83,8 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
     noise_models = _noise_models(args)
     check_candidates(args.candidates, args.gold)
+    for name in args.model:  # each is loaded when those before it are diagnosed
+        require_model("model", name, args.revision)
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..reward_benchmarks import find_benchmark
+from ..reward_benchmarks.loading import load_items
 from ..reward_benchmarks.reports import notes, short_names, table, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.scorer import RewardScorer
+from ..utils.fields import require_positive
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.model_config import require_model
 from .devices import find_device
 from .tables import print_metrics
 
@@ -59,18 +62,23 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
         raise ValueError(f"{len(benchmarks)} benchmarks and {len(args.data)} `data`: give one for each, in order.")
     if args.truncate and args.max_length is None:
         raise ValueError("`truncate` needs a `max_length` to cut to.")
+    require_positive("batch_size", args.batch_size)
+    require_positive("max_length", args.max_length, is_optional=True)
+    sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
+    data = dict(zip(args.benchmark, sources, strict=True))
     folder = Path(args.output)
     job = JsonlJob(folder / "scores.jsonl")
     job.open()
-    sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
-    data = dict(zip(args.benchmark, sources, strict=True))
+    for model in args.model:  # all that can be wrong is found before the first model is scored
+        require_model("model", model, args.revision)
+    items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
     results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
     for model in args.model:
         scorer = _load(args, model)
         key = fingerprint_model(model, scorer, **_settings(args))
         for benchmark in benchmarks:
             results[benchmark.name][model] = run_benchmark(
-                scorer, benchmark, data[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
+                scorer, benchmark, items[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
             )
     write(results, folder)
     _print(results, folder)

@@ -23,14 +23,19 @@ class OutputDirArguments:
     )
 
 
-def prepare_output_dir(output_dir: OutputDirArguments, args: TrainingArguments) -> None:
+def prepare_output_dir(output_dir: OutputDirArguments, args: TrainingArguments, *, is_removing: bool = True) -> None:
     """Refuse, remove or (when resuming) leave the checkpoints that are in `output_dir`.
+
+    Args:
+        output_dir: what is to happen to them. args: name the folder, and say whether the run resumes.
+        is_removing: whether to remove them now. A command first asks without, and removes when nothing else can stop
+            the new run.
 
     Raises:
         ValueError: there are checkpoints and neither `resume_from_checkpoint` nor `overwrite` is set, or both are.
     """
     if not is_resume_requested(args.resume_from_checkpoint):
-        require_no_older_run(output_folder(args), output_dir.overwrite, args.should_save)
+        require_no_older_run(output_folder(args), output_dir.overwrite, is_removing and args.should_save)
     elif output_dir.overwrite:
         raise ValueError(
             f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, which resumes an earlier run, and "

@@ -27,7 +27,7 @@ def run(
 ) -> dict:
     """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
     _refuse_unused_options(args, model)
-    prepare_output_dir(output_dir, args)
+    prepare_output_dir(output_dir, args, is_removing=False)
     folder = output_folder(args)
     splits = data.load()
     train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
@@ -41,6 +41,7 @@ def run(
         compute_metrics=reward_metrics,
         preprocess_logits_for_metrics=pair_rewards,
     )
+    prepare_output_dir(output_dir, args)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, folder))
     trainer.save_model(folder)
     metrics = trainer.evaluate() if data.dataset_test_split in splits else {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..scoring.checks import check_text
+from ..scoring.formatting import template_kwargs
 from ..scoring.scorer import RewardScorer
+from ..utils.fields import require_positive
+from ..utils.json_lines import read_json_lines
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.model_config import require_model
 from ..utils.sources import require_file
 from .devices import find_device
 from .tables import print_metrics
@@ -51,7 +55,12 @@ def run(args: ScoreArguments) -> dict:
     """Score and write; returns counts and, for preferences, the accuracy with ties apart."""
     source = require_file("input", args.input)
     target = Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
+    require_positive("batch_size", args.batch_size)
+    require_positive("max_length", args.max_length, is_optional=True)
     total = sum(1 for _ in _read(source))
+    if not total:
+        raise ValueError(f"{source} holds no rows. Write one JSON object per line, with `completion`.")
+    require_model("model", args.model, args.revision)
     job = JsonlJob(target)
     job.open({"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input})
     scored = sum(1 for _ in job.rows())
@@ -67,7 +76,7 @@ def run(args: ScoreArguments) -> dict:
     ).to(find_device(args.device))
     job.complete(
         _read(source),
-        partial(_score, scorer),
+        partial(_score, scorer, source),
         chunk_size=8 * args.batch_size,
         total=total,
         compared=("prompt", *_SIDES),
@@ -78,35 +87,30 @@ def run(args: ScoreArguments) -> dict:
     return summary
 
 
-def _read(path: Path) -> Iterator[dict]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+def _read(path: Path) -> Iterator[tuple[int, dict]]:
+    for number, row in read_json_lines(path):
+        if "completion" not in row and not {"chosen", "rejected"} <= set(row):
+            raise ValueError(
+                f"{path}, line {number} has the keys {sorted(row)}; it needs `completion`, or `chosen` and `rejected`."
+            )
+        for name in ("prompt", *_SIDES):
+            if name in row and not (name == "prompt" and row[name] is None):
+                check_text(row[name], f"In {path}, line {number}: `{name}`")
+        yield number, row
+
+
+def _score(scorer: RewardScorer, source: Path, rows: list[tuple[int, dict]]) -> list[dict]:
+    texts, scored = [], []
+    for number, row in rows:
+        for side in filter(row.__contains__, _SIDES):
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
-            if "completion" not in row and not {"chosen", "rejected"} <= set(row):
-                raise ValueError(
-                    f"{path}, line {number} has the keys {sorted(row)}; it needs `completion`, or `chosen` and "
-                    "`rejected`."
-                )
-            yield row
-
-
-def _score(scorer: RewardScorer, rows: list[dict]) -> list[dict]:
-    items = [(row, side) for row in rows for side in _SIDES if side in row]
-    rewards = scorer(
-        [row.get("prompt") for row, _ in items],
-        [row[side] for row, side in items],
-        tools=[row.get("tools") for row, _ in items],
-        chat_template_kwargs=[row.get("chat_template_kwargs") for row, _ in items],
-    )
-    scored = {id(row): dict(row) for row in rows}
-    for (row, side), reward in zip(items, rewards, strict=True):
-        scored[id(row)][_SIDES[side]] = reward
-    return list(scored.values())
+                texts.append(scorer.encode(row.get("prompt"), row[side], template_kwargs(row)))
+            except ValueError as error:
+                raise ValueError(f"{source}, line {number}, `{side}`: {error}") from error
+    rewards = iter(scorer.score_ids(texts))
+    for _, row in rows:
+        scored.append({**row, **{_SIDES[side]: next(rewards) for side in _SIDES if side in row}})
+    return scored
 
 
 def _summarize(job: JsonlJob) -> dict:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from transformers import set_seed
 
+from ..interaction.data.pairs import read_preferences
 from ..interaction.teacher.config import InteractionTeacherConfig
 from ..interaction.teacher.teacher import InteractionTeacher
 from ..interaction.teacher.training import held_out_metrics
 from ..training.checkpoints import is_resume_requested
 from ..utils.data import get_split
+from ..utils.model_config import require_model
 from .data_arguments import DataArguments
 from .tables import print_metrics
 
@@ -21,14 +23,18 @@ def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
         raise ValueError("`teacher_model` is not set: name the encoder to start from (a Hub name or a folder).")
     splits = data.load()
     preferences = get_split(splits, data.dataset_train_split, data.dataset_name)
+    require_model("teacher_model", args.teacher_model)
+    tests = None  # read before the training, which takes long
+    if data.dataset_test_split in splits:
+        tests = read_preferences(splits[data.dataset_test_split], data.dataset_test_split)
     set_seed(args.seed)  # the score head is new, and the encoder's pooler may be
     teacher = InteractionTeacher.from_pretrained(args.teacher_model)
     metrics = teacher.fit(
         preferences, args=args, resume_from_checkpoint=is_resume_requested(args.resume_from_checkpoint)
     )
     columns = {"held out": metrics}
-    if data.dataset_test_split in splits:
-        margins = teacher.score_pairs(splits[data.dataset_test_split], batch_size=args.per_device_eval_batch_size)
+    if tests is not None:
+        margins = teacher.score_pairs(tests, batch_size=args.per_device_eval_batch_size)
         columns[data.dataset_test_split] = held_out_metrics(margins)
     if args.should_save:
         print_metrics(f"Teacher {teacher.name}", columns)

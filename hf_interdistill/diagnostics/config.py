@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..utils.fields import require_positive
+
 STAGES = 5
 
 
@@ -45,7 +47,6 @@ class DiagnosisConfig:
         if not self.cue.strip():
             raise ValueError(f"`cue` is {self.cue!r}, but must be a phrase to put at the end of a response.")
         for name in ("bins", "resamples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be 1 or more.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"`limit` is {self.limit}, but must be 1 or more (leave it out for all pairs).")
+            require_positive(name, getattr(self, name))
+        for name in ("limit", "max_length"):
+            require_positive(name, getattr(self, name), is_optional=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ..scoring.scorer import RewardScorer
+from ..utils.model_config import require_model
 from .collect.candidate_scores import score_candidates
-from .collect.candidates import check_candidates
+from .collect.candidates import candidate_rows, check_candidates
 from .collect.loading import as_scorer, fingerprint, name_of
 from .collect.measurer import PairMeasurer
 from .collect.noise_models import check_noise_models, score_noise_models
@@ -71,6 +73,12 @@ def diagnose(
     config = config or DiagnosisConfig()
     noise_models = check_noise_models(noise_models, model, data)
     check_candidates(candidates, gold)
+    # Candidates are scored last, and all read before.
+    if candidates is not None and not list(islice(candidate_rows(candidates, gold is None), config.limit)):
+        raise ValueError("There is no prompt with candidates: `candidates` is empty. Give it at least one row.")
+    for option, each in (("gold", gold), *(("noise_models", each) for each in (noise_models or {}).values())):
+        if isinstance(each, str):
+            require_model(option, each)
     scorer = as_scorer(model, tokenizer, config.batch_size)
     name = name or name_of(model, scorer)
     store = RecordStore(records_dir or output_dir, name, _BATCHES_PER_WRITE * config.batch_size, is_progress_shown)

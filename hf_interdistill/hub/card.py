@@ -173,10 +173,12 @@ def _teacher_accuracy(teacher: TeacherFacts) -> str:
 
 
 def _teacher_caution(metrics: dict[str, float]) -> str | None:
-    teacher, student = metrics.get("eval_interaction/teacher_accuracy"), metrics.get("eval_accuracy")
-    if teacher is None or student is None or teacher > student:
-        return None
-    return (
-        f"In the last evaluation the teacher judged no better ({teacher:.3f}) than this model ({student:.3f}), so "
-        "what it could teach is in doubt."
-    )
+    for name, teacher in metrics.items():
+        prefix = name.removesuffix("interaction/teacher_accuracy")
+        student = metrics.get(f"{prefix}accuracy")
+        if prefix != name and student is not None and teacher <= student:
+            return (
+                f"In the last evaluation the teacher judged no better ({teacher:.3f}) than this model "
+                f"({student:.3f}), so what it could teach is in doubt."
+            )
+    return None

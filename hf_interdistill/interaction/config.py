@@ -11,7 +11,8 @@ from transformers.trainer_utils import HubStrategy
 from trl import RewardConfig
 
 from ..training.label_smoothing import require_factor
-from ..utils.fields import as_mapping
+from ..training.precision import choose_precision
+from ..utils.fields import as_mapping, require_positive
 from ..utils.whole_models import model_options
 from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .losses.schedules import ALIGNMENT_SCHEDULES
@@ -36,6 +37,9 @@ class InteractionDistillationConfig(RewardConfig):
 
     `label_smoothing_factor`, which `RewardTrainer` ignores, is the probability that a label is wrong: the reward loss
     is then cDPO's conservative one, `-(1 - factor) * log sigmoid(m) - factor * log sigmoid(-m)` for a margin m.
+
+    Where neither `bf16` nor `fp16` is set, training is in bf16, as in `RewardConfig`, or in float32 where bf16 cannot
+    run, which a warning says.
 
     Args:
         teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument takes
@@ -121,7 +125,10 @@ class InteractionDistillationConfig(RewardConfig):
     __repr__ = TrainingArguments.__str__  # the generated one would show `hub_token`
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
+        require_positive("max_length", self.max_length, is_optional=True)
+        require_positive("teacher_max_length", self.teacher_max_length, is_optional=True)
         self.share_prompt = str(self.share_prompt).lower()  # YAML gives booleans, the command line gives words
         other_choices = {
             "alignment_schedule": tuple(ALIGNMENT_SCHEDULES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -189,8 +190,7 @@ class HubPublishing(_RewardTrainer):
 
     def _facts(self, name: str, tags: list[str], has_maps: bool) -> TrainingFacts:
         is_adapter = is_peft_model(self.model)
-        evaluations = (entry for entry in reversed(self.state.log_history) if "eval_accuracy" in entry)
-        evaluation: dict[str, Any] = next(evaluations, {})
+        evaluation = _last_evaluation(self.state.log_history)
         config: Any = self.model.config
         libraries = ("trl", "transformers", "torch", "datasets", "tokenizers")
         return TrainingFacts(
@@ -258,6 +258,13 @@ def _count(dataset) -> str:
     if dataset is None:
         return "no pairs"
     return f"{len(dataset):,} pairs" if isinstance(dataset, Dataset) else "a stream of pairs"
+
+
+def _last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was logged of the last evaluation, of all its sets."""
+    evaluations = [entry for entry in log_history if any(re.match(r"eval_(.+_)?accuracy$", key) for key in entry)]
+    last = evaluations[-1].get("step") if evaluations else None
+    return {key: value for entry in evaluations if entry.get("step") == last for key, value in entry.items()}
 
 
 def _is_metric(key: str, value: Any) -> bool:

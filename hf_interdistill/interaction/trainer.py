@@ -1,7 +1,7 @@
 """`InteractionDistillationTrainer`: TRL's `RewardTrainer` with an alignment loss added in `compute_loss`.
 
-Overrides `_prepare_dataset`, `_set_signature_columns_if_needed`, `compute_loss` and `evaluate`. The loss itself is in
-`objective`; `HubPublishing` publishes the model; `TrainingSafeguards` checks losses and checkpoints.
+Overrides `_prepare_dataset`, `_set_signature_columns_if_needed` and `compute_loss`. The loss itself is in `objective`;
+`PairEvaluation` evaluates, `HubPublishing` publishes the model, `TrainingSafeguards` checks losses and checkpoints.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import ClassVar
 import torch
 from torch import nn
 from trl import RewardTrainer
+from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from ..hub.citations import PAPER
 from ..scoring.batching import LengthScaling, require_padding_independence
+from ..scoring.formatting import RewardFormatter
 from ..training.checkpoints import output_folder
 from ..training.label_smoothing import smoothed_loss
 from ..training.safeguards import TrainingSafeguards
+from ..utils.atomic_io import require_writable
 from ..utils.sources import loading
 from ..utils.versions import warn_if_untested
 from ..utils.whole_models import LoadReport
@@ -31,11 +34,14 @@ from .data.preference_tokenizer import PreferenceTokenizer
 from .data.preparation import (
     add_pair_index,
     check_columns,
+    check_lengths,
+    check_rows,
     log_pair_statistics,
     tokenize_conversations,
     tokenize_pairs,
     warn_of_date,
 )
+from .evaluation import PairEvaluation
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
 from .map_cache.cached_teacher import CachedTeacher, MapCacheCallback
@@ -46,12 +52,12 @@ from .publishing import HubPublishing
 from .starting_point import adapter_for_rewards, load_tokenizer, require_trained_head, require_whole_start
 from .teacher.teacher import InteractionTeacher
 from .teacher.training import chance_warning
-from .validation import load_teacher, require_trainable_below, require_writable
+from .validation import check_arguments, load_teacher, named_datasets, require_trainable_below
 
 logger = logging.getLogger(__name__)
 
 
-class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTrainer):
+class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPublishing, RewardTrainer):
     """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
 
     Source: after arXiv 2508.02618, a reconstruction: `loss = RewardTrainer's loss + weight * alignment loss`, where
@@ -98,7 +104,14 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
                 "InteractionDistillationConfig (it has every field of RewardConfig)."
             )
         require_writable("output_dir", output_folder(args), "checkpoints would be lost")
+        if args.teacher_cache is not None and args.alignment_weight:
+            require_writable("teacher_cache", args.teacher_cache, "the teacher's maps would not be kept")
+        given = inspect.signature(RewardTrainer).bind(model, args, *rest, **kwargs).arguments
+        check_arguments(args, given)
         self.teacher = load_teacher(teacher, args)
+        if self.teacher is not None:
+            self.teacher.check_layers(args.teacher_layers)
+            self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
         self.objective: AlignmentObjective | None = None
         self._is_date_checked = False
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
@@ -108,6 +121,8 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
             )
             super().__init__(*bound.args[1:], **bound.kwargs)
         self._check_model(report)
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
+            check_lengths(dataset, name, self.model)
         self._sharing = self._build_prompt_sharing()
         if self.teacher is None:
             self.data_collator = PairIndexCollator(self.data_collator)
@@ -133,7 +148,6 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
             refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
         require_device(args.alignment_kernel, self.accelerator.device)
         teacher.freeze().to(self.accelerator.device)
-        teacher.check_layers(args.teacher_layers)
         self.teacher_max_length = teacher.check_length(args.teacher_max_length or teacher.max_length)
         self.objective = self.build_objective(self._open_map_cache(args, teacher))
         self._recorder = self.objective.build_recorder(self.model)
@@ -163,7 +177,6 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
     ) -> CachedTeacher | None:
         if args.teacher_cache is None:
             return None
-        require_writable("teacher_cache", args.teacher_cache, "the teacher's maps would not be kept")
         cached_teacher = CachedTeacher(
             teacher,
             args.teacher_cache,
@@ -183,6 +196,8 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
+        if "pair_index" not in get_dataset_column_names(dataset):
+            check_rows(dataset, dataset_name, RewardFormatter(processing_class))
         if self.teacher is None:
             dataset = tokenize_conversations(
                 add_pair_index(dataset), processing_class, name=dataset_name, num_proc=args.dataset_num_proc
@@ -201,6 +216,8 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
             warn_of_date(dataset, processing_class)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         log_pair_statistics(dataset, prepared, dataset_name, args.max_length)
+        if hasattr(self, "model"):  # else checked when the model is there
+            check_lengths(prepared, dataset_name, self.model)
         return prepared
 
     def _set_signature_columns_if_needed(self):
@@ -268,16 +285,6 @@ class InteractionDistillationTrainer(TrainingSafeguards, HubPublishing, RewardTr
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self.require_reloadable(output_dir)
-
-    def evaluate(self, *args, **kwargs):
-        metrics = super().evaluate(*args, **kwargs)
-        teacher, student = metrics.get("eval_interaction/teacher_accuracy"), metrics.get("eval_accuracy")
-        if teacher is not None and student is not None and teacher <= student:
-            logger.warning(
-                f"The teacher judges these pairs no better ({teacher:.3f}) than the reward model ({student:.3f}), so "
-                "it is doubtful what it can teach. A longer `InteractionTeacher.fit` or a stronger encoder may help."
-            )
-        return metrics
 
 
 def _margins(logits: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:

@@ -3,15 +3,77 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from accelerate.utils import is_peft_model
+from transformers.trainer_utils import IntervalStrategy
 
+from ..utils.fields import as_mapping
+from ..utils.model_config import require_model
 from .attention.interceptor import layer_of_modules
 from .config import InteractionDistillationConfig
+from .data.preparation import check_columns
 from .teacher.teacher import InteractionTeacher
 
 logger = logging.getLogger(__name__)
+
+
+def check_arguments(args: InteractionDistillationConfig, given: Mapping[str, Any]) -> None:
+    """Check what can be checked before anything is loaded or tokenized.
+
+    Args:
+        args: the config.
+        given: the other arguments of `RewardTrainer` that were given, by name.
+
+    Raises:
+        TypeError, ValueError: datasets without rows or columns; evaluation without data; a model with several outputs;
+            a layer that the model does not have.
+        FileNotFoundError: `model` is a path without a model.
+    """
+    model, eval_dataset = given["model"], given.get("eval_dataset")
+    if isinstance(eval_dataset, dict) and not eval_dataset:
+        raise ValueError("`eval_dataset` is an empty mapping. Give it at least one dataset, or leave it out.")
+    for name, dataset in named_datasets(given.get("train_dataset"), eval_dataset).items():
+        check_columns(dataset, name, is_text_needed=bool(args.alignment_weight))
+    if eval_dataset is None and args.eval_strategy != IntervalStrategy.NO:
+        raise ValueError(
+            f"`eval_strategy` is '{IntervalStrategy(args.eval_strategy).value}', but there is no `eval_dataset`. Pass "
+            "one, or set `eval_strategy='no'`."
+        )
+    load_options = as_mapping("model_init_kwargs", args.model_init_kwargs)
+    if not (isinstance(model, str) and (args.trust_remote_code or load_options.get("trust_remote_code"))):
+        _check_model(model, load_options)
+
+
+def _check_model(model: Any, load_options: Mapping[str, Any]) -> None:
+    """Raise an error for a model that is not there, has several outputs, or is no sequence classifier."""
+    config, base, labels = None, model, load_options.get("num_labels", 1)
+    if isinstance(model, str):
+        config = require_model("model", model, load_options.get("revision"))
+        architectures = getattr(config, "architectures", None) or []
+        is_classifier = any("ForSequenceClassification" in name for name in architectures)
+        if config is not None and is_classifier and not load_options.get("ignore_mismatched_sizes"):
+            labels = config.num_labels if labels == 1 else labels
+    else:
+        base = model.get_base_model() if is_peft_model(model) else model
+        labels = getattr(model.config, "num_labels", None)
+    if getattr(base, "can_generate", bool)():
+        raise ValueError(
+            f"The model is a {type(base).__name__}, a language model, but a reward model is a sequence classifier. "
+            "Pass its name, or load it with `AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
+        )
+    if labels != 1:
+        raise ValueError(
+            f"The model has `num_labels={labels}`, but a reward model has one output. Load it with `num_labels=1`; a "
+            "classifier that was trained with other labels needs its base model, or `ignore_mismatched_sizes=True`."
+        )
+
+
+def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
+    """The datasets that there are by their names in messages."""
+    sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    return {name: dataset for name, dataset in {"train": train_dataset, **sets}.items() if dataset is not None}
 
 
 def load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTeacher | None:
@@ -38,27 +100,6 @@ def load_teacher(teacher, args: InteractionDistillationConfig) -> InteractionTea
     if isinstance(teacher, InteractionTeacher):
         return teacher
     return InteractionTeacher.from_pretrained(teacher)
-
-
-def require_writable(option: str, folder: str, loss: str) -> None:
-    """Raise `PermissionError` if a folder is not writable.
-
-    Args:
-        option: name of the option, for the message.
-        folder: created if missing.
-        loss: what would be lost, for the message.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".is_writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have removed it
-    except OSError as error:
-        raise PermissionError(
-            f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "
-            "Choose another folder or change its permissions."
-        ) from error
 
 
 def require_trainable_below(model, layers: list[int]) -> None:

@@ -12,20 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..scoring.metrics import calibration, pair_margins, pairwise_accuracy
+from ..scoring.metrics import calibration, pair_margins, pair_rewards, pairwise_accuracy
 
-
-def pair_rewards(logits, labels=None):
-    """One row per pair, for `preprocess_logits_for_metrics`.
-
-    Args:
-        logits: rewards of a batch, chosen before rejected, shape `(2 * pairs, 1)`. labels: ignored.
-
-    Returns:
-        Rewards of chosen and rejected, shape `(pairs, 2)`.
-    """
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return logits.reshape(2, -1).transpose(0, 1).contiguous()
+__all__ = ["pair_rewards", "reward_metrics"]
 
 
 def reward_metrics(prediction) -> dict[str, float]:

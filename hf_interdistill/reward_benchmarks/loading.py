@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..utils.json_lines import read_json_lines
 from ..utils.sources import not_there
 from .items import Benchmark, Item, Row
 
@@ -58,14 +59,8 @@ def _file_rows(path: Path, part: str) -> Iterator[Row]:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                location = f"{path}, line {number}"
-                try:
-                    yield location, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{location} is no JSON: {error}") from None
+    for number, row in read_json_lines(path):
+        yield f"{path}, line {number}", row
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:

@@ -31,7 +31,7 @@ class BenchmarkRun:
 def run_benchmark(
     scorer: RewardScorer,
     benchmark: str | Benchmark,
-    data: str | None = None,
+    data: str | Sequence[Item] | None = None,
     *,
     job: JsonlJob | None = None,
     model_key: str = "",
@@ -42,7 +42,8 @@ def run_benchmark(
     Args:
         scorer: the model; its `batch_size` and `max_length` hold.
         benchmark: name (see `benchmarks.BENCHMARKS`).
-        data: file or folder in the benchmark's published format; by default the published data from the Hub.
+        data: file or folder in the benchmark's published format, or items that `load_items` made of it; by default the
+            published data from the Hub.
         job: where rewards are kept, so that a killed run resumes: one row per item, for any number of models. Each row
             says which model it is of, so the job has no settings.
         model_key: what the rewards depend on (see `fingerprint_model`).
@@ -58,7 +59,7 @@ def run_benchmark(
         raise ValueError(
             "`job` is given without `model_key`: the rewards of several models would be mixed. Give both."
         )
-    items = load_items(benchmark, data)
+    items = load_items(benchmark, data) if data is None or isinstance(data, str) else list(data)
     job = job or JsonlJob(None)
     known = {row["row"]: row for row in job.rows() if row["model"] == model_key}
     missing = [item for item in items if _row_key(item) not in known]

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 from jinja2 import TemplateError
 
+from .checks import check_response, check_text
 from .content_spans import ContentSpan, find_contents
 from .control_tokens import (
     SANITIZE,
@@ -111,8 +112,19 @@ class RewardFormatter:
     def __init__(self, tokenizer, *, is_date_warned: bool = False):
         self.tokenizer, self._is_date_warned = tokenizer, is_date_warned
 
+    def check(self, prompt: Text | None, completion: Text) -> None:
+        """Raise `ValueError` for what is neither text nor messages, or for roles that no chat template knows."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        template = "".join(template.values()) if isinstance(template, dict) else template
+        if prompt is not None:
+            check_text(prompt, "The prompt", template=template)
+        check_text(completion, "The completion", template=template)
+        if not prompt:
+            check_response(completion, "The completion")
+
     def render(self, prompt: Text | None, completion: Text, **chat_template_kwargs) -> RenderedText:
         """The full text with the span of every content; `prompt=None` if `completion` holds the whole exchange."""
+        self.check(prompt, completion)
         if isinstance(completion, str):
             return self._render_text(_text_before(prompt), completion)
         return self._render_messages(_conversation(prompt, completion), chat_template_kwargs)
@@ -121,8 +133,9 @@ class RewardFormatter:
         """Token ids of the full text, shape `(tokens,)`.
 
         Raises:
-            ValueError: half a character (of a surrogate pair), which is no text.
+            ValueError: what `check` refuses; half a character (of a surrogate pair), which is no text.
         """
+        self.check(prompt, completion)
         try:
             return self._encode(prompt, completion, chat_template_kwargs)
         except (TypeError, UnicodeEncodeError):
@@ -205,7 +218,14 @@ class RewardFormatter:
 
     def _apply(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> str:
         self._require_template()
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **chat_template_kwargs)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **chat_template_kwargs)
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise ValueError(
+                f"The chat template refuses a conversation with the roles {roles}: {error}. Change the messages, or "
+                "use another chat template."
+            ) from error
 
     def _render_messages(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> RenderedText:
         kwargs = {key: value for key, value in chat_template_kwargs.items() if key != SANITIZE}

@@ -137,3 +137,16 @@ def _checked(values: ArrayLike, name: str) -> np.ndarray:
             f"The {name} at position {index} is {values[index]}: a broken model, neither right nor wrong."
         )
     return values
+
+
+def pair_rewards(logits, labels=None):
+    """One row per pair, for `preprocess_logits_for_metrics`.
+
+    Args:
+        logits: rewards of a batch, chosen before rejected, shape `(2 * pairs, 1)`. labels: ignored.
+
+    Returns:
+        Rewards of chosen and rejected, shape `(pairs, 2)`.
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return logits.reshape(2, -1).transpose(0, 1).contiguous()

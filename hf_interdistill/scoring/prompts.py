@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from ..utils.json_lines import read_json_lines
 from ..utils.sources import require_file
+from .checks import check_response, check_text
 from .control_tokens import SANITIZE
 from .formatting import Text, is_messages, normal_text
 
@@ -26,38 +28,17 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
     path = require_file("prompts", path)
     rows: list[dict[str, Any]] = []
     lines_of_ids: dict[str | int, int] = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            row = _parse_line(line, f"Line {number} of {path}")
-            if row is None:
-                continue
-            name = _check_id(row.get("id", number), "id" in row, lines_of_ids, f"Line {number} of {path}")
-            lines_of_ids[name] = number
-            rows.append({"id": name, "prompt": row["prompt"], **{key: row[key] for key in keep if key in row}})
+    for number, row in read_json_lines(path):
+        where = f"Line {number} of {path}"
+        refuse_half_characters(row, where)
+        if not check_prompt(row, where):
+            raise ValueError(f"{where} needs a `prompt` that is not empty.")
+        name = _check_id(row.get("id", number), "id" in row, lines_of_ids, where)
+        lines_of_ids[name] = number
+        rows.append({"id": name, "prompt": row["prompt"], **{key: row[key] for key in keep if key in row}})
     if not rows:
         raise ValueError(f"{path} holds no prompts.")
     return rows
-
-
-def _parse_line(line: bytes, where: str) -> dict[str, Any] | None:
-    """A row with a prompt, or `None` for an empty line."""
-    try:
-        text = line.decode("utf-8-sig")  # editors may begin a file with a byte order mark
-    except UnicodeDecodeError as error:
-        reason = f"{error.reason}, byte {error.start}"
-        raise ValueError(f"{where} is not UTF-8 ({reason}). Save the file as UTF-8.") from None
-    if not text.strip():
-        return None
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict):
-        raise ValueError(f'{where} is no JSON object. Write rows like {{"prompt": "..."}}.')
-    refuse_half_characters(row, where)
-    if not check_prompt(row, where):
-        raise ValueError(f"{where} needs a `prompt` that is not empty.")
-    return row
 
 
 def _check_id(name: Any, is_given: bool, lines_of_ids: dict[str | int, int], where: str) -> str | int:
@@ -89,10 +70,13 @@ def check_prompt(row: dict[str, Any], where: str) -> Text:
     Raises:
         ValueError: it is neither a text nor messages; the message begins with `where`.
     """
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) or is_messages(prompt):
-        return prompt
-    raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages, not {prompt!r:.120}.")
+    if row.get("prompt") is None:
+        raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages; its keys are {sorted(row)}.")
+    try:
+        check_text(row["prompt"], "`prompt`")
+    except ValueError as error:
+        raise ValueError(f"{where} needs a `prompt` that is a text or a list of messages: {error}") from None
+    return row["prompt"]
 
 
 def check_completions(row: dict[str, Any], where: str, at_least: int) -> list[Text]:
@@ -107,8 +91,12 @@ def check_completions(row: dict[str, Any], where: str, at_least: int) -> list[Te
         raise ValueError(
             f"{where} has `completions` {completions!r:.120}, but must have a list of at least {at_least}."
         )
-    if not all(isinstance(each, str) or is_messages(each) for each in completions):
-        raise ValueError(f"{where} has `completions` that are neither texts nor messages.")
+    for number, completion in enumerate(completions):
+        try:
+            check_text(completion, f"`completions[{number}]`")
+            check_response(completion, f"`completions[{number}]`")
+        except ValueError as error:
+            raise ValueError(f"{where} has `completions` that are neither texts nor messages: {error}") from None
     return completions
 
 

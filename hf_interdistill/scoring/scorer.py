@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..utils.context_length import check_row_length
 from ..utils.dtypes import check_dtype
+from ..utils.fields import require_positive
 from ..utils.sources import loading
 from ..utils.whole_models import model_options
 from .batching import LengthScaling, choose_padding, padded
+from .checks import as_list, check_response, check_same_length
 from .control_tokens import SANITIZE
-from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
+from .formatting import RewardFormatter, Text, is_messages, template_kwargs
 from .loading import load_reward_model
 
 logger = logging.getLogger(__name__)
@@ -63,11 +66,13 @@ class RewardScorer:
         self.model, self.tokenizer = model.eval(), tokenizer
         # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
         self.is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+        require_positive("batch_size", batch_size)
+        require_positive("max_length", max_length, is_optional=True)
         self.batch_size, self.max_length = batch_size, max_length
         self.last_token_counts: list[int] = []
         self.last_forward_passes = 0
         self.formatter = RewardFormatter(tokenizer, is_date_warned=True)
-        self._has_warned_of_control_tokens = False
+        self._has_warned_of_control_tokens = self._has_warned_of_length = False
         self._padding_side: str | None = None  # measured when the first batch is read
         self._length_scaling = LengthScaling.of(model)
         text_config = model.config.get_text_config()
@@ -115,8 +120,8 @@ class RewardScorer:
 
     def __call__(
         self,
-        prompts: Sequence[Text | None],
-        completions: Sequence[Text],
+        prompts: Iterable[Text | None],
+        completions: Iterable[Text],
         *,
         is_progress_shown: bool = False,
         **kwargs,
@@ -126,29 +131,43 @@ class RewardScorer:
         Args:
             prompts: text or messages for each completion; `None` where the completion holds the whole exchange.
             completions: text or messages, of the same kind as the prompts. A plain text after a prompt of messages is
-                taken as the assistant's message.
+                taken as the assistant's message. Both may be any iterable with one entry per row.
             **kwargs: `tools` and `chat_template_kwargs`, one entry a completion, go to the chat template; the other
                 columns that TRL passes to reward functions are ignored.
 
         Returns:
             float32 rewards, one per completion.
+
+        Raises:
+            TypeError: a text or a mapping in place of a list of rows.
+            ValueError: lists of different lengths; a row that is neither text nor messages, or mixes both; a text
+                longer than `max_length`. The message names the row.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: one prompt a completion.")
-        columns = {name: list(kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
-        rows = [
-            self._encode(
-                normal_text(prompt),
-                normal_text(completion),
-                template_kwargs({name: values[number] for name, values in columns.items()}),
-            )
-            for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
+        prompts, completions = as_list("prompts", prompts), as_list("completions", completions)
+        check_same_length({"prompts": prompts, "completions": completions})
+        columns = {name: as_list(name, kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
+        for name, values in columns.items():
+            check_same_length({"completions": completions, f"`{name}`": values})
+        rows = []
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                own = template_kwargs({name: values[number] for name, values in columns.items()})
+                rows.append(self.encode(prompt, completion, own))
+            except ValueError as error:
+                raise ValueError(f"Row {number}: {error}") from error
         return self.score_ids(rows, is_progress_shown=is_progress_shown)
 
-    def _encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
+    def encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
+        """The checked tokens of one text, for `score_ids`; arguments and errors as in a call.
+
+        Args:
+            template_kwargs: arguments of the chat template (see `formatting.template_kwargs`).
+        """
+        prompt, completion = normal_text(prompt), normal_text(completion)
+        check_response(completion, "The completion")
         if is_messages(prompt) and prompt and isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
+        self.formatter.check(prompt, completion)
         if prompt is not None and isinstance(prompt, str) != isinstance(completion, str):
             raise ValueError(
                 f"The prompt is {type(prompt).__name__}, the completion {type(completion).__name__}; use text for "
@@ -189,6 +208,8 @@ class RewardScorer:
             positions: where a decoder places them, if not one after another: rows with tokens left out keep their
                 gaps. Encoders count by themselves.
         """
+        require_positive("batch_size", self.batch_size)
+        self._check_positions(max(map(len, rows), default=0))
         reach = [len(row) if positions is None else max(positions[i]) + 1 for i, row in enumerate(rows)]
         chunks = self.batches([len(row) for row in rows], reach)
         rewards = torch.zeros(len(rows))
@@ -198,6 +219,12 @@ class RewardScorer:
             places = None if positions is None else [positions[i] for i in chunk]
             rewards[chunk] = self._read([rows[i] for i in chunk], side, places).cpu()
         return rewards.tolist()
+
+    def _check_positions(self, length: int) -> None:
+        warning = check_row_length(self.model, length, "A text")
+        if warning is not None and not self._has_warned_of_length:
+            self._has_warned_of_length = True
+            logger.warning(f"{warning} (Warned once.)")
 
     @property
     def padding_side(self) -> str:

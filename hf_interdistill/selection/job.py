@@ -17,9 +17,9 @@ from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimizatio
 from ..scoring.formatting import template_kwargs
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
-from ..utils.atomic_io import write_atomically
+from ..utils.atomic_io import require_writable, write_atomically
 from ..utils.dtypes import check_dtype
-from ..utils.fields import as_mapping
+from ..utils.fields import as_mapping, require_positive
 from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
 from ..utils.sources import load_tokenizer, loading
 from .candidates import CandidateSampler, check_generation
@@ -93,8 +93,7 @@ class BestOfNConfig:
         for name in ("dtype", "reward_dtype"):
             check_dtype(name, getattr(self, name))
         for name in ("n", "top_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+            require_positive(name, getattr(self, name))
         if self.keep not in ("completions", "pairs"):
             raise ValueError(f"`keep` is {self.keep!r}, but must be `completions` or `pairs`.")
         if self.model is None and self.generation:
@@ -133,6 +132,9 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
             kept is chosen when all are scored.
     """
     rows = load_rows(config)
+    for option in ("selected", "curve"):  # written at the end
+        if getattr(config, option) is not None:
+            require_writable(option, str(Path(getattr(config, option)).parent), "it is written at the end of the job")
     job, scored = run_sharded_job(
         config.output,
         rows,
@@ -155,6 +157,8 @@ def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
         if not row.get("completions"):
             raise ValueError(f"{where} has no list of `completions`. Give it some, or set `model` to sample them.")
         completions, gold = check_completions(row, where, at_least=1), row.get("gold_rewards")
+        if gold is not None and not (isinstance(gold, list) and all(map(_is_number, gold))):
+            raise ValueError(f"{where} has `gold_rewards` {gold!r:.120}, but they must be a list of finite numbers.")
         if gold is not None and len(gold) != len(completions):
             raise ValueError(f"{where} has {len(completions)} completions, but {len(gold)} `gold_rewards`.")
         if gold is not None and config.gold_model is not None:
@@ -164,6 +168,10 @@ def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
             "`curve` needs scores that count as the truth: set `gold_model`, or give every row `gold_rewards`."
         )
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]) -> None:

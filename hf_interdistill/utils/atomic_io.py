@@ -44,3 +44,24 @@ def atomic_replacement(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def require_writable(option: str, folder: str, loss: str) -> None:
+    """Raise `PermissionError` if a folder is not writable.
+
+    Args:
+        option: name of the option, for the message.
+        folder: created if missing.
+        loss: what would be lost, for the message.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".is_writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process may have removed it
+    except OSError as error:
+        raise PermissionError(
+            f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "
+            "Choose another folder or change its permissions."
+        ) from error

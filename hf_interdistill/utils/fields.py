@@ -93,3 +93,11 @@ def as_mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict | None):
         raise ValueError(f"`{name}` is {value!r}, but must be a mapping of keys to values.")
     return value or {}
+
+
+def require_positive(name: str, value: Any, *, is_optional: bool = False) -> None:
+    """Raise `ValueError` for a setting that is no whole number of at least 1; with `is_optional`, `None` passes."""
+    if value is None and is_optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")

@@ -294,7 +294,7 @@ def test_bad_conflict_pairs_and_files_are_explained(tmp_path):
     with pytest.raises(ValueError, match="line 1 has no `scores`"):
         load_items(BENCHMARKS["ppe_correctness"], str(tmp_path))
     (tmp_path / "math.jsonl").write_text('\n{"a":')
-    with pytest.raises(ValueError, match=r"math.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"Line 2 of .*math.jsonl is no JSON"):
         load_items(BENCHMARKS["ppe_correctness"], str(tmp_path))
     with pytest.raises(FileNotFoundError, match="is not there"):
         load_items(BENCHMARKS["llmbar"], str(tmp_path / "nothing"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...scoring.prompts import check_completions, check_prompt
-from ...utils.privacy import public_name
+from ...utils.json_lines import read_json_lines
 from ...utils.sources import require_file
 from .records import IndexedRow, count_lines
 
@@ -46,13 +45,8 @@ def candidate_rows(candidates, is_scored: bool) -> Iterator[IndexedRow]:
     if not isinstance(candidates, str | os.PathLike):
         yield from ((number, _checked(row, number, is_scored)) for number, row in enumerate(candidates))
         return
-    with open(candidates, encoding="utf-8") as file:
-        for number, line in enumerate(line for line in file if line.strip()):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Row {number} of {public_name(candidates)} is no JSON: {error}.") from None
-            yield number, _checked(row, number, is_scored)
+    for number, (_, row) in enumerate(read_json_lines(candidates)):
+        yield number, _checked(row, number, is_scored)
 
 
 def _checked(row: Any, number: int, is_scored: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from .map_keys import map_keys
 from .preference_tokenizer import tokenized_pair
+from .preparation import check_margin
 from .teacher_inputs import PairLayout
 from .units import NO_UNIT
 
@@ -34,6 +35,11 @@ class PairIndexCollator:
         self.inner = inner
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        for example in examples:
+            try:
+                check_margin(example)
+            except ValueError as error:
+                raise ValueError(f"Row {example['pair_index']}: {error}") from None
         batch = self.inner(examples)
         batch["pair_index"] = torch.tensor([example["pair_index"] for example in examples])
         return batch

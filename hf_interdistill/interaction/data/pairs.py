@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...scoring.formatting import Text, is_messages, message_texts, normal_text
+from ...scoring.checks import check_kinds, check_preference_columns, check_response, check_text
+from ...scoring.formatting import Text, message_texts, normal_text
 
 PROMPT, CHOSEN, REJECTED = range(3)
 
@@ -76,23 +78,57 @@ def read_preference(example: dict[str, Any]) -> Preference:
     """The preference in a row of any format that `RewardTrainer` takes, its messages in their normal form.
 
     Raises:
-        ValueError: a column that is neither text nor messages, or sides of different kinds.
+        ValueError: a missing column; one that is neither text nor messages; a response without messages; columns of
+            different kinds.
     """
-    prompt, chosen, rejected = map(normal_text, (example.get("prompt"), example["chosen"], example["rejected"]))
-    values = {"chosen": chosen, "rejected": rejected, **({} if prompt is None else {"prompt": prompt})}
-    is_text = {name: isinstance(value, str) for name, value in values.items()}
+    if not isinstance(example, Mapping):
+        raise ValueError(
+            f"A preference is {example!r:.80}, but must be a row with the columns `chosen` and `rejected` (a `dict`)."
+        )
+    check_preference_columns(example)
+    names = ("prompt", "chosen", "rejected")
+    values: dict[str, Any] = {name: normal_text(example[name]) for name in names if name in example}
+    if values.get("prompt", "") is None:
+        del values["prompt"]
     for name, value in values.items():
-        if not is_text[name] and not is_messages(value):
-            raise ValueError(
-                f"Column `{name}` holds {value!r:.80}, but a preference is text (`str`) or messages "
-                "(`[{'role': ..., 'content': ...}, ...]`)."
-            )
-    if len(set(is_text.values())) > 1:
-        raise ValueError(f"The columns {sorted(values)} mix text and messages in one row; use one kind for all.")
+        check_text(value, f"Column `{name}`")
+        if name != "prompt":
+            check_response(value, f"Column `{name}`")
+    check_kinds(values)
+    prompt, chosen, rejected = values.get("prompt"), values["chosen"], values["rejected"]
     if prompt is None:
         size = _common_prefix(chosen, rejected)
         prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
     return Preference(prompt, chosen, rejected)
+
+
+def read_preferences(rows: Any, name: str) -> list[Preference]:
+    """The preferences of rows of any format; those that are read already stay as they are.
+
+    Args:
+        rows: a dataset, a stream, or any other collection of rows. name: what they are, for messages.
+
+    Raises:
+        TypeError: no collection of rows. ValueError: a row that is no preference, named by its number; no row.
+    """
+    if isinstance(rows, Mapping):
+        raise TypeError(
+            f"`{name}` is a {type(rows).__name__} with the keys {', '.join(map(str, rows))}, but must be one dataset "
+            "or a list of rows. Choose one split."
+        )
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise TypeError(
+            f"`{name}` is {rows!r:.80}, but must be a dataset or a list of rows (`load_dataset` makes one)."
+        )
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(row if isinstance(row, Preference) else read_preference(row))
+        except ValueError as error:
+            raise ValueError(f"`{name}`: Row {number}: {error}") from None
+    if not found:
+        raise ValueError(f"`{name}` is empty. Give it at least one row.")
+    return found
 
 
 def _common_prefix(chosen: Text, rejected: Text) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
 from ...training.label_smoothing import require_factor
+from ...training.precision import choose_precision
+from ...utils.fields import require_positive
 
 _STAGES = "each stage of a teacher's training sets it"
-_SET_BY_STAGES = {
+_REFUSED = {
     **dict.fromkeys(("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"), _STAGES),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _STAGES),
     **dict.fromkeys(("remove_unused_columns", "label_names"), _STAGES),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "batch_eval_metrics", "train_sampling_strategy"), "a teacher cannot be trained with it"
+    ),
     "push_to_hub": "a teacher is never published",
 }
 
@@ -21,7 +26,8 @@ _SET_BY_STAGES = {
 class InteractionTeacherConfig(TrainingArguments):
     """Settings for `InteractionTeacher.fit`: those of `TrainingArguments` and the fields below.
 
-    `label_smoothing_factor` is the probability that a label is wrong, as in `InteractionDistillationConfig`.
+    `label_smoothing_factor` is the probability that a label is wrong, as in `InteractionDistillationConfig`. `fit`
+    chooses itself when to evaluate and to save, and keeps the weights with the lowest held-out loss.
 
     Args:
         teacher_model: encoder to start from (command line only; `fit` has its model already).
@@ -52,18 +58,23 @@ class InteractionTeacherConfig(TrainingArguments):
     evals_per_epoch: int = field(default=2, metadata={"help": "Held-out evaluations in each epoch."})
 
     def __post_init__(self):
-        for name, reason in _SET_BY_STAGES.items():
-            default = InteractionTeacherConfig.__dataclass_fields__[name].default
-            if getattr(self, name) != default:
+        choose_precision(self)
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, reason in _REFUSED.items():
+            if getattr(self, name, None) != defaults.get(name):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, but {reason}. Leave it out; `evals_per_epoch` and "
                     "`early_stopping_patience` set when a stage is evaluated and stopped."
                 )
         super().__post_init__()
         require_factor(self.label_smoothing_factor)
+        batches = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in (*batches, "evals_per_epoch", "early_stopping_patience"):
+            require_positive(name, getattr(self, name))
+        require_positive("teacher_max_length", self.teacher_max_length, is_optional=True)
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"`eval_fraction` must lie between 0 and 1, got {self.eval_fraction}.")
-        if self.warm_start_epochs < 0 or self.num_train_epochs <= 0:
+        if not (self.warm_start_epochs >= 0 and self.num_train_epochs > 0):
             raise ValueError(
                 f"`warm_start_epochs` ({self.warm_start_epochs}) must not be negative and `num_train_epochs` "
                 f"({self.num_train_epochs}) must be positive."

@@ -15,14 +15,16 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 
 from ...training.checkpoints import as_checkpoint_error
 from ...training.unsharded import load_unsharded
+from ...utils.atomic_io import require_writable
 from ...utils.context_length import context_length
 from ...utils.dtypes import check_dtype
+from ...utils.fields import require_positive
 from ...utils.privacy import public_name
 from ...utils.sources import load_tokenizer, loading
 from ...utils.whole_models import hub_options, load_with_report, model_options, refuse_options_of_loading
 from ..attention.recorder import resolve_layers
 from ..data.orders import select_order
-from ..data.pairs import Preference, read_preference
+from ..data.pairs import read_preferences
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout, SequenceFormat
 from .config import InteractionTeacherConfig
@@ -212,7 +214,7 @@ class InteractionTeacher:
             resume_from_checkpoint: resume an earlier call with the same `output_dir`.
 
         Returns:
-            held-out metrics: `accuracy` (mean margin of both orders), `accuracy_chosen_first`,
+            Held-out metrics: `accuracy` (mean margin of both orders), `accuracy_chosen_first`,
             `accuracy_rejected_first`, `order_agreement` (fraction of pairs with the same decision in both orders),
             `pairs`, `standard_error`, `is_better_than_chance` (the exact 95 % interval of `accuracy` lies above 0.5).
             Also kept as `teacher.metrics`.
@@ -220,6 +222,7 @@ class InteractionTeacher:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(output_dir or (args.output_dir if args is not None and args.output_dir else scratch))
             args = args or InteractionTeacherConfig(output_dir=str(folder))
+            require_writable("output_dir", str(folder), "the teacher would be lost")
             if args.teacher_max_length is not None:
                 self.max_length = self.check_length(args.teacher_max_length)
             if args.interaction_layers is not None:
@@ -289,11 +292,15 @@ class InteractionTeacher:
         Args:
             preferences: rows of any preference format.
 
+        Raises:
+            ValueError: a row that is no preference, named by its number; no row.
+
         Returns:
             `(pairs, 2)` float32: margin with the chosen response read first, and with the rejected one read first.
             Average the two to score a pair.
         """
-        items = [item if isinstance(item, Preference) else read_preference(item) for item in preferences]
+        require_positive("batch_size", batch_size)
+        items = read_preferences(preferences, "preferences")
         pairs = [tokenize_without_units(self.tokenizer, item) for item in items]
         return pair_margins(
             self.network, self.layout, pairs, batch_size=batch_size, is_progress_shown=is_progress_shown

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...utils.binomial import accuracy_interval
-from ..data.pairs import Preference, read_preference
+from ..data.pairs import Preference, read_preferences
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout
 from .config import InteractionTeacherConfig
@@ -45,9 +45,9 @@ def split_preferences(
     preferences, eval_dataset, args: InteractionTeacherConfig
 ) -> tuple[list[Preference], list[Preference]]:
     """Preferences for training and held-out ones: `eval_dataset`, or `args.eval_fraction` of the prompts."""
-    rows = [read_preference(row) for row in preferences]
+    rows = read_preferences(preferences, "preferences")
     if eval_dataset is not None:
-        return rows, [read_preference(row) for row in eval_dataset]
+        return rows, read_preferences(eval_dataset, "eval_dataset")
     training, held_out = split_by_prompt(rows, args.eval_fraction, args.seed)
     return [rows[i] for i in training], [rows[i] for i in held_out]
 

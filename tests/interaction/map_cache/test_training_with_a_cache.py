@@ -231,7 +231,8 @@ def test_streams_and_evaluation_sets(data, tmp_path, fitted_teacher, computed):
     cached = trainer.evaluate()
     assert sum(computed) == 8  # one order: that of every evaluation
     wanted = [key for key in live if "interaction" in key or "loss" in key]
-    assert {"eval_a_loss", "eval_b_loss", "eval_interaction/loss", "eval_interaction/teacher_accuracy"} <= set(wanted)
+    names = ("loss", "interaction/loss", "interaction/teacher_accuracy")
+    assert {f"eval_{name}_{key}" for name in "ab" for key in names} <= set(wanted)
     for key in wanted:
         assert cached[key] == pytest.approx(live[key], rel=2e-5), key
     assert trainer.evaluate()["eval_a_loss"] == cached["eval_a_loss"] and sum(computed) == 8

@@ -250,3 +250,20 @@ def test_rows_of_every_format_are_accepted():
         "rejected": [message, {"role": "assistant", "content": "b"}],
     }
     assert read_preference(row).prompt == [message]
+
+
+def test_settings_that_a_teacher_does_not_heed_are_said(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        settings(tmp_path)
+    assert "without effect" not in caplog.text
+    settings(tmp_path, eval_steps=50, save_strategy="epoch")
+    assert "`eval_steps`, `save_strategy`: without effect on a teacher" in caplog.text
+    for name, value in (("label_smoothing_factor", 0.1), ("neftune_noise_alpha", 5.0), ("batch_eval_metrics", True)):
+        with pytest.raises(ValueError, match=f"`{name}` is {value}, but a teacher cannot be trained with it"):
+            settings(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["evals_per_epoch", "early_stopping_patience", "per_device_eval_batch_size"])
+def test_counts_of_a_teacher_are_positive(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` is 0, but must be a whole number"):
+        settings(tmp_path, **{name: 0})

@@ -1,0 +1,46 @@
+"""Reads JSON Lines; an error names the file and the line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line that is not empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no JSON object, or no UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, or is no file (looked from {Path.cwd()}).")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"Line {number} of {path}"
+            try:
+                text = line.decode("utf-8-sig").strip()  # editors may begin a file with a byte order mark
+            except UnicodeDecodeError as error:
+                reason = f"{error.reason}, byte {error.start}"
+                raise ValueError(f"{place} is not UTF-8 ({reason}). Save the file as UTF-8.") from None
+            if text:
+                yield number, _parse(text, place)
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    hint = "Write one JSON object per line (JSON Lines)."
+    if line in ("{", "[", "[{"):
+        hint = "This looks like one JSON value over several lines: write one object per line."
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place} is no JSON object ({error.msg}, character {error.pos + 1}): {line[:60]!r}. {hint}"
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is no JSON object, but {line[:60]!r}. {hint}")
+    return row

@@ -1,0 +1,126 @@
+"""Evaluation and prediction of the trainer against plain torch, one pair at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support.models import build_student
+from support.training_runs import config
+
+from hf_interdistill import InteractionDistillationTrainer
+
+
+def build(dataset, tmp_path, tokenizer, teacher, eval_dataset=None, **changes):
+    extra = {key: changes.pop(key) for key in ("compute_metrics",) if key in changes}
+    return InteractionDistillationTrainer(
+        build_student(),
+        config(tmp_path, **changes),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        teacher=teacher,
+        **extra,
+    )
+
+
+def rewards(model, tokenizer, rows) -> torch.Tensor:
+    """`(pairs, 2)`, each text alone and without padding."""
+    values = []
+    with torch.no_grad():
+        for row in rows:
+            for side in ("chosen", "rejected"):
+                text = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
+                ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+                values.append(model(ids).logits[0, 0].item())
+    return torch.tensor(values).reshape(-1, 2)
+
+
+def alignment(trainer, rows) -> float:
+    """The mean of the alignment loss of single pairs."""
+    values = [trainer.evaluate(rows.select([number]))["eval_interaction/loss"] for number in range(len(rows))]
+    return sum(values) / len(values)
+
+
+def test_each_evaluation_set_has_its_own_metrics(dataset, tmp_path, tokenizer, fitted_teacher):
+    sets = {"easy": dataset.select(range(8)), "hard": dataset.select(range(8, 13))}
+    trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, sets)
+    metrics = trainer.evaluate()
+    assert not {name for name in metrics if not name.startswith(("eval_easy_", "eval_hard_")) and name != "epoch"}
+    logs = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    for name, rows in sets.items():
+        scores = rewards(trainer.model.eval(), tokenizer, rows)
+        margins = scores[:, 0] - scores[:, 1]
+        means = [batch.mean().item() for batch in margins.split(4)]  # TRL's mean over batches
+        assert metrics[f"eval_{name}_margin"] == pytest.approx(sum(means) / len(means), rel=1e-4)
+        right = [(batch > 0).float().mean().item() for batch in margins.split(4)]
+        assert metrics[f"eval_{name}_accuracy"] == pytest.approx(sum(right) / len(right))
+        assert metrics[f"eval_{name}_min_reward"] == logs[f"eval_{name}_min_reward"]
+        assert metrics[f"eval_{name}_interaction/loss"] == pytest.approx(alignment(trainer, rows), rel=1e-4)
+        nll = torch.nn.functional.softplus(-margins).mean().item()
+        expected = nll + 0.3 * metrics[f"eval_{name}_interaction/loss"]
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["eval_easy_margin"] != metrics["eval_hard_margin"]
+
+
+def test_the_best_model_can_be_chosen_by_a_metric_of_one_set(dataset, tmp_path, tokenizer, fitted_teacher):
+    chosen = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    trainer = build(
+        dataset,
+        tmp_path,
+        tokenizer,
+        fitted_teacher,
+        {"a": dataset.select(range(4)), "b": dataset.select(range(4, 8))},
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_a_interaction/loss",
+        greater_is_better=False,
+        **chosen,
+    )
+    trainer.train()
+    values = [entry["eval_a_interaction/loss"] for entry in trainer.state.log_history if "eval_a_loss" in entry]
+    assert len(values) == 3 and trainer.state.best_metric == min(values)
+
+
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_predict_gives_both_rewards_of_every_row(dataset, tmp_path, tokenizer, fitted_teacher, weight):
+    rows = dataset.select(range(11))  # batches of 4, 4 and 3
+    trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, alignment_weight=weight, max_length=200)
+    expected = rewards(trainer.model.eval(), tokenizer, rows)
+    output = trainer.predict(rows)
+    assert output.predictions.shape == (11, 2)  # some are longer than `max_length`, and none is left out
+    torch.testing.assert_close(torch.tensor(output.predictions), expected, rtol=1e-4, atol=1e-5)
+    margins = expected[:, 0] - expected[:, 1]
+    means = [batch.mean().item() for batch in margins.split(4)]
+    assert output.metrics["test_margin"] == pytest.approx(sum(means) / 3, rel=1e-4)
+    loss = torch.nn.functional.softplus(-margins).mean().item()
+    assert output.metrics["test_loss"] == pytest.approx(
+        loss + weight * output.metrics.get("test_interaction/loss", math.nan if weight else 0.0), rel=1e-4
+    )
+    assert trainer.preprocess_logits_for_metrics is None and not trainer._metrics["eval"]
+    after = trainer.evaluate(dataset.select(range(3)), metric_key_prefix="later")  # nothing of the prediction is left
+    assert after["later_margin"] == pytest.approx(margins[:3].mean().item(), rel=1e-4)
+    with pytest.raises(TypeError, match=r"holds 1 datasets .a., but `predict` takes one"):
+        trainer.predict({"a": rows})
+
+
+def test_predict_hands_the_pairs_to_compute_metrics(dataset, tmp_path, tokenizer, fitted_teacher):
+    shapes = []
+
+    def count(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {"pairs": len(prediction.predictions)}
+
+    trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, compute_metrics=count)
+    assert trainer.predict(dataset.select(range(5)), metric_key_prefix="x").metrics["x_pairs"] == 5
+    assert shapes == [(5, 2)]
+
+
+def test_the_card_has_the_metrics_of_every_set(dataset, tmp_path, tokenizer, fitted_teacher, no_pictures):
+    sets = {"easy": dataset.select(range(4)), "hard": dataset.select(range(4, 7))}
+    trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, sets)
+    metrics = trainer.evaluate()
+    trainer.create_model_card()
+    text = (tmp_path / "rm" / "README.md").read_text()
+    for name in ("easy", "hard"):
+        assert f"| `eval_{name}_accuracy` | {metrics[f'eval_{name}_accuracy']:.4g} |" in text
