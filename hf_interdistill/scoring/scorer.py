@@ -19,7 +19,7 @@ from ..utils.whole_models import model_options
 from .batching import LengthScaling, choose_padding, padded
 from .checks import as_list, check_response, check_same_length
 from .control_tokens import SANITIZE
-from .formatting import RewardFormatter, Text, is_messages, template_kwargs
+from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
 from .loading import load_reward_model
 
 logger = logging.getLogger(__name__)
