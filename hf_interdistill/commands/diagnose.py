@@ -84,7 +84,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     noise_models = _noise_models(args)
     check_candidates(args.candidates, args.gold)
     for name in args.model:  # each is loaded when those before it are diagnosed
-        require_model("model", name, args.revision)
+        require_model("reward model", name, revision=args.revision)
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),

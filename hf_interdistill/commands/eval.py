@@ -11,6 +11,7 @@ from ..reward_benchmarks.loading import load_items
 from ..reward_benchmarks.reports import notes, short_names, table, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.scorer import RewardScorer
+from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
 from ..utils.jsonl_jobs import JsonlJob
 from ..utils.model_config import require_model
@@ -64,13 +65,15 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
         raise ValueError("`truncate` needs a `max_length` to cut to.")
     require_positive("batch_size", args.batch_size)
     require_positive("max_length", args.max_length, is_optional=True)
+    check_dtype("dtype", args.dtype)
+    find_device(args.device)
     sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
     data = dict(zip(args.benchmark, sources, strict=True))
     folder = Path(args.output)
     job = JsonlJob(folder / "scores.jsonl")
     job.open()
     for model in args.model:  # all that can be wrong is found before the first model is scored
-        require_model("model", model, args.revision)
+        require_model("reward model", model, revision=args.revision)
     items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
     results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
     for model in args.model:

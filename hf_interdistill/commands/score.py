@@ -60,7 +60,7 @@ def run(args: ScoreArguments) -> dict:
     total = sum(1 for _ in _read(source))
     if not total:
         raise ValueError(f"{source} holds no rows. Write one JSON object per line, with `completion`.")
-    require_model("model", args.model, args.revision)
+    require_model("reward model", args.model, revision=args.revision)
     job = JsonlJob(target)
     job.open({"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input})
     scored = sum(1 for _ in job.rows())
@@ -87,28 +87,36 @@ def run(args: ScoreArguments) -> dict:
     return summary
 
 
-def _read(path: Path) -> Iterator[tuple[int, dict]]:
+class _Row(dict):
+    """A row of the input, and the number of its line."""
+
+    def __init__(self, line: int, values: dict):
+        super().__init__(values)
+        self.line = line
+
+
+def _read(path: Path) -> Iterator[_Row]:
     for number, row in read_json_lines(path):
-        if "completion" not in row and not {"chosen", "rejected"} <= set(row):
+        if ("chosen" in row) != ("rejected" in row) or not any(name in row for name in _SIDES):
             raise ValueError(
                 f"{path}, line {number} has the keys {sorted(row)}; it needs `completion`, or `chosen` and `rejected`."
             )
         for name in ("prompt", *_SIDES):
             if name in row and not (name == "prompt" and row[name] is None):
                 check_text(row[name], f"In {path}, line {number}: `{name}`")
-        yield number, row
+        yield _Row(number, row)
 
 
-def _score(scorer: RewardScorer, source: Path, rows: list[tuple[int, dict]]) -> list[dict]:
+def _score(scorer: RewardScorer, source: Path, rows: list[_Row]) -> list[dict]:
     texts, scored = [], []
-    for number, row in rows:
+    for row in rows:
         for side in filter(row.__contains__, _SIDES):
             try:
                 texts.append(scorer.encode(row.get("prompt"), row[side], template_kwargs(row)))
             except ValueError as error:
-                raise ValueError(f"{source}, line {number}, `{side}`: {error}") from error
+                raise ValueError(f"{source}, line {row.line}, `{side}`: {error}") from error
     rewards = iter(scorer.score_ids(texts))
-    for _, row in rows:
+    for row in rows:
         scored.append({**row, **{_SIDES[side]: next(rewards) for side in _SIDES if side in row}})
     return scored
 

@@ -23,7 +23,7 @@ def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
         raise ValueError("`teacher_model` is not set: name the encoder to start from (a Hub name or a folder).")
     splits = data.load()
     preferences = get_split(splits, data.dataset_train_split, data.dataset_name)
-    require_model("teacher_model", args.teacher_model)
+    require_model("teacher", args.teacher_model)
     tests = None  # read before the training, which takes long
     if data.dataset_test_split in splits:
         tests = read_preferences(splits[data.dataset_test_split], data.dataset_test_split)

@@ -76,9 +76,9 @@ def diagnose(
     # Candidates are scored last, and all read before.
     if candidates is not None and not list(islice(candidate_rows(candidates, gold is None), config.limit)):
         raise ValueError("There is no prompt with candidates: `candidates` is empty. Give it at least one row.")
-    for option, each in (("gold", gold), *(("noise_models", each) for each in (noise_models or {}).values())):
+    for kind, each in (("gold model", gold), *(("noise model", each) for each in (noise_models or {}).values())):
         if isinstance(each, str):
-            require_model(option, each)
+            require_model(kind, each)
     scorer = as_scorer(model, tokenizer, config.batch_size)
     name = name or name_of(model, scorer)
     store = RecordStore(records_dir or output_dir, name, _BATCHES_PER_WRITE * config.batch_size, is_progress_shown)

@@ -115,11 +115,9 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
         self.objective: AlignmentObjective | None = None
         self._is_date_checked = False
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
-        with loading(model) if isinstance(model, str) else nullcontext():
-            bound, report = _checked_start(
-                inspect.signature(RewardTrainer.__init__).bind(self, model, args, *rest, **kwargs)
-            )
-            super().__init__(*bound.args[1:], **bound.kwargs)
+        signature = inspect.signature(RewardTrainer.__init__)
+        bound, report = _checked_start(signature.bind(self, model, args, *rest, **kwargs))
+        super().__init__(*bound.args[1:], **bound.kwargs)
         self._check_model(report)
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
             check_lengths(dataset, name, self.model)
@@ -298,9 +296,10 @@ def _checked_start(bound: inspect.BoundArguments) -> tuple[inspect.BoundArgument
     given, report = bound.arguments, None
     model, args = given["model"], given["args"]
     if isinstance(model, str):
-        report = require_whole_start(model, args)
-        if given.get("processing_class") is None:
-            given["processing_class"] = load_tokenizer(model, args)
+        with loading(model):
+            report = require_whole_start(model, args)
+            if given.get("processing_class") is None:
+                given["processing_class"] = load_tokenizer(model, args)
     if given.get("peft_config") is not None:
         given["peft_config"] = adapter_for_rewards(given["peft_config"], args)
     return bound, report

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..utils.fields import as_mapping
 from ..utils.model_config import require_model
+from ..utils.whole_models import hub_options
 from .attention.interceptor import layer_of_modules
 from .config import InteractionDistillationConfig
 from .data.preparation import check_columns
@@ -48,13 +49,9 @@ def check_arguments(args: InteractionDistillationConfig, given: Mapping[str, Any
 
 def _check_model(model: Any, load_options: Mapping[str, Any]) -> None:
     """Raise an error for a model that is not there, has several outputs, or is no sequence classifier."""
-    config, base, labels = None, model, load_options.get("num_labels", 1)
+    base, labels = model, 1
     if isinstance(model, str):
-        config = require_model("model", model, load_options.get("revision"))
-        architectures = getattr(config, "architectures", None) or []
-        is_classifier = any("ForSequenceClassification" in name for name in architectures)
-        if config is not None and is_classifier and not load_options.get("ignore_mismatched_sizes"):
-            labels = config.num_labels if labels == 1 else labels
+        require_model("model", model, **hub_options(load_options, "trust_remote_code"))
     else:
         base = model.get_base_model() if is_peft_model(model) else model
         labels = getattr(model.config, "num_labels", None)

@@ -242,7 +242,7 @@ class RewardFormatter:
             remaining = iter(others)
             try:
                 return self._apply([_with_texts(message, remaining) for message in messages], kwargs)
-            except TemplateError:  # it refuses what the messages do not say
+            except ValueError:  # it refuses what the messages do not say
                 return None
 
         return RenderedText(text, contents, find_contents(text, contents, render, template), pieces, ids)

@@ -21,6 +21,7 @@ from .checks import as_list, check_response, check_same_length
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
 from .loading import load_reward_model
+from .normal_form import is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,6 @@ class RewardScorer:
                 "The tokenizer has no padding token, so the last token of a padded row cannot be found. Set "
                 "`tokenizer.pad_token` to the one used in training."
             )
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}, but must be at least 1: completions per forward pass.")
         self.model, self.tokenizer = model.eval(), tokenizer
         # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
         self.is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
@@ -163,7 +162,7 @@ class RewardScorer:
         Args:
             template_kwargs: arguments of the chat template (see `formatting.template_kwargs`).
         """
-        prompt, completion = normal_text(prompt), normal_text(completion)
+        prompt, completion = normal_text(prompt), completion if is_missing(completion) else normal_text(completion)
         check_response(completion, "The completion")
         if is_messages(prompt) and prompt and isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import find_adapter_config_file
+
+from .sources import loading
 
 
 def text_config(model: nn.Module) -> PretrainedConfig:
@@ -16,29 +17,19 @@ def text_config(model: nn.Module) -> PretrainedConfig:
     return config.get_text_config()
 
 
-def require_model(option: str, name: str, revision: str | None = None) -> PretrainedConfig | None:
+def require_model(kind: str, name: str, **options: Any) -> PretrainedConfig | None:
     """Check, before long work, that a folder or a Hub repository holds a model or an adapter.
 
     Returns the model's config; `None` for an adapter.
 
     Args:
-        option: name of the option, for the message. name: folder or Hub name. revision: of the repository.
+        kind: what it should be, for the message. name: folder or Hub name. options: `revision`, `subfolder` and the
+            like, as in `from_pretrained`.
 
     Raises:
-        FileNotFoundError: a path that is not there, or a folder without a model.
-        OSError: the Hub has no such model, or cannot be reached.
+        SourceNotFoundError: a path that is not there, a folder without a model, or a name that the Hub does not have.
     """
-    path = Path(name)
-    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise FileNotFoundError(
-            f"`{option}` is {name!r}, a folder without `config.json` or `adapter_config.json`. Name the folder that a "
-            "model was saved in."
-        )
-    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(
-            f"`{option}` is {name!r}, which is {'no folder' if path.exists() else 'not there'} (looked from "
-            f"{Path.cwd()}). Name a folder with a model, or a model on the Hub."
-        )
-    if find_adapter_config_file(name, revision=revision) is not None:
-        return None
-    return AutoConfig.from_pretrained(name, revision=revision)
+    with loading(name, kind):
+        if find_adapter_config_file(name, **options) is not None:
+            return None
+        return AutoConfig.from_pretrained(name, **options)

@@ -27,7 +27,7 @@ class Stages:
         log.write_text("")
         sys.stdout.reconfigure(line_buffering=True)  # so that the log keeps the order
         self.log, self.count, self.number = log, count, 0
-        self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, markup=False)
+        self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, markup=False, emoji=False)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[list[str]]:

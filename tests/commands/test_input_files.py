@@ -92,7 +92,7 @@ def test_files_without_rows_or_text(name, content, models, tmp_path, no_work, ca
     source.write_bytes(content)
     error = fails(name, command(name, models, source, tmp_path / "out"), capsys)
     if content.startswith(b"\xff"):
-        assert f"{source} is no UTF-8 text after line 0" in error
+        assert f"Line 1 of {source} is not UTF-8" in error
     else:
         assert str(source) in error or name == "candidates"
         assert any(part in error for part in ("is empty", "holds no row", "holds no prompts", "no prompt with"))
@@ -161,7 +161,7 @@ def test_every_model_is_looked_for_before_the_first_is_scored(name, models, tmp_
     source.write_text(LINE + "\n")
     arguments = command(name, models, source, tmp_path / "out")
     arguments.insert(arguments.index(str(models / "rm")) + 1, "./nowhere")
-    assert "`model` is './nowhere', which is not there" in fails(name, arguments, capsys)
+    assert "model ./nowhere is not there" in fails(name, arguments, capsys)
 
 
 def test_every_benchmark_is_read_before_the_first_is_scored(models, tmp_path, no_work, capsys):

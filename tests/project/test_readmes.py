@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.datasets import ROOT, read_rows
 from support.models import build_encoder
 from support.pipeline import Pipeline
 from transformers import GenerationConfig
+from trl import ModelConfig
 
 from hf_interdistill.cli import COMMANDS, main, parse
 
@@ -89,7 +91,8 @@ def options_of(script: Path) -> str:
     """The code in which a script's options are: its own, and that of the modules beside it which it imports."""
     code = script.read_text(encoding="utf-8")
     beside = [script.parent / f"{name}.py" for name in re.findall(r"^from (\w+) import", code, re.MULTILINE)]
-    return "\n".join([code, *(path.read_text(encoding="utf-8") for path in beside if path.is_file())])
+    options = [f'"--{each.name}"' for each in fields(ModelConfig)] if "ModelConfig" in code else []
+    return "\n".join([code, *options, *(path.read_text(encoding="utf-8") for path in beside if path.is_file())])
 
 
 @pytest.mark.parametrize("command", found("python"))

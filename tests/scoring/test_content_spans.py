@@ -106,7 +106,11 @@ def test_parts_of_contents():
         "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{% if part.type == 'text' %}"
         "{{ part.text.split('</think>')[-1] | trim }}{% endif %}{% endfor %};{% endfor %}"
     )
-    parts = [{"type": "text", "text": " text "}, {"type": "image"}, {"type": "text", "text": "<think>no</think> yes"}]
+    parts = [
+        {"type": "text", "text": " text "},
+        {"type": "text", "text": ""},
+        {"type": "text", "text": "<think>no</think> yes"},
+    ]
     rendered = formatter_with(template).render([], [{"role": "user", "content": parts}])
     assert rendered.text == "user:textyes;"
     assert rendered.spans == ((0, 1, 5, 4), (1, 18, 9, 3))

@@ -39,11 +39,12 @@ def test_a_rain_job_killed_anywhere_ends_the_same(pipeline):
         job_files.os.fsync = cut
 
     command = pipeline.rain()
+    # The first file that is removed is the one that shows that the folder can be written.
     moments = {
         "after the third answer": (lambda: at_call(job_files.os, "fsync", 5, is_after=True), 3),
         "in a line": (half_a_line, 4),
         "before the output is there": (lambda: at_call(durable.os, "replace", 1), 7),
-        "before the shard is gone": (lambda: at_call(Path, "unlink", 1), 14),
+        "before the shard is gone": (lambda: at_call(Path, "unlink", 2), 14),
     }
     for moment, (arrange, finished) in moments.items():
         before = set(kept(pipeline))

@@ -252,13 +252,11 @@ def test_rows_of_every_format_are_accepted():
     assert read_preference(row).prompt == [message]
 
 
-def test_settings_that_a_teacher_does_not_heed_are_said(tmp_path, caplog):
-    with caplog.at_level("WARNING"):
-        settings(tmp_path)
-    assert "without effect" not in caplog.text
-    settings(tmp_path, eval_steps=50, save_strategy="epoch")
-    assert "`eval_steps`, `save_strategy`: without effect on a teacher" in caplog.text
-    for name, value in (("label_smoothing_factor", 0.1), ("neftune_noise_alpha", 5.0), ("batch_eval_metrics", True)):
+def test_settings_that_a_teacher_does_not_heed_are_refused(tmp_path):
+    for name, value in (("eval_steps", 50), ("save_strategy", "epoch")):
+        with pytest.raises(ValueError, match=f"`{name}` is {value!r}, but each stage of a teacher's training sets it"):
+            settings(tmp_path, **{name: value})
+    for name, value in (("neftune_noise_alpha", 5.0), ("batch_eval_metrics", True)):
         with pytest.raises(ValueError, match=f"`{name}` is {value}, but a teacher cannot be trained with it"):
             settings(tmp_path, **{name: value})
 
