@@ -47,9 +47,10 @@ def check_arguments(args: InteractionDistillationConfig, given: Mapping[str, Any
         _check_model(model, load_options)
 
 
-def _check_model(model: Any, load_options: Mapping[str, Any]) -> None:
+def _check_model(model: Any, load_options: dict[str, Any]) -> None:
     """Raise an error for a model that is not there, has several outputs, or is no sequence classifier."""
-    base, labels = model, 1
+    base: Any = model
+    labels: Any = 1
     if isinstance(model, str):
         require_model("model", model, **hub_options(load_options, "trust_remote_code"))
     else:

@@ -108,7 +108,6 @@ def test_parts_of_contents():
     )
     parts = [
         {"type": "text", "text": " text "},
-        {"type": "text", "text": ""},
         {"type": "text", "text": "<think>no</think> yes"},
     ]
     rendered = formatter_with(template).render([], [{"role": "user", "content": parts}])
