@@ -23,6 +23,9 @@ PROMPTS = (
 )
 NUM_SAMPLES = 8
 MAX_NEW_TOKENS = 24
+# For all three: so small a model repeats itself otherwise, and a reward model of 300 pairs may like that.
+SETTINGS = {"max_new_tokens": MAX_NEW_TOKENS, "no_repeat_ngram_size": 3}
+SAMPLING = {"do_sample": True, "top_p": 0.8}
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Answerer:
     def best_of_n(self) -> tuple[list[Answer], list[str]]:
         """The sample with the highest reward for each prompt, and all samples, `NUM_SAMPLES` a prompt."""
         start = time.monotonic()
-        texts, counts = self._generate(do_sample=True, top_p=0.9, num_return_sequences=NUM_SAMPLES)
+        texts, counts = self._generate(**SAMPLING, num_return_sequences=NUM_SAMPLES)
         rewards = rewards_of(self.reward, _repeated(PROMPTS), texts)
         counts = [count + read for count, read in zip(counts, self.reward.last_token_counts, strict=True)]
         groups = [range(first, first + NUM_SAMPLES) for first in range(0, len(texts), NUM_SAMPLES)]
@@ -85,7 +88,8 @@ class Answerer:
             rain_config=RainConfig.preset("harmless", similarity_model=embedded.encoder("minilm")),
             rain_scorer=scorer,
             rain_prompts=[_messages(prompt) for prompt in PROMPTS],
-            max_new_tokens=MAX_NEW_TOKENS,
+            **SETTINGS,
+            **SAMPLING,
             return_dict_in_generate=True,
         )
         answers = _answers(
@@ -98,7 +102,7 @@ class Answerer:
     def _generate(self, **settings) -> tuple[list[str], list[int]]:
         """Texts, and the tokens that the language model read for each."""
         with torch.no_grad():
-            output = self.model.generate(**self.inputs, max_new_tokens=MAX_NEW_TOKENS, **settings)
+            output = self.model.generate(**self.inputs, **SETTINGS, **settings)
         length = self.inputs["input_ids"].shape[1]
         prompts = self.inputs["attention_mask"].sum(1).repeat_interleave(len(output) // len(PROMPTS))
         # The last token is written and not read.

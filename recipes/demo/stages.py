@@ -48,7 +48,8 @@ class Stages:
                 self.console.print("\n".join(lines))
                 raise
         told = "".join(f", {note}" for note in notes)
-        self.console.print(f"[{self.number}/{self.count}] {title}: {time.monotonic() - start:.0f} s{told}")
+        line = f"[{self.number}/{self.count}] {title}: {time.monotonic() - start:.0f} s{told}"
+        self.console.print(line, soft_wrap=True)
 
     @contextmanager
     def _redirected(self) -> Iterator[None]:
