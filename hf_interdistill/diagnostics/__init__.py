@@ -1,8 +1,8 @@
 """Diagnosis of reward models: what they read, what misleads them, whether they are calibrated.
 
-Data flow: rows -> tokens and the positions of their contents (`contents`) -> rewards of the text and of changed
-texts, one record per pair (`measuring`) -> one small module per measure, pure functions of the records (`accuracy`,
-`masking`, `attention`, `cue`, `length`, `calibration`) -> report (`plots`, `report`).
+Data flow: rows -> tokens and the positions of their contents -> rewards of the text and of changed
+texts, one record per pair (`collect`) -> one small module per measure, pure functions of the records (`measures`: `accuracy`,
+`masking`, `attention`, `cue`, `length`, `calibration`) -> one page with its plots (`report`).
 
 Two measures need more than a model and pairs, and are left out without it: models trained with flipped labels
 (`noise_models` runs them, `noise` measures) and prompts with candidate completions (`candidates` reads them,

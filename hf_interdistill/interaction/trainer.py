@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPublishing, RewardTrainer):
     """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
 
-    Source: after arXiv 2508.02618, a reconstruction: `loss = RewardTrainer's loss + weight * alignment loss`, where
+    Source: our reconstruction of arXiv 2508.02618: `loss = RewardTrainer's loss + weight * alignment loss`, where
     the alignment loss is the mean over units of `KL(teacher row || simulated student row)`. Inference is unchanged.
 
     Args:
@@ -75,8 +75,8 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
     Raises:
         ValueError: no teacher; slow tokenizers; layers that do not exist or have no softmax attention; reentrant
             checkpointing; an adapter that the alignment loss does not train; missing columns.
-        FloatingPointError: the loss or a gradient is not finite. A checkpoint is saved and the batch's rows are
-            written down first.
+        FloatingPointError: the loss or a gradient is not finite. The row indices of the batch and a checkpoint are
+            saved first.
         CheckpointError: a checkpoint to resume from is damaged, or a checkpoint cannot be written.
 
     Relations: with `alignment_weight=0` it trains exactly as `RewardTrainer`. `RewardScorer` loads the result, as does

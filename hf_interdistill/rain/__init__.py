@@ -15,5 +15,5 @@ search; the engine batches the requests of all searches and answers them. The re
 - `scorers`: values of completions, from a function, a reward model or the model itself; text embeddings.
 - `results`: records (tree, answer, costs), and their views.
 
-A room imports only rooms before it: `config` < `search` < `kv_cache` < `scorers`, `results` < `engine` < `api`.
+A subpackage imports only earlier ones: `config` < `search` < `kv_cache` < `scorers`, `results` < `engine` < `api`.
 """

@@ -60,37 +60,38 @@ class RainConfig:
         sample_top_k: number of likeliest tokens that sampled token sets draw from.
         expansion_temperature: temperature of candidates (not of rollouts).
         max_children: maximum number of children; a node with this many is not widened.
-        exploration: `c` of eq. 1. An unvisited child has the lowest value, so a child of prior `p` is first visited
-            after about `(0.5 / (c p))^2` visits of its parent (`(0.9 / (c p))^2` if a sibling is good). If `c` is too
-            small for the budget, only the likeliest token sets are judged; `judge_calls` is then far below
+        exploration: `c` of eq. 1. An unvisited child has the lowest value. A child of prior `p` is therefore first
+            visited after about `(0.5 / (c p))^2` visits of its parent, or `(0.9 / (c p))^2` with a good sibling. If
+            `c` is too small for the budget, only the likeliest token sets are judged; `judge_calls` is then far below
             `iterations`.
         root_uniform: share of the uniform distribution in the priors of the root's children.
-        min_visits: a commit before the budget is spent requires more true visits than this ...
-        value_threshold: ... and a value above this.
-        iterations: visits of a root (including earlier ones) that are always allowed.
-        extra_iterations: iterations allowed beyond the earlier visits of a root.
+        min_visits: a child is committed before the budget is spent if it has more true visits than this, and a value
+            above `value_threshold`.
+        value_threshold: the value that such a child must exceed.
+        iterations: visit budget of a root, including visits from before it became the root.
+        extra_iterations: new visits that are allowed at least after each commit.
         similarity_model: name or path of a text encoder for sibling credit and widening; `None` disables both.
         similarity_threshold: minimum cosine similarity of siblings that share a value.
         similarity_weight: weight of a shared value, multiplied by the cosine.
-        widening_variance: a node is widened if the norm of its children's variance is below this, times the tokens per
-            edge ...
-        widening_value: ... and the value of the best child is below this.
+        widening_variance: a node is widened if the norm of its children's variance is below this times the tokens per
+            edge, and the value of its best child is below `widening_value`.
+        widening_value: the value of the best child from which on a node is not widened.
         rollout_stops: characters that end a rollout; if empty, a rollout runs to the end of the text.
         rollout_max_tokens: maximum length of a rollout; `None`: as long as the generation may get.
         turn_markers: strings that start a new turn, and so end the generation.
         judge: name of a judge prompt of this package (`harmlessness`, `truthfulness`, `sentiment`), or a YAML file.
         judge_vote: `hard` (one vote per order) or `probability` (of the positive label).
         num_speculative: speculative rollouts and expansions per prompt in a forward pass: those that the search will
-            probably need next; 0 for none. A larger number needs fewer passes and more tokens; the search is the same.
+            probably need next (no draft model is involved); 0 disables it. A larger number needs fewer passes and more tokens; the search is the same.
             `None`: the prompts of a batch share 48, with at least 16 each; on a CPU, where tokens cost more than
             passes, they share 16, with at least 3 each. Models without a tree cache do not speculate. Scorers with
             `supports_speculation` (of the built-in ones, `"self"`) score such rollouts too.
         cuda_graphs: whether forward passes, including those of the judge `"self"`, are replayed as CUDA graphs. This
             saves the launch time of kernels, which dominates the passes of a small model. `None`: wherever possible
             (one CUDA device; no quantized weights, forward hooks, autocast or compiled code), with a log message where
-            it is not. True: an error where it is not possible. Results are the same but for rounding. Graphs cost
-            memory: their own, and from the start room for the keys and values of 2,048 tokens for each of the first
-            four prompts.
+            it is not. True: an error where it is not possible. Results are the same up to rounding. Graphs use
+            extra memory. Space for the keys and values of 2,048 tokens is also reserved at the start for each of the
+            first four prompts.
         max_batch_size: prompts searched at the same time; the others wait.
         seed: the same seed gives the same output; `None` draws a seed from torch's generator (so `set_seed` applies).
 

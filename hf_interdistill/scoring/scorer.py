@@ -39,11 +39,11 @@ class RewardScorer:
         model: a trained sequence classifier with one output (a plain model, or a PEFT model).
         tokenizer: its tokenizer, with the chat template it was trained with if prompts are messages.
         batch_size: completions per forward pass; they are sorted by length, which saves padding.
-        max_length: completions whose text is longer are an error, since a cut text has another reward; `None` for no
-            limit.
+        max_length: completions whose text is longer are an error, since truncation would change the reward; `None` for
+            no limit.
 
     Attributes:
-        last_token_counts: tokens that the last call read, by completion.
+        last_token_counts: tokens processed per completion in the last call.
         last_forward_passes: forward passes of the last call.
 
     Raises:
@@ -128,10 +128,11 @@ class RewardScorer:
         """Rewards of completions.
 
         Args:
-            prompts: text or messages for each completion; `None` where the completion holds the whole exchange.
+            prompts: text or messages for each completion; `None` where the completion contains the whole
+                conversation.
             completions: text or messages, of the same kind as the prompts. A plain text after a prompt of messages is
                 taken as the assistant's message. Both may be any iterable with one entry per row.
-            **kwargs: `tools` and `chat_template_kwargs`, one entry a completion, go to the chat template; the other
+            **kwargs: `tools` and `chat_template_kwargs`, one entry per completion, go to the chat template; the other
                 columns that TRL passes to reward functions are ignored.
 
         Returns:
@@ -176,8 +177,8 @@ class RewardScorer:
         ids = self.formatter.encode(prompt, completion, **template_kwargs)
         if self.max_length is not None and len(ids) > self.max_length:
             raise ValueError(
-                f"A text has {len(ids)} tokens, more than max_length={self.max_length}. A cut text has another "
-                "reward: leave it out, or raise `max_length`."
+                f"A text has {len(ids)} tokens, more than max_length={self.max_length}. Truncation would change "
+                "the reward: leave it out, or raise `max_length`."
             )
         return ids
 
@@ -204,8 +205,8 @@ class RewardScorer:
 
         Args:
             rows: tokens of each text.
-            positions: where a decoder places them, if not one after another: rows with tokens left out keep their
-                gaps. Encoders count by themselves.
+            positions: position ids for decoders, if not consecutive (for example where tokens were left out).
+                Encoders compute their own.
         """
         require_positive("batch_size", self.batch_size)
         self._check_positions(max(map(len, rows), default=0))
