@@ -1,7 +1,7 @@
 """Diagnosis of reward models: what they read, what misleads them, whether they are calibrated.
 
-Data flow: rows -> tokens and the positions of their contents -> rewards of the text and of changed
-texts, one record per pair (`collect`) -> one small module per measure, pure functions of the records (`measures`: `accuracy`,
+Data flow: rows -> tokens and the positions of their contents -> rewards of the text and of changed texts, one record
+per pair (`collect`) -> one small module per measure, pure functions of the records (`measures`: `accuracy`,
 `masking`, `attention`, `cue`, `length`, `calibration`) -> one page with its plots (`report`).
 
 Two measures need more than a model and pairs, and are left out without it: models trained with flipped labels

@@ -82,14 +82,15 @@ class RainConfig:
         judge: name of a judge prompt of this package (`harmlessness`, `truthfulness`, `sentiment`), or a YAML file.
         judge_vote: `hard` (one vote per order) or `probability` (of the positive label).
         num_speculative: speculative rollouts and expansions per prompt in a forward pass: those that the search will
-            probably need next (no draft model is involved); 0 disables it. A larger number needs fewer passes and more tokens; the search is the same.
-            `None`: the prompts of a batch share 48, with at least 16 each; on a CPU, where tokens cost more than
-            passes, they share 16, with at least 3 each. Models without a tree cache do not speculate. Scorers with
-            `supports_speculation` (of the built-in ones, `"self"`) score such rollouts too.
+            probably need next (no draft model is involved); 0 disables it. A larger number needs fewer passes and
+            more tokens; the search is the same. `None`: the prompts of a batch share 48, with at least 16 each; on a
+            CPU, where tokens cost more than passes, they share 16, with at least 3 each. Models without a tree cache
+            do not speculate. Scorers with `supports_speculation` (of the built-in ones, `"self"`) score such rollouts
+            too.
         cuda_graphs: whether forward passes, including those of the judge `"self"`, are replayed as CUDA graphs. This
             saves the launch time of kernels, which dominates the passes of a small model. `None`: wherever possible
-            (one CUDA device; no quantized weights, forward hooks, autocast or compiled code), with a log message where
-            it is not. True: an error where it is not possible. Results are the same up to rounding. Graphs use
+            (one CUDA device; no quantized weights, forward hooks, autocast or compiled code), with a log message
+            where it is not. True: an error where it is not possible. Results are the same up to rounding. Graphs use
             extra memory. Space for the keys and values of 2,048 tokens is also reserved at the start for each of the
             first four prompts.
         max_batch_size: prompts searched at the same time; the others wait.
