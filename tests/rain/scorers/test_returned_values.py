@@ -76,7 +76,7 @@ def test_costs_of_another_number_of_texts_are_named():
 @pytest.mark.parametrize("kind", [FunctionScorer, RewardModelScorer])
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "3", True])
 def test_a_timeout_is_a_positive_number(kind, timeout):
-    with pytest.raises(ValueError, match="`timeout` is .* but must be None or a positive number of seconds"):
+    with pytest.raises(ValueError, match=r"`timeout` is .* but must be None or a positive number of seconds"):
         kind(likes_short_words, timeout=timeout)
 
 
