@@ -17,13 +17,13 @@ from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimizatio
 from ..scoring.formatting import template_kwargs
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
-from ..utils.atomic_io import require_writable, write_atomically
+from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.dtypes import check_dtype
-from ..utils.fields import as_mapping, require_positive
+from ..utils.fields import as_mapping, require_kinds, require_positive
 from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
-from ..utils.sources import load_tokenizer, loading
+from ..utils.sources import load_tokenizer, loading, refuse_same_file
 from .candidates import CandidateSampler, check_generation
-from .curve import write_curve
+from .curve import picture_of, write_curve
 from .rules import selected_rows
 
 # Candidates and their scores depend on these; the other settings can be changed for a finished job.
@@ -88,6 +88,7 @@ class BestOfNConfig:
     overwrite: bool = field(default=False, metadata={"help": "Start again where settings differ."})
 
     def __post_init__(self):
+        require_kinds(self)
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))
         check_generation(self.generation_settings())
         for name in ("dtype", "reward_dtype"):
@@ -131,10 +132,13 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
         FailedRowsError: some prompts could not be scored, and have a row with `error`; all others are written. What is
             kept is chosen when all are scored.
     """
-    rows = load_rows(config)
     for option in ("selected", "curve"):  # written at the end
         if getattr(config, option) is not None:
-            require_writable(option, str(Path(getattr(config, option)).parent), "it is written at the end of the job")
+            require_writable_file(option, getattr(config, option), "it is written at the end of the job")
+    written = {f"`{option}`": getattr(config, option) for option in ("output", "selected", "curve")}
+    picture = None if config.curve is None else picture_of(config.curve)
+    refuse_same_file({**written, "the picture of `curve`": picture}, {"`prompts`": config.prompts})
+    rows = load_rows(config)
     job, scored = run_sharded_job(
         config.output,
         rows,

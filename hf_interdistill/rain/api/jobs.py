@@ -22,16 +22,17 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.prompts import load_prompts, tokenize_prompt
+from ...utils.atomic_io import require_writable
 from ...utils.dtypes import check_dtype
-from ...utils.fields import as_mapping, refuse_unknown
+from ...utils.fields import as_mapping, refuse_unknown, require_kinds
 from ...utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
-from ...utils.sources import load_tokenizer, loading
+from ...utils.sources import load_tokenizer, loading, refuse_same_file
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
 from ..results.views import save, to_html
 from ..scorers.base import Scorer
-from ..scorers.builtin import RewardModelScorer
+from ..scorers.builtin import RewardModelScorer, check_scale
 from ..scorers.resolve import as_scorer
 from .checks import check_tokenizer
 from .decoder import RainDecoder
@@ -88,6 +89,7 @@ class RainJobConfig:
         return super().__new__(cls)
 
     def __post_init__(self):
+        require_kinds(self)
         for name in ("rain", "generation"):
             object.__setattr__(self, name, as_mapping(name, getattr(self, name)))
         check_dtype("dtype", self.dtype)
@@ -98,10 +100,22 @@ class RainJobConfig:
                 f"`scorer` is {self.scorer!r} and `reward_model` is {self.reward_model!r}, but `scorer: reward` "
                 "requires `reward_model`, and no other scorer accepts it."
             )
+        self._refuse_unused()
+        check_scale(self.reward_scale, self.reward_center)
         known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
         refuse_unknown("`generation`", self.generation_settings(), known)
         _refuse_settings_of_a_call(self.generation_settings())
         self.rain_config()
+
+    def _refuse_unused(self) -> None:
+        """Raise `ValueError` for settings of rewards or trees where there are none."""
+        for name, is_used, needs in (
+            ("reward_scale", self.scorer == "reward", "scorer: reward"),
+            ("reward_center", self.scorer == "reward", "scorer: reward"),
+            ("tree_format", self.trees is not None, "trees"),
+        ):
+            if not is_used and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` changes nothing without `{needs}`. Set that too, or leave it out.")
 
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
@@ -149,7 +163,10 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
             settings or of other prompts.
         FailedRowsError: the scorer failed for some prompts, which have a row with `error`; all others are written.
     """
+    refuse_same_file({"`output`": config.output}, {"`prompts`": config.prompts})
     rows = load_prompts(config.prompts)
+    if config.trees is not None:
+        require_writable("trees", config.trees, "trees would be lost")
 
     def work(job: JsonlJob, share: Sequence[dict]) -> None:
         model, tokenizer = _load(config, PartialState().device)

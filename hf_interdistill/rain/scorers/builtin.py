@@ -73,10 +73,7 @@ class RewardModelScorer(Scorer):
     _costs: Costs | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if not _is_finite(self.scale) or self.scale <= 0:
-            raise ValueError(f"`scale` is {self.scale!r}, but must be a positive number (in the unit of the reward).")
-        if not _is_finite(self.center):
-            raise ValueError(f"`center` is {self.center!r}, but must be a finite number (in the unit of the reward).")
+        check_scale(self.scale, self.center)
         check_timeout(self.timeout)
 
     def bind(self, model, tokenizer) -> Scorer:
@@ -141,6 +138,14 @@ def _lock_of(reward: Callable) -> threading.Lock:
     """The one lock of a reward model."""
     with _LOCK:
         return _REWARD_LOCKS.setdefault(reward, threading.Lock())
+
+
+def check_scale(scale: float, center: float) -> None:
+    """Raise `ValueError` for a scale that is not positive, or numbers that are not finite."""
+    if not _is_finite(scale) or scale <= 0:
+        raise ValueError(f"`scale` is {scale!r}, but must be a positive number (in the unit of the reward).")
+    if not _is_finite(center):
+        raise ValueError(f"`center` is {center!r}, but must be a finite number (in the unit of the reward).")
 
 
 def _is_finite(value: Any) -> bool:
