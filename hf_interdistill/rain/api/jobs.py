@@ -18,15 +18,16 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.prompts import load_prompts, tokenize_prompt
 from ...utils.atomic_io import require_writable
+from ...utils.causal_models import load_causal_lm
 from ...utils.dtypes import check_dtype
 from ...utils.fields import as_mapping, refuse_unknown, require_kinds
 from ...utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
-from ...utils.sources import load_tokenizer, loading, refuse_same_file
+from ...utils.sources import refuse_same_file
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
@@ -34,7 +35,7 @@ from ..results.views import save, to_html
 from ..scorers.base import Scorer
 from ..scorers.builtin import RewardModelScorer, check_scale
 from ..scorers.resolve import as_scorer
-from .checks import check_tokenizer
+from .checks import check_tokenizer, warn_of_use_cache
 from .decoder import RainDecoder
 from .inputs import PreparedGeneration, build_prompts, prepare_generation, warn_of_empty_answer
 
@@ -180,9 +181,8 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
 
 def _load(config: RainJobConfig, device):
-    with loading(config.model):
-        tokenizer = load_tokenizer(config.model)
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
+    model, tokenizer = load_causal_lm(config.model, config.dtype)
+    model = model.to(device).eval()
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 
@@ -212,6 +212,7 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     generation_config = GenerationConfig(**config.generation_settings())
     strings = generation_config.stop_strings or model.generation_config.stop_strings
     criteria = [StopStringCriteria(tokenizer, strings)] if strings else []
+    warn_of_use_cache(model._prepare_generation_config(generation_config)[0])
     prompts: dict[Any, Prompt] = {}
     seen: Counter[Any] = Counter()
     for row in rows:
