@@ -200,10 +200,11 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
     module, separator, name = config.scorer.partition(":")
     try:
         return as_scorer(getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}" if separator else "there is no colon"
         raise ValueError(
             f"`scorer` is {config.scorer!r}, but must be 'self', 'reward', or the 'module:function' of a function "
-            f"that can be imported ({error if separator else 'there is no colon'})."
+            f"that can be imported ({reason})."
         ) from error
 
 
