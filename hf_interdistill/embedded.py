@@ -189,7 +189,15 @@ def _folder(name: str, cache_dir: str | os.PathLike | None) -> Path:
     files = _files(source)
     if source.needs and importlib.util.find_spec(source.needs) is None:
         raise ImportError(f"Reading {files[0].name} needs the package {source.needs}: pip install {source.needs}")
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / f".{source.title}.lock").touch()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{cache} cannot be written ({error.strerror}), but {source.title} is converted into it once. "
+            "Give another `cache_dir`, or set HF_HOME",
+        ) from error
     with WeakFileLock(cache / f".{source.title}.lock"):
         if not _is_whole(folder, source):  # another process may have made it meanwhile
             _convert(name, files, folder)

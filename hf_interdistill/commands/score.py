@@ -14,7 +14,7 @@ from ..utils.fields import require_positive
 from ..utils.json_lines import read_json_lines
 from ..utils.jsonl_jobs import JsonlJob
 from ..utils.model_config import require_model
-from ..utils.sources import require_file
+from ..utils.sources import refuse_same_file, require_file
 from .devices import find_device
 from .tables import print_metrics
 
@@ -55,6 +55,7 @@ def run(args: ScoreArguments) -> dict:
     """Score and write; returns counts and, for preferences, the accuracy with ties apart."""
     source = require_file("input", args.input)
     target = Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
+    refuse_same_file({"`output`": target}, {"`input`": source})
     require_positive("batch_size", args.batch_size)
     require_positive("max_length", args.max_length, is_optional=True)
     total = sum(1 for _ in _read(source))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -135,7 +136,10 @@ class RainConfig:
         _check("turn_markers", self.turn_markers, _is_list(self.turn_markers), "a list of strings")
         object.__setattr__(self, "edge_lengths", tuple(self.edge_lengths))
         object.__setattr__(self, "turn_markers", _as_tuple("turn_markers", self.turn_markers))
-        _check("turn_markers", self.turn_markers, all(self.turn_markers), "strings that are not empty")
+        _check("turn_markers", self.turn_markers, all(map(_is_text, self.turn_markers)), "strings that are not empty")
+        judge, encoder = self.judge, self.similarity_model
+        _check("judge", judge, _is_text(judge), "the name of a judge prompt or a YAML file")
+        _check("similarity_model", encoder, encoder is None or _is_text(encoder), "None, a name or a path")
         for name in ("candidates", "sample_top_k", "max_children", "iterations", "max_batch_size"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "a whole number, at least 1")
         for name in ("min_visits", "extra_iterations"):
@@ -169,7 +173,7 @@ class RainConfig:
             name: the preset.
             **changes: fields with other values than in the preset.
         """
-        if name not in PRESETS:
+        if name not in list(PRESETS):  # a list, as YAML may give what cannot be hashed
             raise ValueError(f"`{name}` is no preset of RainConfig. Choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **new_names(cls.__name__, changes, _RENAMED)})
 
@@ -237,6 +241,10 @@ def _as_tuple(name: str, value) -> tuple[str, ...]:
     if isinstance(value, str):
         raise ValueError(f"`{name}` is the string {value!r}, but must be a list of strings. Write [{value!r}].")
     return tuple(value)
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
 
 
 def _is_list(value) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,17 +111,21 @@ class CandidateSampler:
         self,
         requests: Sequence[tuple[str | int, Text, int]],
         template_kwargs: Sequence[Mapping[str, Any] | None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> list[Candidate]:
         """A completion for each (prompt's id, prompt, number of the candidate).
 
         Args:
             template_kwargs: for each request, what the chat template gets beside its messages.
+            on_batch: called after each forward batch with the number of its completions, to show progress.
         """
         template_kwargs = [None] * len(requests) if template_kwargs is None else template_kwargs
         candidates = []
         for start in range(0, len(requests), self.batch_size):
             chunk = slice(start, start + self.batch_size)
             candidates += self._sample(requests[chunk], template_kwargs[chunk])
+            if on_batch is not None:
+                on_batch(len(requests[chunk]))
         return candidates
 
     @torch.no_grad()

@@ -19,7 +19,12 @@ def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, An
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = [{key: value if math.isfinite(value) else None for key, value in point.items()} for point in points]
     write_atomically(path, json.dumps({**labels, "points": finite}, indent=2) + "\n")
-    draw_curve(points).savefig(path.with_suffix(".png"), dpi=150)
+    draw_curve(points).savefig(picture_of(path), dpi=150)
+
+
+def picture_of(path: str | Path) -> Path:
+    """Where the picture of a curve lies."""
+    return Path(path).with_suffix(".png")
 
 
 def draw_curve(points: list[dict[str, float]]):

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
 
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.formatting import template_kwargs
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.scorer import RewardScorer
-from ..utils.atomic_io import require_writable, write_atomically
+from ..utils.atomic_io import require_writable_file, write_atomically
+from ..utils.causal_models import load_causal_lm
 from ..utils.dtypes import check_dtype
-from ..utils.fields import as_mapping, require_positive
+from ..utils.fields import as_mapping, require_kinds, require_positive
 from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
-from ..utils.sources import load_tokenizer, loading
+from ..utils.sources import refuse_same_file
 from .candidates import CandidateSampler, check_generation
-from .curve import write_curve
+from .curve import picture_of, write_curve
 from .rules import selected_rows
 
 # Candidates and their scores depend on these; the other settings can be changed for a finished job.
@@ -88,6 +88,7 @@ class BestOfNConfig:
     overwrite: bool = field(default=False, metadata={"help": "Start again where settings differ."})
 
     def __post_init__(self):
+        require_kinds(self)
         object.__setattr__(self, "generation", as_mapping("generation", self.generation))
         check_generation(self.generation_settings())
         for name in ("dtype", "reward_dtype"):
@@ -131,10 +132,13 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
         FailedRowsError: some prompts could not be scored, and have a row with `error`; all others are written. What is
             kept is chosen when all are scored.
     """
-    rows = load_rows(config)
     for option in ("selected", "curve"):  # written at the end
         if getattr(config, option) is not None:
-            require_writable(option, str(Path(getattr(config, option)).parent), "it is written at the end of the job")
+            require_writable_file(option, getattr(config, option), "it is written at the end of the job")
+    written = {f"`{option}`": getattr(config, option) for option in ("output", "selected", "curve")}
+    picture = None if config.curve is None else picture_of(config.curve)
+    refuse_same_file({**written, "the picture of `curve`": picture}, {"`prompts`": config.prompts})
+    rows = load_rows(config)
     job, scored = run_sharded_job(
         config.output,
         rows,
@@ -178,11 +182,13 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
     """Sample and score this process's prompts, a group at a time; each prompt is written when it is scored."""
     state, sampler = PartialState(), None
     if config.model is not None:
-        with loading(config.model):
-            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(state.device)
-            tokenizer = load_tokenizer(config.model)
+        model, tokenizer = load_causal_lm(config.model, config.dtype)
         sampler = CandidateSampler(
-            model, tokenizer, config.generation_settings(), seed=config.seed, batch_size=config.batch_size
+            model.to(state.device),
+            tokenizer,
+            config.generation_settings(),
+            seed=config.seed,
+            batch_size=config.batch_size,
         )
         for row in rows:
             try:
@@ -197,10 +203,17 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         if name is not None
     }
     bar = tqdm(total=len(rows), desc="Best of n", unit="prompt", disable=not state.is_local_main_process)
+    sampled = 0
+
+    def show(candidates: int) -> None:
+        nonlocal sampled
+        sampled += candidates
+        bar.set_postfix(candidates=sampled)
+
     with job.appending() as append, bar:
         for group in _groups(rows, config):
             if sampler is not None:
-                group = _with_samples(group, sampler, config.n)
+                group = _with_samples(group, sampler, config.n, show)
             for row in _scored(group, scorers):
                 append(row)
                 bar.update()
@@ -219,9 +232,10 @@ def _groups(rows: Sequence[dict], config: BestOfNConfig) -> Iterator[list[dict]]
         yield group
 
 
-def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int) -> list[dict]:
+def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int, on_batch: Callable[[int], None]) -> list[dict]:
     requests = [(row["id"], row["prompt"], number) for row in rows for number in range(n)]
-    candidates = iter(sampler(requests, [template_kwargs(row) for row in rows for _ in range(n)]))
+    kwargs = [template_kwargs(row) for row in rows for _ in range(n)]
+    candidates = iter(sampler(requests, kwargs, on_batch))
     sampled = []
     for row in rows:
         own = [next(candidates) for _ in range(n)]

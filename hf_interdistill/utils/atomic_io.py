@@ -65,3 +65,16 @@ def require_writable(option: str, folder: str, loss: str) -> None:
             f"`{option}` {folder!r} cannot be written ({error.strerror or error}); {loss}. "
             "Choose another folder or change its permissions."
         ) from error
+
+
+def require_writable_file(option: str, file: str | Path, loss: str) -> None:
+    """Raise an error if a file cannot be written: `PermissionError` for its folder, `ValueError` if it is a folder.
+
+    Args:
+        option: name of the option, for the message.
+        file: its folder is created if missing.
+        loss: what would be lost, for the message.
+    """
+    require_writable(option, str(Path(file).parent), loss)
+    if Path(file).is_dir():
+        raise ValueError(f"`{option}` is {str(file)!r}, a folder, but must be a file. Name a file in it.")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import os
+import types
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import fields
+from numbers import Real
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 class UnknownFieldError(TypeError, ValueError):
@@ -93,6 +97,36 @@ def as_mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict | None):
         raise ValueError(f"`{name}` is {value!r}, but must be a mapping of keys to values.")
     return value or {}
+
+
+_RULES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+
+
+def require_kinds(settings: Any) -> None:
+    """Check the fields of a dataclass against their types, as YAML and Python code may give anything.
+
+    Fields of type `str`, `bool`, `int` and `float`, each with `None` or not, are checked; paths become texts.
+
+    Raises:
+        ValueError: a value of another kind; NaN.
+    """
+    hints = get_type_hints(type(settings))
+    for each in fields(settings):
+        hint, value = hints[each.name], getattr(settings, each.name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        if not set(kinds) <= set(_RULES):
+            continue
+        if isinstance(value, os.PathLike) and str in kinds:
+            object.__setattr__(settings, each.name, os.fspath(value))
+        elif not any(_is_of_kind(value, kind) for kind in kinds):
+            rule = " or ".join(_RULES[kind] for kind in kinds)
+            raise ValueError(f"`{each.name}` is {value!r}, but must be {rule}.")
+
+
+def _is_of_kind(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind not in (int, float):
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, int) if kind is int else isinstance(value, Real) and value == value
 
 
 def require_positive(name: str, value: Any, *, is_optional: bool = False) -> None:

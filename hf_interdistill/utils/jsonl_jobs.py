@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .atomic_io import require_writable, truncate_partial_line, write_atomically
+from .atomic_io import require_writable_file, truncate_partial_line, write_atomically
 from .changed_fields import describe_change
 from .errors import RunError
 from .processes import process_state
@@ -72,9 +72,7 @@ class JsonlJob:
         """
         if self.output is None:
             return
-        require_writable("output", str(self.output.parent), "results would be lost")
-        if self.output.is_dir():
-            raise ValueError(f"`output` is {str(self.output)!r}, a folder, but must be a file. Name a file in it.")
+        require_writable_file("output", self.output, "results would be lost")
         if settings is not None:
             self._check_settings(json.loads(json.dumps(settings)), overwrite)
         for path in self._files():

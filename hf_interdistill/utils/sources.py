@@ -40,6 +40,27 @@ def require_file(option: str, name: str | os.PathLike) -> Path:
     return path
 
 
+def refuse_same_file(written: dict[str, str | os.PathLike | None], read: dict[str, str | os.PathLike | None]) -> None:
+    """Raise `ValueError` if a file to write is a file to read, or another file to write.
+
+    Args:
+        written, read: path of each option; `None` where it is not set.
+    """
+    seen = {option: Path(path) for option, path in read.items() if path is not None}
+    for option, name in written.items():
+        if name is None:
+            continue
+        path = Path(name)
+        for other, earlier in seen.items():
+            is_same_file = path.exists() and earlier.exists() and path.samefile(earlier)  # hard links too
+            if is_same_file or path.resolve() == earlier.resolve():
+                raise ValueError(
+                    f"{option} and {other} are the same file, {path}, which would be overwritten. Choose another "
+                    f"{option}."
+                )
+        seen[option] = path
+
+
 def is_path(name: str) -> bool:
     """Whether a name can only be that of a file or folder: a name on the Hub has one slash at most."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.rstrip("/").count("/") > 1 or os.path.isabs(name)

@@ -73,10 +73,10 @@ def check_is_whole(model) -> None:
 
 
 def check_cache_settings(settings) -> None:
-    """Raise `ValueError` for a cache that RAIN cannot use; warn that `use_cache=False` has no effect.
+    """Raise `ValueError` for a cache that RAIN cannot use.
 
     Args:
-        settings: an object with `cache_implementation` and `use_cache`, such as a generation config.
+        settings: an object with `cache_implementation`, such as a generation config.
     """
     kind = getattr(settings, "cache_implementation", None)
     if kind in ("static", "offloaded_static", "sliding_window", "hybrid", "hybrid_chunked"):
@@ -94,6 +94,10 @@ def check_cache_settings(settings) -> None:
             f"`cache_implementation` is {kind!r}, but RAIN uses its own tree cache. Leave it out, or decode without "
             "RAIN."
         )
+
+
+def warn_of_use_cache(settings) -> None:
+    """Warn that `use_cache=False` in a generation config has no effect. Call it once a call or job."""
     if getattr(settings, "use_cache", None) is False:
         logger.warning(
             "`use_cache=False` has no effect on RAIN: it always caches the keys and values of its tree. The cache "

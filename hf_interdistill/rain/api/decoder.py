@@ -17,7 +17,7 @@ from ..results.records import RainRecord
 from ..scorers.base import ScorerError
 from ..scorers.embedder import TextEncoder
 from ..scorers.resolve import as_scorer
-from .checks import check_inputs, check_model, check_tokenizer
+from .checks import check_inputs, check_model, check_tokenizer, warn_of_use_cache
 from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding, warn_of_empty_answer
 from .streaming import ended_on_error
 
@@ -136,6 +136,7 @@ class RainDecoder:
         with ended_on_error(self.streamer if self._model is None else None):  # otherwise `generate_rain` does it
             model = model if self._model is None else self._model
             check_model(model, generation_config)
+            warn_of_use_cache(generation_config)
             check_inputs(model, input_ids, model_kwargs, self._user_arguments)
             engine = self.build_engine(model)
             mask = model_kwargs.get("attention_mask")

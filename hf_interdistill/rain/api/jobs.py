@@ -18,22 +18,24 @@ from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.prompts import load_prompts, tokenize_prompt
+from ...utils.atomic_io import require_writable
+from ...utils.causal_models import load_causal_lm
 from ...utils.dtypes import check_dtype
-from ...utils.fields import as_mapping, refuse_unknown
+from ...utils.fields import as_mapping, refuse_unknown, require_kinds
 from ...utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
-from ...utils.sources import load_tokenizer, loading
+from ...utils.sources import refuse_same_file
 from ..config import RainConfig
 from ..engine.engine import Prompt, RainEngine
 from ..results.records import RainRecord
 from ..results.views import save, to_html
 from ..scorers.base import Scorer
-from ..scorers.builtin import RewardModelScorer
+from ..scorers.builtin import RewardModelScorer, check_scale
 from ..scorers.resolve import as_scorer
-from .checks import check_tokenizer
+from .checks import check_tokenizer, warn_of_use_cache
 from .decoder import RainDecoder
 from .inputs import PreparedGeneration, build_prompts, prepare_generation, warn_of_empty_answer
 
@@ -88,6 +90,7 @@ class RainJobConfig:
         return super().__new__(cls)
 
     def __post_init__(self):
+        require_kinds(self)
         for name in ("rain", "generation"):
             object.__setattr__(self, name, as_mapping(name, getattr(self, name)))
         check_dtype("dtype", self.dtype)
@@ -98,10 +101,22 @@ class RainJobConfig:
                 f"`scorer` is {self.scorer!r} and `reward_model` is {self.reward_model!r}, but `scorer: reward` "
                 "requires `reward_model`, and no other scorer accepts it."
             )
+        self._refuse_unused()
+        check_scale(self.reward_scale, self.reward_center)
         known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
         refuse_unknown("`generation`", self.generation_settings(), known)
         _refuse_settings_of_a_call(self.generation_settings())
         self.rain_config()
+
+    def _refuse_unused(self) -> None:
+        """Raise `ValueError` for settings of rewards or trees where there are none."""
+        for name, is_used, needs in (
+            ("reward_scale", self.scorer == "reward", "scorer: reward"),
+            ("reward_center", self.scorer == "reward", "scorer: reward"),
+            ("tree_format", self.trees is not None, "trees"),
+        ):
+            if not is_used and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` changes nothing without `{needs}`. Set that too, or leave it out.")
 
     def rain_config(self) -> RainConfig:
         """The settings of the search, with a seed."""
@@ -149,7 +164,10 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
             settings or of other prompts.
         FailedRowsError: the scorer failed for some prompts, which have a row with `error`; all others are written.
     """
+    refuse_same_file({"`output`": config.output}, {"`prompts`": config.prompts})
     rows = load_prompts(config.prompts)
+    if config.trees is not None:
+        require_writable("trees", config.trees, "trees would be lost")
 
     def work(job: JsonlJob, share: Sequence[dict]) -> None:
         model, tokenizer = _load(config, PartialState().device)
@@ -163,9 +181,8 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
 
 def _load(config: RainJobConfig, device):
-    with loading(config.model):
-        tokenizer = load_tokenizer(config.model)
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype).to(device).eval()
+    model, tokenizer = load_causal_lm(config.model, config.dtype)
+    model = model.to(device).eval()
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 
@@ -183,10 +200,11 @@ def load_scorer(config: RainJobConfig) -> Scorer | Any:
     module, separator, name = config.scorer.partition(":")
     try:
         return as_scorer(getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}" if separator else "there is no colon"
         raise ValueError(
             f"`scorer` is {config.scorer!r}, but must be 'self', 'reward', or the 'module:function' of a function "
-            f"that can be imported ({error if separator else 'there is no colon'})."
+            f"that can be imported ({reason})."
         ) from error
 
 
@@ -195,6 +213,7 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     generation_config = GenerationConfig(**config.generation_settings())
     strings = generation_config.stop_strings or model.generation_config.stop_strings
     criteria = [StopStringCriteria(tokenizer, strings)] if strings else []
+    warn_of_use_cache(model._prepare_generation_config(generation_config)[0])
     prompts: dict[Any, Prompt] = {}
     seen: Counter[Any] = Counter()
     for row in rows:

@@ -14,7 +14,7 @@ from ..config import RainConfig
 from ..engine.engine import RainEngine
 from ..results.records import RainRecord
 from ..scorers.base import ScorerError
-from .checks import check_inputs, is_filled_cache
+from .checks import check_inputs, is_filled_cache, warn_of_use_cache
 from .decoder import RainDecoder
 from .generate import arguments_by_name
 from .generation_options import HONORED, REFUSED, WITHOUT_EFFECT, refuse_options
@@ -134,6 +134,7 @@ class RAINLogitsProcessor(LogitsProcessor):
             logits_processor=LogitsProcessorList(others),
             prefix_allowed_tokens_fn=call.get("prefix_allowed_tokens_fn"),
         )
+        warn_of_use_cache(settings)
         rows = strip_padding(input_ids, mask)
         copies = len(rows) // len(self.rain_prompts or rows)
         scorer_prompts = prompts_for_scorers(decoder.tokenizer, rows, self.rain_prompts, copies)

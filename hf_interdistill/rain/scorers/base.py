@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ...scoring.formatting import is_messages, message_texts
@@ -110,7 +111,39 @@ class Scorer:
                 f"The scorer {type(self).__name__} raised {type(error).__name__}: {error}. It was given "
                 f"{len(exchanges)} texts; the first is {exchanges[0].completion[:80]!r}."
             ) from error
-        return check_values(values, len(exchanges), type(self).__name__), self.costs(len(exchanges))
+        checked, costs = check_values(values, len(exchanges), type(self).__name__), self.costs(len(exchanges))
+        if len(costs.tokens) != len(exchanges):
+            raise ScorerError(
+                f"{type(self).__name__} returned costs of {len(costs.tokens)} texts, but scored {len(exchanges)}. Let "
+                "`costs` return one number of tokens per text."
+            )
+        return checked, costs
+
+
+def as_numbers(values, name: str) -> list[float]:
+    """Numbers in any container that has an order (list, tensor, array, generator, ...), as plain floats.
+
+    Raises:
+        ScorerError: texts (also of digits), a dict or a set, more than one number per entry, or no container.
+    """
+    given = values
+    try:
+        if isinstance(values, str | bytes | Mapping | Set):
+            raise TypeError(f"{type(values).__name__} is no list of numbers")
+        values = list(values)
+        if any(isinstance(value, str | bytes) for value in values):
+            raise TypeError("texts are no numbers")
+        return [float(value.item() if hasattr(value, "item") else value) for value in values]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
+        raise ScorerError(f"{name} must return one number per text, but returned {given!r} ({error}).") from error
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise `ValueError` for a time limit that is not a positive number of seconds."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0:
+        raise ValueError(f"`timeout` is {timeout!r}, but must be None or a positive number of seconds.")
 
 
 def check_values(values, count: int, name: str) -> list[float]:
@@ -119,10 +152,7 @@ def check_values(values, count: int, name: str) -> list[float]:
     Raises:
         ScorerError: there are not `count` values, or one of them is NaN or outside [-1, 1].
     """
-    try:
-        values = [float(value) for value in values]
-    except (TypeError, ValueError) as error:
-        raise ScorerError(f"{name} must return one number per text, but returned {values!r}.") from error
+    values = as_numbers(values, name)
     if len(values) != count:
         raise ScorerError(f"{name} returned {len(values)} values for {count} texts. Return one per text, in order.")
     for value in values:

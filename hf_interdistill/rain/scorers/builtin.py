@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from ...scoring.formatting import is_messages
-from .base import Costs, Exchange, Scorer, call_within
+from .base import Costs, Exchange, Scorer, as_numbers, call_within, check_timeout
+
+_LOCK = threading.Lock()
+_REWARD_LOCKS: WeakKeyDictionary = WeakKeyDictionary()  # reward model that counts its tokens -> lock of its calls
 
 
 @dataclass
@@ -24,6 +32,9 @@ class FunctionScorer(Scorer):
     function: Callable[[list[str]], Sequence[float]]
     with_prompt: bool = False
     timeout: float | None = None
+
+    def __post_init__(self):
+        check_timeout(self.timeout)
 
     def score(self, exchanges):
         """See `Scorer.score`."""
@@ -59,10 +70,15 @@ class RewardModelScorer(Scorer):
     scale: float = 1.0
     center: float = 0.0
     timeout: float | None = None
+    _costs: Costs | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"`scale` is {self.scale}, but must be a positive number (in the unit of the reward).")
+        check_scale(self.scale, self.center)
+        check_timeout(self.timeout)
+
+    def bind(self, model, tokenizer) -> Scorer:
+        """See `Scorer.bind`: a scorer that counts the costs of its own search, of the same reward model."""
+        return copy.copy(self)
 
     def score(self, exchanges):
         """See `Scorer.score`."""
@@ -73,7 +89,8 @@ class RewardModelScorer(Scorer):
             else exchange.completion
             for exchange in exchanges
         ]
-        rewards = [float(reward) for reward in call_within(self.timeout, self.reward, prompts, completions)]
+        rewards, self._costs = call_within(self.timeout, self._call, prompts, completions)
+        rewards = as_numbers(rewards, type(self).__name__)
         return [math.tanh((reward - self.center) / self.scale) for reward in rewards]
 
     def constant_advice(self, value: float) -> str | None:
@@ -105,7 +122,31 @@ class RewardModelScorer(Scorer):
 
     def costs(self, count: int) -> Costs:
         """Costs of the reward model if it counts them, as `RewardScorer` does; 0 otherwise."""
-        tokens = getattr(self.reward, "last_token_counts", None)
-        if tokens is None:
-            return Costs([0] * count)
-        return Costs(list(tokens), getattr(self.reward, "last_forward_passes", 0))
+        return Costs([0] * count) if self._costs is None else self._costs
+
+    def _call(self, prompts: Sequence, completions: Sequence) -> tuple[Any, Costs | None]:
+        """Rewards, and what they cost. Threads take turns: a reward model keeps the counts of its last call alone."""
+        if getattr(self.reward, "last_token_counts", None) is None:
+            return self.reward(prompts, completions), None
+        with _lock_of(self.reward):
+            rewards: Any = self.reward(prompts, completions)
+            counts: Any = self.reward
+            return rewards, Costs(list(counts.last_token_counts), getattr(counts, "last_forward_passes", 0))
+
+
+def _lock_of(reward: Callable) -> threading.Lock:
+    """The one lock of a reward model."""
+    with _LOCK:
+        return _REWARD_LOCKS.setdefault(reward, threading.Lock())
+
+
+def check_scale(scale: float, center: float) -> None:
+    """Raise `ValueError` for a scale that is not positive, or numbers that are not finite."""
+    if not _is_finite(scale) or scale <= 0:
+        raise ValueError(f"`scale` is {scale!r}, but must be a positive number (in the unit of the reward).")
+    if not _is_finite(center):
+        raise ValueError(f"`center` is {center!r}, but must be a finite number (in the unit of the reward).")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -77,7 +77,10 @@ class JudgePrompt:
                 f"There is no judge prompt `{source}`: it is neither one of {', '.join(names)} nor a YAML file."
                 f"{close_names(path)}"
             )
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"The judge prompt {path} is no valid YAML, or not UTF-8: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold the fields of a judge prompt, but holds a {type(values).__name__}.")
         refuse_unknown(f"The judge prompt {path}", values, (each.name for each in fields(cls)))
