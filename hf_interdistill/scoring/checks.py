@@ -93,6 +93,29 @@ def as_list(name: str, values: Any) -> list:
     return list(values)
 
 
+def check_rows_of_data(name: str, data: Any) -> None:
+    """Check that an argument is one collection of rows, not several splits or a table that iterates over columns.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(data, Mapping):
+        raise TypeError(
+            f"`{name}` is a {type(data).__name__} with the keys {', '.join(map(str, data))}, but must be one dataset "
+            "or a list of rows. Choose one split."
+        )
+    if type(data).__module__.split(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise TypeError(
+            f"`{name}` is a {type(data).__name__} of {type(data).__module__.split('.')[0]}, but must be a dataset or "
+            "a list of rows. Convert it: `Dataset.from_pandas(frame)`, `Dataset.from_polars(frame)`, or "
+            "`Dataset(table)` of pyarrow."
+        )
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"`{name}` is {_shown(data)}, but must be a dataset or a list of rows (`load_dataset` makes one)."
+        )
+
+
 def check_same_length(columns: Mapping[str, Sequence]) -> None:
     """Raise `ValueError` if the columns have different lengths."""
     if len({len(values) for values in columns.values()}) > 1:
