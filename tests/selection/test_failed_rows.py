@@ -120,6 +120,6 @@ def test_an_unknown_role_is_named_by_prompt_and_candidate(job, tmp_path):
         {"id": "bad", "prompt": [{"role": "critic", "content": "Why?"}], "completions": ["a", "b"]},
     ]
     config = job(model=None, generation={}, prompts=write_rows(tmp_path / "roles.jsonl", rows), batch_size=64)
-    with pytest.raises(FailedRowsError, match="id 'bad': ValueError: Candidate 0: .*unknown role 'critic'"):
+    with pytest.raises(FailedRowsError, match=r"id 'bad': ValueError: Candidate 0: .*unknown role 'critic'"):
         run_best_of_n(config)
     assert "rewards" in read(config.output)[0]
