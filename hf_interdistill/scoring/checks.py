@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..utils.fields import nearest_name
+from .normal_form import is_missing
 
 _RESPONSES = ("chosen", "rejected")
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -89,6 +89,11 @@ def as_list(name: str, values: Any) -> list:
             fix = "Pass a list; its entries may be `None` where the completion holds the whole exchange."
         raise TypeError(
             f"`{name}` is {_shown(values)} ({type(values).__name__}), but must be a list with one entry per row. {fix}"
+        )
+    if type(values).__name__ in ("DataFrame", "Table"):  # a list of it holds columns or their names
+        raise TypeError(
+            f"`{name}` is a {type(values).__name__} with {len(values)} rows, but must be one column of it: "
+            "`frame['prompt']`."
         )
     return list(values)
 
@@ -174,7 +179,7 @@ def _check_content(message: dict, name: str) -> None:
 def _fix(value: Any) -> str:
     if value is None:
         return "It is missing (null): fill it in, or remove the row."
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isnan(value):
+    if is_missing(value):
         return "NaN marks an empty cell: fill it in, or remove the row."
     if isinstance(value, numbers.Number):
         return "Convert it with `str(...)`, if it is meant as text."

@@ -46,3 +46,12 @@ def test_missing_ones_are_none(missing):
 def test_missing_prompts_are_none(missing):
     scorer = RewardScorer(build_student(), tokenizer_of("bytes"))
     assert scorer([missing], ["So."]) == scorer([None], ["So."])
+
+
+def test_tables_in_place_of_columns_and_missing_completions():
+    scorer = RewardScorer(build_student(), tokenizer_of("bytes"))
+    frame = pd.DataFrame({"prompt": ["Why?", "How?"], "completion": ["So.", "No."]})
+    with pytest.raises(TypeError, match="`prompts` is a DataFrame with 2 rows, but must be one column"):
+        scorer(frame, frame)
+    with pytest.raises(ValueError, match="Row 0: The completion holds <NA>.*fill it in"):
+        scorer(["Why?"], [pd.NA])

@@ -63,7 +63,8 @@ def check_rows(dataset: Dataset | IterableDataset, name: str, formatter: RewardF
     if unread:
         logger.warning(f"The {name} dataset has the column `{unread[0]}`, which a reward model of text does not read.")
     is_text = set(_TEXT) <= set(columns) and not set(_TOKENIZED) <= set(columns)
-    used = [column for column in ("prompt", *_TEXT, "margin") if column in columns and (is_text or column == "margin")]
+    read = ("prompt", *_TEXT, "tools", "chat_template_kwargs", "margin")
+    used = [column for column in read if column in columns and (is_text or column == "margin")]
     if not used:
         return
     rows = dataset.select_columns(used) if isinstance(dataset, Dataset) else [next(iter(dataset))]
@@ -98,6 +99,8 @@ def _check_preference(row: dict[str, Any], formatter: RewardFormatter) -> bool:
     preference = read_preference(row)
     for response in (preference.chosen, preference.rejected):
         formatter.check(preference.prompt, response)
+    if preference.is_conversation:
+        template_kwargs(row)
     if is_missing(prompt) or not len(prompt):
         return False
     if isinstance(prompt, str):
