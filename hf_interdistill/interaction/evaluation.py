@@ -106,7 +106,7 @@ def _warn_of_weak_teacher(metrics: dict[str, Any], prefix: str, pairs: int) -> N
         return
     low, high = accuracy_interval(teacher, pairs)
     found = (
-        f"On these {pairs} pairs the teacher has an accuracy of {teacher:.3f} (95 % interval {low:.3f} to {high:.3f}), "
+        f"On these {pairs} pairs the teacher is right in {teacher:.3f} (95 % interval {low:.3f} to {high:.3f}), "
         f"the reward model {student:.3f}"
     )
     if high < student:

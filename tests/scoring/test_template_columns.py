@@ -53,5 +53,5 @@ def test_tables_in_place_of_columns_and_missing_completions():
     frame = pd.DataFrame({"prompt": ["Why?", "How?"], "completion": ["So.", "No."]})
     with pytest.raises(TypeError, match="`prompts` is a DataFrame with 2 rows, but must be one column"):
         scorer(frame, frame)
-    with pytest.raises(ValueError, match="Row 0: The completion holds <NA>.*fill it in"):
+    with pytest.raises(ValueError, match=r"Row 0: The completion holds <NA>.*fill it in"):
         scorer(["Why?"], [pd.NA])
