@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import PredictionOutput
 
 from ..scoring.metrics import pair_rewards
+from ..utils.binomial import accuracy_interval
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,13 @@ class PairEvaluation(_RewardTrainer):
         model: nn.Module
 
     _metric_prefix = "eval"
+    _num_evaluated = 0
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As in `Trainer`; the number of pairs is kept for what is said of their metrics."""
+        output = super().evaluation_loop(*args, **kwargs)
+        self._num_evaluated = output.num_samples or 0
+        return output
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As in `RewardTrainer`; with several evaluation sets each has its own `eval_NAME_*` metrics."""
@@ -42,7 +50,7 @@ class PairEvaluation(_RewardTrainer):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             self._metric_prefix = "eval"
-        _warn_of_weak_teacher(metrics, metric_key_prefix)
+        _warn_of_weak_teacher(metrics, metric_key_prefix, self._num_evaluated)
         return metrics
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
@@ -91,10 +99,20 @@ class PairEvaluation(_RewardTrainer):
         return means
 
 
-def _warn_of_weak_teacher(metrics: dict[str, Any], prefix: str) -> None:
+def _warn_of_weak_teacher(metrics: dict[str, Any], prefix: str, pairs: int) -> None:
+    """Warn if the teacher is right no more often than the student; how surely depends on the number of pairs."""
     teacher, student = metrics.get(f"{prefix}_interaction/teacher_accuracy"), metrics.get(f"{prefix}_accuracy")
-    if teacher is not None and student is not None and teacher <= student:
+    if teacher is None or student is None or teacher > student or not pairs:
+        return
+    low, high = accuracy_interval(teacher, pairs)
+    found = (
+        f"On these {pairs} pairs the teacher is right in {teacher:.3f} (95 % interval {low:.3f} to {high:.3f}), "
+        f"the reward model {student:.3f}"
+    )
+    if high < student:
         logger.warning(
-            f"The teacher judges these pairs no better ({teacher:.3f}) than the reward model ({student:.3f}), so "
-            "it is doubtful what it can teach. A longer `InteractionTeacher.fit` or a stronger encoder may help."
+            f"{found}: the teacher judges worse, so it is doubtful what it can teach. A longer "
+            "`InteractionTeacher.fit` or a stronger encoder may help."
         )
+    else:
+        logger.warning(f"{found}: the pairs do not show which of them judges better. Evaluate on more pairs.")

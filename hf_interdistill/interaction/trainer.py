@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from datasets import Dataset
 from torch import nn
 from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
@@ -193,6 +194,8 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
         return PromptSharing(self.model, choice, autocast)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if isinstance(dataset, Dataset):  # rows are read as Python values, whatever form they are given out in
+            dataset = dataset.with_format(None)
         check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
         if "pair_index" not in get_dataset_column_names(dataset):
             check_rows(dataset, dataset_name, RewardFormatter(processing_class))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from ..utils.fields import nearest_name
+from .normal_form import is_missing
 
 _RESPONSES = ("chosen", "rejected")
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -90,7 +90,38 @@ def as_list(name: str, values: Any) -> list:
         raise TypeError(
             f"`{name}` is {_shown(values)} ({type(values).__name__}), but must be a list with one entry per row. {fix}"
         )
+    if isinstance(values, Sized) and type(values).__name__ in (
+        "DataFrame",
+        "Table",
+    ):  # a list of it holds columns or their names
+        raise TypeError(
+            f"`{name}` is a {type(values).__name__} with {len(values)} rows, but must be one column of it: "
+            "`frame['prompt']`."
+        )
     return list(values)
+
+
+def check_rows_of_data(name: str, data: Any) -> None:
+    """Check that an argument is one collection of rows, not several splits or a table that iterates over columns.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(data, Mapping):
+        raise TypeError(
+            f"`{name}` is a {type(data).__name__} with the keys {', '.join(map(str, data))}, but must be one dataset "
+            "or a list of rows. Choose one split."
+        )
+    if type(data).__module__.split(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise TypeError(
+            f"`{name}` is a {type(data).__name__} of {type(data).__module__.split('.')[0]}, but must be a dataset or "
+            "a list of rows. Convert it: `Dataset.from_pandas(frame)`, `Dataset.from_polars(frame)`, or "
+            "`Dataset(table)` of pyarrow."
+        )
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"`{name}` is {_shown(data)}, but must be a dataset or a list of rows (`load_dataset` makes one)."
+        )
 
 
 def check_same_length(columns: Mapping[str, Sequence]) -> None:
@@ -151,7 +182,7 @@ def _check_content(message: dict, name: str) -> None:
 def _fix(value: Any) -> str:
     if value is None:
         return "It is missing (null): fill it in, or remove the row."
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isnan(value):
+    if is_missing(value):
         return "NaN marks an empty cell: fill it in, or remove the row."
     if isinstance(value, numbers.Number):
         return "Convert it with `str(...)`, if it is meant as text."

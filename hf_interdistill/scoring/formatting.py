@@ -88,11 +88,47 @@ def normal_text(value: Any) -> Any:
 def template_kwargs(example: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for `apply_chat_template` that a row carries: `tools` (list or JSON) and
     `chat_template_kwargs`, read as `RewardTrainer` reads them, in their normal form. Tools in JSON are left as they
-    are."""
-    tools, others = example.get("tools"), example.get("chat_template_kwargs")
-    tools = json.loads(tools) if isinstance(tools, str) else None if is_missing(tools) else normal_list(tools)
-    others = json.loads(others) if isinstance(others, str) else others
-    return {"tools": tools, **({} if is_missing(others) else normal_value(others))}
+    are.
+
+    Raises:
+        ValueError: text that is no JSON; tools that are no list of tools; arguments that are no mapping.
+    """
+    tools, others = (_from_json(name, example.get(name)) for name in ("tools", "chat_template_kwargs"))
+    if not isinstance(example.get("tools"), str):
+        tools = normal_list(tools)
+    if tools is not None and not (
+        isinstance(tools, list) and all(isinstance(tool, dict) or callable(tool) for tool in tools)
+    ):
+        raise ValueError(
+            f"`tools` is {tools!r:.80}, but must be a list of tools (`[{{'type': 'function', 'function': ...}}]`), or "
+            "this list as JSON. Correct it, or leave it out."
+        )
+    if others is not None and not isinstance(others, Mapping):
+        raise ValueError(
+            f"`chat_template_kwargs` is {others!r:.80}, but must be a `dict` of arguments of the chat template, or "
+            "this as JSON. Correct it, or leave it out."
+        )
+    others = {} if others is None else normal_value(others)
+    taken = [name for name in ("tools", "conversation", "tokenize", "return_dict") if name in others]
+    if taken:
+        raise ValueError(
+            f"`chat_template_kwargs` holds `{taken[0]}`, which is no variable of a chat template. Leave it out; tools "
+            "have a column of their own, `tools`."
+        )
+    return {"tools": tools, **others}
+
+
+def _from_json(name: str, value: Any) -> Any:
+    """The value of a column that may be JSON; `None` where it is missing."""
+    if is_missing(value) or not isinstance(value, str):
+        return None if is_missing(value) else value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`{name}` is the text {value!r:.80}, which is no JSON ({error}). Write it with `json.dumps`, or leave "
+            "it out."
+        ) from None
 
 
 class RewardFormatter:

@@ -11,6 +11,7 @@ arguments in JSON stay as they are, so a null that is meant can be given there.
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +54,10 @@ def normal_list(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a column has no value in a row: `None`, or the NaN of pandas."""
-    return value is None or (isinstance(value, float) and value != value)
+    """Whether a column has no value in a row: `None`, or a NaN, `NA` or `NaT` of pandas."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, numbers.Real) and bool(value != value)
 
 
 # Of tools and tool calls, with a key that stands beside them: never a text.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -250,8 +251,13 @@ def _scored(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
         return _with_scores(rows, scorers)
     except Exception as error:
         if len(rows) == 1:
-            return [{**rows[0], **error_field(f"{type(error).__name__}: {error}")}]
+            return [{**rows[0], **error_field(f"{type(error).__name__}: {_named(error)}")}]
         return [scored for row in rows for scored in _scored([row], scorers)]
+
+
+def _named(error: Exception) -> str:
+    """The scorer's message on one prompt, whose rows are the candidates; the error's row has the prompt's id."""
+    return re.sub(r"^Row (\d+): ", r"Candidate \1: ", str(error))
 
 
 def _with_scores(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:

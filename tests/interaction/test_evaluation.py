@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from support.models import build_student
 from support.training_runs import config
 
 from hf_interdistill import InteractionDistillationTrainer
+from hf_interdistill.interaction import evaluation
+from hf_interdistill.interaction.evaluation import _warn_of_weak_teacher
 
 
 def build(dataset, tmp_path, tokenizer, teacher, eval_dataset=None, **changes):
@@ -124,3 +127,26 @@ def test_the_card_has_the_metrics_of_every_set(dataset, tmp_path, tokenizer, fit
     text = (tmp_path / "rm" / "README.md").read_text()
     for name in ("easy", "hard"):
         assert f"| `eval_{name}_accuracy` | {metrics[f'eval_{name}_accuracy']:.4g} |" in text
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "pairs", "message"),
+    [
+        (0.5, 1.0, 4, r"On these 4 pairs .* 0\.500 \(95 % interval 0\.068 to 0\.932\), .*the teacher judges worse"),
+        (0.5, 0.75, 4, r"On these 4 pairs .* 0\.750: the pairs do not show .* Evaluate on more pairs"),
+        (0.5, 0.75, 400, r"On these 400 pairs .*the teacher judges worse"),
+        (0.75, 0.75, 400, "do not show"),
+        (0.8, 0.75, 400, None),
+    ],
+)
+def test_a_weak_teacher_is_said_to_be_weak_as_surely_as_the_pairs_show(teacher, student, pairs, message, caplog):
+    _warn_of_weak_teacher({"x_interaction/teacher_accuracy": teacher, "x_accuracy": student}, "x", pairs)
+    assert not caplog.text if message is None else re.search(message, caplog.text)
+
+
+def test_the_warning_has_the_number_of_pairs(dataset, tmp_path, tokenizer, fitted_teacher, monkeypatch):
+    counts = []
+    monkeypatch.setattr(evaluation, "_warn_of_weak_teacher", lambda metrics, prefix, pairs: counts.append(pairs))
+    sets = {"easy": dataset.select(range(5)), "hard": dataset.select(range(4, 7))}
+    build(dataset, tmp_path, tokenizer, fitted_teacher, sets).evaluate()
+    assert counts == [5, 3]

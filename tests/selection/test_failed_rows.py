@@ -112,3 +112,14 @@ def test_the_models_own_settings_count_or_are_refused():
     model.generation_config.max_time = 3.0
     with pytest.raises(ValueError, match=r"The model's generation config has `max_time: 3\.0`"):
         CandidateSampler(model, tokenizer, {"max_new_tokens": 8}, seed=0, batch_size=5)
+
+
+def test_an_unknown_role_is_named_by_prompt_and_candidate(job, tmp_path):
+    rows = [
+        {"id": "good", "prompt": [{"role": "user", "content": "Why?"}], "completions": ["a", "b"]},
+        {"id": "bad", "prompt": [{"role": "critic", "content": "Why?"}], "completions": ["a", "b"]},
+    ]
+    config = job(model=None, generation={}, prompts=write_rows(tmp_path / "roles.jsonl", rows), batch_size=64)
+    with pytest.raises(FailedRowsError, match=r"id 'bad': ValueError: Candidate 0: .*unknown role 'critic'"):
+        run_best_of_n(config)
+    assert "rewards" in read(config.output)[0]

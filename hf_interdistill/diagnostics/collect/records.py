@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...scoring.checks import check_rows_of_data
 from ...utils.data import get_split, load_preferences
 from ...utils.jsonl_jobs import JsonlJob
 from ...utils.privacy import public_name
@@ -86,10 +87,9 @@ class PairData:
             if path.suffix == ".jsonl" and path.is_file():
                 total = count_lines(path)
             data = get_split(load_preferences(str(data), is_streaming=True), self.split, str(data))
-        elif hasattr(data, "__len__"):
-            total = len(data)
-        elif not isinstance(data, Iterable):
-            raise TypeError(f"`data` is {type(data).__name__}, but must be a path, a Hub name or rows.")
+        else:
+            check_rows_of_data("data", data)
+            total = len(data) if hasattr(data, "__len__") else None
         return islice(enumerate(data), limit), smaller(total, limit)
 
 

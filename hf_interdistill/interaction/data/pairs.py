@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...scoring.checks import check_kinds, check_preference_columns, check_response, check_text
+from ...scoring.checks import check_kinds, check_preference_columns, check_response, check_rows_of_data, check_text
 from ...scoring.formatting import Text, message_texts, normal_text
 
 PROMPT, CHOSEN, REJECTED = range(3)
@@ -111,15 +111,7 @@ def read_preferences(rows: Any, name: str) -> list[Preference]:
     Raises:
         TypeError: no collection of rows. ValueError: a row that is no preference, named by its number; no row.
     """
-    if isinstance(rows, Mapping):
-        raise TypeError(
-            f"`{name}` is a {type(rows).__name__} with the keys {', '.join(map(str, rows))}, but must be one dataset "
-            "or a list of rows. Choose one split."
-        )
-    if isinstance(rows, str) or not isinstance(rows, Iterable):
-        raise TypeError(
-            f"`{name}` is {rows!r:.80}, but must be a dataset or a list of rows (`load_dataset` makes one)."
-        )
+    check_rows_of_data(name, rows)
     found = []
     for number, row in enumerate(rows):
         try:

@@ -16,6 +16,7 @@ from trl.data_utils import get_dataset_column_names
 
 from ...scoring.checks import check_preference_columns
 from ...scoring.formatting import RewardFormatter, normal_text, template_kwargs
+from ...scoring.normal_form import is_missing
 from ...utils.context_length import check_row_length
 from .pairs import read_preference
 from .preference_tokenizer import PreferenceTokenizer
@@ -62,7 +63,8 @@ def check_rows(dataset: Dataset | IterableDataset, name: str, formatter: RewardF
     if unread:
         logger.warning(f"The {name} dataset has the column `{unread[0]}`, which a reward model of text does not read.")
     is_text = set(_TEXT) <= set(columns) and not set(_TOKENIZED) <= set(columns)
-    used = [column for column in ("prompt", *_TEXT, "margin") if column in columns and (is_text or column == "margin")]
+    read = ("prompt", *_TEXT, "tools", "chat_template_kwargs", "margin")
+    used = [column for column in read if column in columns and (is_text or column == "margin")]
     if not used:
         return
     rows = dataset.select_columns(used) if isinstance(dataset, Dataset) else [next(iter(dataset))]
@@ -93,11 +95,13 @@ def check_margin(row: dict[str, Any]) -> None:
 
 def _check_preference(row: dict[str, Any], formatter: RewardFormatter) -> bool:
     """Whether both responses begin with the prompt."""
-    prompt = row.get("prompt")
+    prompt: Any = row.get("prompt")
     preference = read_preference(row)
     for response in (preference.chosen, preference.rejected):
         formatter.check(preference.prompt, response)
-    if not prompt:
+    if preference.is_conversation:
+        template_kwargs(row)
+    if is_missing(prompt) or not len(prompt):
         return False
     if isinstance(prompt, str):
         return bool(prompt.strip()) and all(row[side].startswith(prompt) for side in _TEXT)
@@ -197,14 +201,31 @@ def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | Non
     columns = get_dataset_column_names(dataset)
     is_left = "chosen_ids" in columns or "chosen_input_ids" in columns or isinstance(tokenizer, ProcessorMixin)
     first = None if is_left else next(iter(dataset), None)
-    if first is None or isinstance(first["chosen"], str):
+    if first is None:
         return dataset
+    if isinstance(first["chosen"], str):
+        return _plain_texts(dataset)
     if isinstance(dataset, IterableDataset):
         return dataset.map(ConversationTokenizer(tokenizer))
     with PartialState().main_process_first():
         tokenized = dataset.map(ConversationTokenizer(tokenizer), num_proc=num_proc, desc=f"Tokenizing {name} dataset")
     warn_of_equal_ids(tokenized, name, "stay, as with RewardTrainer (`alignment_weight=0`)")
     return tokenized
+
+
+def _plain_texts(dataset):
+    """Rows of text that `RewardTrainer` can read: a missing prompt is empty, and no arguments of chat templates."""
+    columns = get_dataset_column_names(dataset)
+    dataset = dataset.remove_columns([name for name in ("tools", "chat_template_kwargs") if name in columns])
+    if "prompt" not in columns:
+        return dataset
+    if isinstance(dataset, Dataset) and not any(map(is_missing, dataset["prompt"])):
+        return dataset
+    return dataset.map(_filled_prompt, input_columns=["prompt"])
+
+
+def _filled_prompt(prompt: str | None) -> dict[str, str]:
+    return {"prompt": normal_text(prompt) or ""}
 
 
 def warn_of_date(dataset, tokenizer) -> None:
