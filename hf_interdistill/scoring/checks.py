@@ -93,7 +93,7 @@ def as_list(name: str, values: Any) -> list:
     if isinstance(values, Sized) and type(values).__name__ in (
         "DataFrame",
         "Table",
-    ):  # a list of it holds columns or their names
+    ):
         raise TypeError(
             f"`{name}` is a {type(values).__name__} with {len(values)} rows, but must be one column of it: "
             "`frame['prompt']`."
