@@ -93,6 +93,8 @@ def make_policy(reward_model: Path, folder: Path) -> Path:
     """A tiny Llama with the reward model's tokenizer and random weights."""
     inputs = ["input_ids", "attention_mask"]  # a Llama has no token types, which a BERT's tokenizer would give it
     tokenizer = AutoTokenizer.from_pretrained(reward_model, padding_side="left", model_input_names=inputs)
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:  # PPO wants one that means nothing else
+        tokenizer.pad_token = tokenizer.unk_token
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

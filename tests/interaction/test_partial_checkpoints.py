@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support.models import build_student
+from safetensors.torch import save_file
+from support.models import build_student, read_weights
 from support.training_runs import as_format, config, weights
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -25,7 +25,7 @@ def trainer_of(dataset, tmp_path, tokenizer):
 
 
 def drop(path, part: str) -> None:
-    stored = load_file(path)
+    stored = read_weights(path)
     kept = {key: value for key, value in stored.items() if part not in key}
     assert len(kept) < len(stored)
     save_file(kept, path, metadata={"format": "pt"})
@@ -65,7 +65,7 @@ def test_tied_weights_are_no_missing_ones(trainer_of, rows, tmp_path):
         return weights(trainer)
 
     whole = train()
-    stored = load_file(tmp_path / "rm" / "checkpoint-1" / "model.safetensors")
+    stored = read_weights(tmp_path / "rm" / "checkpoint-1" / "model.safetensors")
     assert len(stored) < len(whole)
     resumed = train(str(tmp_path / "rm" / "checkpoint-1"))
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from support.hub import language_model
-from support.models import build_student
+from support.models import build_student, read_weights
 from support.tokenizers import tokenizer_of
 from support.training_runs import config, weights
 from transformers import (
@@ -37,7 +37,7 @@ def base(tmp_path):
 
 
 def rewrite(path, change) -> None:
-    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    save_file(change(read_weights(path)), path, metadata={"format": "pt"})
 
 
 def lora(**changes):
@@ -63,7 +63,7 @@ def test_a_head_may_be_missing_and_nothing_else(base, build, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = build(base)
     assert "MISSING" not in caplog.text
-    stored = load_file(base / FULL)
+    stored = read_weights(base / FULL)
     assert all(torch.equal(value, stored[key]) for key, value in weights(trainer).items() if key != "score.weight")
     rewrite(base / FULL, lambda all_: {key: value for key, value in all_.items() if "layers.1." not in key})
     with pytest.raises(ValueError, match=r"base holds only a part of its.*layers.1.*may lack its score head alone"):
@@ -84,7 +84,7 @@ def test_a_head_for_several_labels_is_replaced(build, base, tmp_path):
 def test_the_pooler_of_an_encoder_counts_as_its_head(build, tmp_path):
     shape = {**SHAPE, "vocab_size": 900, "pad_token_id": 3}
     BertForMaskedLM(BertConfig(**shape)).save_pretrained(tmp_path / "bert")
-    assert not [key for key in load_file(tmp_path / "bert" / FULL) if "pooler" in key]
+    assert not [key for key in read_weights(tmp_path / "bert" / FULL) if "pooler" in key]
     tokenizer_of("bytes").save_pretrained(tmp_path / "bert")
     build(tmp_path / "bert")
 
@@ -235,7 +235,7 @@ def test_a_subfolder_is_read_for_model_and_tokenizer(base, build, tmp_path):
     shutil.copytree(base, tmp_path / "repository" / "inner")
     options = {"model_init_kwargs": {"subfolder": "inner"}}
     trainer = build(tmp_path / "repository", **options)
-    stored = load_file(base / FULL)
+    stored = read_weights(base / FULL)
     assert torch.equal(weights(trainer)["model.norm.weight"], stored["model.norm.weight"])
     assert trainer.processing_class.chat_template == tokenizer_of("bytes").chat_template
     with pytest.raises(ValueError, match=r"subfolder 'inner', which an adapter's config cannot name"):

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from support.hub import save_adapter
-from support.models import build_student
+from support.models import build_student, read_weights
 from support.tokenizers import tokenizer_of
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -19,7 +19,7 @@ FULL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
 
 def rewrite(path, change) -> None:
-    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    save_file(change(read_weights(path)), path, metadata={"format": "pt"})
 
 
 def without(*parts):
@@ -118,7 +118,7 @@ def test_tied_weights_are_not_missing(tmp_path, tokenizer):
     config = AutoConfig.for_model("t5", num_labels=1, pad_token_id=3, eos_token_id=2, **shape)
     model = AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(tmp_path)
-    stored = load_file(tmp_path / FULL)
+    stored = read_weights(tmp_path / FULL)
     assert len(stored) < len(model.state_dict())
     tokenizer.save_pretrained(tmp_path)
     loaded = load(tmp_path).model.state_dict()
@@ -154,14 +154,14 @@ def test_lora_on_a_random_head_is_no_head(tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "score"])).save_pretrained(tmp_path / "rm")
     tokenizer_of("bytes").save_pretrained(tmp_path / "rm")
-    assert "base_model.model.score.lora_A.weight" in load_file(tmp_path / "rm" / ADAPTER)
+    assert "base_model.model.score.lora_A.weight" in read_weights(tmp_path / "rm" / ADAPTER)
     with pytest.raises(ValueError, match=r"no trained score head \(score.weight"):
         load(tmp_path / "rm")
 
 
 def test_an_adapter_needs_its_whole_base_model(adapter, tmp_path):
     base = tmp_path / "base"
-    whole = load_file(base / FULL)
+    whole = read_weights(base / FULL)
     rewrite(base / FULL, without("layers.1."))
     with pytest.raises(ValueError, match=r"base holds only a part of its model.*layers.1."):
         load(adapter)

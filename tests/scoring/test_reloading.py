@@ -6,9 +6,9 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from support.hub import language_model, save_adapter
-from support.models import build_student
+from support.models import build_student, read_weights
 from support.tokenizers import tokenizer_of
 from support.training_runs import config
 from tokenizers import processors
@@ -86,7 +86,7 @@ def test_a_tokenizer_that_save_pretrained_does_not_store(tokenizer, tmp_path):
 def test_weights_that_did_not_reach_the_disk(tokenizer, tmp_path):
     model = build_student()
     folder = save(model, tokenizer, tmp_path / "rm")
-    stored = load_file(tmp_path / "rm" / FULL)
+    stored = read_weights(tmp_path / "rm" / FULL)
     lost = {key: value for key, value in stored.items() if "layers.2" not in key}
     save_file(lost, tmp_path / "rm" / FULL, metadata={"format": "pt"})
     for is_sharded in (False, True):
@@ -138,7 +138,7 @@ def test_exports_and_merged_models_are_read_back(tokenizer, tmp_path, monkeypatc
 def test_a_part_of_a_model_is_not_pushed(tokenizer, tmp_path, caplog):
     save(build_student(), tokenizer, tmp_path / "rm")
     stage_model(tmp_path / "rm", "user/rm")
-    stored = load_file(tmp_path / "rm" / FULL)
+    stored = read_weights(tmp_path / "rm" / FULL)
     lost = {key: value for key, value in stored.items() if "layers.0" not in key}
     save_file(lost, tmp_path / "rm" / FULL, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"rm holds only a part of its model.*layers.0") as error:
@@ -147,7 +147,7 @@ def test_a_part_of_a_model_is_not_pushed(tokenizer, tmp_path, caplog):
     adapter = save_adapter(tmp_path / "adapter", tmp_path / "base")
     stage_model(adapter, "user/rm", base_model="user/base")
     assert "was not checked" not in caplog.text
-    stored = load_file(adapter / ADAPTER)
+    stored = read_weights(adapter / ADAPTER)
     save_file({key: value for key, value in stored.items() if "layers.1" not in key}, adapter / ADAPTER)
     with pytest.raises(ValueError, match=r"adapter holds only a part of its model.*layers.1.*lora_A"):
         stage_model(adapter, "user/rm", base_model="user/base")

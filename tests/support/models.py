@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load
 from transformers import AutoModel, AutoModelForSequenceClassification, set_seed
 
 from support.tokenizers import tokenizer_of
@@ -105,3 +108,8 @@ def build_encoder(family: str = "bert", seed: int = 0, attention: str | None = N
             if parameter.dim() > 1:
                 parameter.mul_(30.0 if any(part in name for part in ("query", "key", "Wqkv", "in_proj")) else 8.0)
     return model, tokenizer
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of a safetensors file, read whole: one that is mapped must not be written over."""
+    return load(Path(path).read_bytes())

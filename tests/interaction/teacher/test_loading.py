@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from support.models import read_weights
 from support.teachers import LEARNABLE, settings, small_teacher
 from support.tokenizers import tokenizer_of
 from transformers import BertConfig, BertForMaskedLM, BertModel
@@ -29,7 +30,7 @@ def load(folder, **options) -> InteractionTeacher:
 
 
 def without(folder, file: str, part: str) -> None:
-    stored = load_file(folder / file)
+    stored = read_weights(folder / file)
     kept = {key: value for key, value in stored.items() if part not in key}
     assert len(kept) < len(stored)
     save_file(kept, folder / file, metadata={"format": "pt"})

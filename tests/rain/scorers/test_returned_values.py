@@ -28,7 +28,7 @@ EXCHANGES = [Exchange("Hi", " a"), Exchange("Hi", " b")]
         (value for value in (Fraction(1, 2), -1)),
         {"first": 0.5, "second": -1}.values(),
     ],
-    ids=str,
+    ids=lambda values: type(values).__name__,
 )
 def test_numbers_of_any_kind_are_values(values):
     assert FunctionScorer(lambda texts: values).score_batch(EXCHANGES)[0] == [0.5, -1.0]
