@@ -20,7 +20,7 @@ LOWEST_VENV ?= $(VENV)-lowest
 NEWEST_VENV ?= $(VENV)-newest
 LOWEST_TORCH ?= torch==2.6
 NEWEST_TORCH ?= torch
-FLOOR_TESTS := tests/project tests/utils tests/rain/search tests/interaction
+FLOOR_TESTS := tests/project tests/utils tests/rain/search tests/rain/api/test_entry_points.py tests/interaction
 
 .PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest test-pythons audit soak bench growth lint clean
 

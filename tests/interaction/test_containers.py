@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import trl
 from datasets import Dataset, load_dataset
+from packaging.version import Version
 from support.models import build_student
 from support.tokenizers import tokenizer_of
 from support.training_runs import config
@@ -166,6 +168,7 @@ def test_trained_ids_are_scored_ids_through_every_container(tmp_path, student, f
             assert pair is None or pair.rows[0].ids == expected["chosen"][number]
 
 
+@pytest.mark.skipif(Version(trl.__version__) < Version("1.12"), reason="tried with TRL 1.12 to 1.16")
 def test_reward_trainer_reads_the_same_where_arrow_adds_nothing(tmp_path, student):
     row = {
         "prompt": [{"role": "user", "content": "Weather in Rome?"}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,9 @@ def prepare_generation(
     """
     settings, _ = model._prepare_generation_config(generation_config)
     check_model(model, settings)
-    model._prepare_special_tokens(settings, True, device=input_ids.device, batch_size=len(input_ids))
+    options = {"device": input_ids.device, "batch_size": len(input_ids)}
+    known = inspect.signature(model._prepare_special_tokens).parameters  # transformers 5.1 takes no batch size
+    model._prepare_special_tokens(settings, True, **{name: options[name] for name in options if name in known})
     length = input_ids.shape[1]
     if new_tokens is None:
         new_tokens = _configured_length(model, generation_config, settings, length)

@@ -72,6 +72,9 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def get_max_cache_shape(self) -> int:  # the same in the oldest versions of transformers
+        return self.get_max_length()
+
 
 def _grown(held: torch.Tensor, capacity: int) -> torch.Tensor:
     larger = held.new_zeros(capacity, *held.shape[1:])

@@ -188,8 +188,7 @@ def test_tokens_of_a_reward_model_are_counted():
     texts = [each.prompt + each.completion + "</s>" for each in exchanges]
     assert costs.tokens == [len(tokenizer_of("bytes")(text)["input_ids"]) for text in texts]
     assert costs.forward_passes == 2 and len(values) == 3
-    RewardModelScorer(reward).score_batch(exchanges[:1])
-    assert RewardModelScorer(reward).costs(1).tokens == costs.tokens[:1]
+    assert RewardModelScorer(reward).score_batch(exchanges[:1])[1].tokens == costs.tokens[:1]
 
 
 def test_functions_see_completions_or_whole_texts():
