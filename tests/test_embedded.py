@@ -19,6 +19,7 @@ from support.models import build_encoder
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
 from hf_interdistill import embedded
+from hf_interdistill.embedded import conversion, sources
 from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 
@@ -46,8 +47,8 @@ def wheels(tmp_path, monkeypatch):
 
 def published(monkeypatch, name: str, content: bytes, **changes) -> None:
     """Let these bytes be the ones that a model must have."""
-    source = replace(embedded._SOURCES[name], sha256=hashlib.sha256(content).hexdigest(), **changes)
-    monkeypatch.setitem(embedded._SOURCES, name, source)
+    source = replace(sources.SOURCES[name], sha256=hashlib.sha256(content).hexdigest(), **changes)
+    monkeypatch.setitem(sources.SOURCES, name, source)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_parts_in_wheels_become_a_plain_folder(mpnet, capfd):
 def test_a_model_is_converted_once(mpnet, monkeypatch, capfd):
     _, cache = mpnet
     folder = embedded.encoder("mpnet", cache_dir=cache)
-    monkeypatch.setattr(embedded, "_convert", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(conversion, "convert", lambda *_: pytest.fail("converted again"))
     capfd.readouterr()
     assert embedded.encoder("mpnet", cache_dir=cache) == folder
     assert capfd.readouterr().err == ""
@@ -144,7 +145,7 @@ def test_a_conversion_that_fails_leaves_nothing(mpnet, monkeypatch, kind):
         raise kind
 
     with monkeypatch.context() as patch:
-        patch.setitem(embedded._CONVERTERS, "mpnet", fail)
+        patch.setitem(conversion.CONVERTERS, "mpnet", fail)
         with pytest.raises(kind if isinstance(kind, type) else type(kind)):
             embedded.encoder("mpnet", cache_dir=cache)
     assert not [path for path in cache.iterdir() if path.is_dir()]
@@ -164,8 +165,8 @@ def test_too_little_space_is_told_before_anything_is_written(mpnet, monkeypatch)
     _, cache = mpnet
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
-    published_bytes = replace(embedded._SOURCES["mpnet"], converted_bytes=900_000_000)
-    monkeypatch.setitem(embedded._SOURCES, "mpnet", published_bytes)
+    published_bytes = replace(sources.SOURCES["mpnet"], converted_bytes=900_000_000)
+    monkeypatch.setitem(sources.SOURCES, "mpnet", published_bytes)
     with pytest.raises(OSError, match=r"needs 900 MB in .*cache, where 0 MB are free.*`cache_dir`"):
         embedded.encoder("mpnet", cache_dir=cache)
     assert not [path for path in cache.iterdir() if path.is_dir()]
@@ -181,8 +182,8 @@ def test_a_wheel_with_other_bytes_is_refused(mpnet, monkeypatch):
 
 def test_missing_wheels_are_named_with_the_command(wheels, monkeypatch, tmp_path):
     packages = ("no-such-part-1", "no-such-part-2")
-    source = replace(embedded._SOURCES["mpnet"], packages=packages, suffixes=(".zip.001", ".zip.002"))
-    monkeypatch.setitem(embedded._SOURCES, "mpnet", source)
+    source = replace(sources.SOURCES["mpnet"], packages=packages, suffixes=(".zip.001", ".zip.002"))
+    monkeypatch.setitem(sources.SOURCES, "mpnet", source)
     wheels("no-such-part-1", {"part/all.zip.001": b"1"})
     with pytest.raises(
         ImportError, match=r"not installed: no-such-part-2\. .*--no-deps no-such-part-1 no-such-part-2"
@@ -192,8 +193,8 @@ def test_missing_wheels_are_named_with_the_command(wheels, monkeypatch, tmp_path
 
 
 def test_a_wheel_without_its_file_is_refused(wheels, monkeypatch, tmp_path):
-    source = replace(embedded._SOURCES["minilm"], packages=("empty-wheel",))
-    monkeypatch.setitem(embedded._SOURCES, "minilm", source)
+    source = replace(sources.SOURCES["minilm"], packages=("empty-wheel",))
+    monkeypatch.setitem(sources.SOURCES, "minilm", source)
     wheels("empty-wheel", {"empty/README.md": b"nothing"})
     with pytest.raises(OSError, match=r"empty-wheel should hold one file that ends in 'model/model.safetensors'"):
         embedded.encoder("minilm", cache_dir=tmp_path)
@@ -206,8 +207,8 @@ def test_another_name_is_refused():
 
 def test_processes_that_ask_at_once_convert_once(mpnet, monkeypatch):
     _, cache = mpnet
-    convert, calls, found = embedded._convert, [], []
-    monkeypatch.setattr(embedded, "_convert", lambda *arguments: (calls.append(1), convert(*arguments)))
+    convert, calls, found = conversion.convert, [], []
+    monkeypatch.setattr(conversion, "convert", lambda *arguments: (calls.append(1), convert(*arguments)))
     threads = [
         threading.Thread(target=lambda: found.append(embedded.encoder("mpnet", cache_dir=cache))) for _ in range(4)
     ]
@@ -270,9 +271,9 @@ def test_another_version_of_gguf_is_an_error_with_a_remedy(smollm2, monkeypatch)
 
 def test_without_gguf_the_command_is_told(smollm2, monkeypatch):
     _, cache = smollm2
-    find = embedded.importlib.util.find_spec
+    find = conversion.importlib.util.find_spec
     monkeypatch.setattr(
-        embedded.importlib.util, "find_spec", lambda name, *more: None if name == "gguf" else find(name, *more)
+        conversion.importlib.util, "find_spec", lambda name, *more: None if name == "gguf" else find(name, *more)
     )
     with pytest.raises(ImportError, match="needs the package gguf: pip install gguf"):
         embedded.language_model(cache_dir=cache)

@@ -16,6 +16,7 @@ from ..training.unsharded import load_unsharded
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
 from ..utils.whole_models import (
+    SCORE_HEADS,
     LoadReport,
     adapter_keys,
     hub_options,
@@ -29,7 +30,6 @@ from .config import InteractionDistillationConfig
 
 logger = logging.getLogger(__name__)
 
-_HEADS = ("score", "classifier")
 # Of the options of `from_pretrained`, those that say where weights go, not what they are.
 _PLACEMENT = ("device_map", "max_memory", "offload_folder", "quantization_config", "dtype")
 
@@ -166,7 +166,7 @@ def _untrained(model: Any, base: nn.Module, report: LoadReport | None) -> set[st
     missing = set() if report is None else set(report.missing)
     untrained = missing - saved
     for name, child in base.named_children():
-        is_needed = name in _HEADS or (report is None and name != base.base_model_prefix)
+        is_needed = name in SCORE_HEADS or (report is None and name != base.base_model_prefix)
         if not is_needed or not any(True for _ in child.parameters()):
             continue
         original = getattr(child, "original_module", child)

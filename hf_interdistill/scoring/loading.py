@@ -17,6 +17,7 @@ from transformers.utils import find_adapter_config_file
 from ..utils.privacy import public_name
 from ..utils.sources import load_tokenizer, loading
 from ..utils.whole_models import (
+    SCORE_HEADS,
     IncompleteModelError,
     LoadReport,
     adapter_keys,
@@ -31,7 +32,6 @@ from ..utils.whole_models import (
 
 logger = logging.getLogger(__name__)
 
-_HEADS = ("score", "classifier")
 # Buffers that older versions of transformers stored, and that are computed now.
 _BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|masked_bias$|inv_freq$|position_ids$|num_batches_tracked$")
 _SAVE_AGAIN = (
@@ -79,7 +79,7 @@ def is_adapter(name: str, options: dict[str, Any]) -> bool:
 
 def holds_head(keys: Iterable[str]) -> bool:
     """Whether the names of a checkpoint's weights (or an adapter's) include those of a score head."""
-    return any(f".{head}." in key or key.startswith(f"{head}.") for key in keys for head in _HEADS)
+    return any(f".{head}." in key or key.startswith(f"{head}.") for key in keys for head in SCORE_HEADS)
 
 
 def _load_adapter(name: str, tokenizer, options: dict[str, Any]):

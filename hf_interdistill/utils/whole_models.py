@@ -19,6 +19,8 @@ HUB_OPTIONS = (
     *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"),
     "trust_remote_code",
 )
+# Names of the score head in sequence classifiers of transformers.
+SCORE_HEADS = ("score", "classifier")
 _SHOWN = 6
 
 

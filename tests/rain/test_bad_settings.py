@@ -6,6 +6,7 @@ import pytest
 from support.rain import QUICK
 
 from hf_interdistill import RainConfig, embedded
+from hf_interdistill.embedded import conversion
 from hf_interdistill.rain.api.jobs import RainJobConfig, load_scorer
 from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
 
@@ -59,7 +60,7 @@ def test_a_scorer_whose_module_fails_is_named(tmp_path, monkeypatch, source, mes
 
 def test_a_cache_that_cannot_be_made_is_named_with_the_fix(tmp_path, monkeypatch):
     (tmp_path / "a file").write_text("")
-    monkeypatch.setattr(embedded, "_files", lambda source: [tmp_path / "x"])
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(conversion, "installed_files", lambda source: [tmp_path / "x"])
+    monkeypatch.setattr(conversion.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(OSError, match=r"a file/cache cannot be written[^\n]*Give another `cache_dir`, or set HF_HOME"):
         embedded.language_model(tmp_path / "a file" / "cache")
