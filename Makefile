@@ -1,5 +1,5 @@
-# make demo | journey | test | test-ppo | test-kernels | test-all | test-lowest | test-newest | test-pythons | audit |
-# soak | bench | growth | lint; each makes its virtual environment first.
+# make demo | journey | test | test-ppo | test-kernels | test-slow | test-all | test-lowest | test-newest | test-pythons |
+# audit | soak | bench | growth | lint; each makes its virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 PPO_VENV ?= $(VENV)-ppo
@@ -22,7 +22,7 @@ LOWEST_TORCH ?= torch==2.6
 NEWEST_TORCH ?= torch
 FLOOR_TESTS := tests/project tests/utils tests/rain/search tests/rain/api/test_entry_points.py tests/interaction
 
-.PHONY: demo journey test test-ppo test-kernels test-all test-lowest test-newest test-pythons audit soak bench growth lint clean
+.PHONY: demo journey test test-ppo test-kernels test-slow test-all test-lowest test-newest test-pythons audit soak bench growth lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +62,10 @@ test-ppo: $(PPO_INSTALLED)
 test-kernels: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[triton]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interaction/losses/test_kernels.py
+
+# Tests that take long: several processes, whole recipes, fresh interpreters.
+test-slow: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not soak"
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not soak"
