@@ -35,7 +35,7 @@ def test_each_source_gives_as_many_prompts_none_twice_and_none_too_long(prompts)
 
 @needs_data
 def test_no_pair_and_no_prompt_serves_twice(prompts):
-    pairs = rows.split_pairs(SHARED_DATA, prompts, judge_pairs=300, seed=0)
+    pairs = rows.split_pairs(SHARED_DATA, prompts, reward_pairs=400, judge_pairs=300, seed=0)
     names = ("reward", "judge", "check")
     used = [{json.dumps(row["prompt"]) for row in pairs[name]} for name in names]
     used.append({json.dumps(row["prompt"]) for row in prompts})
@@ -43,7 +43,7 @@ def test_no_pair_and_no_prompt_serves_twice(prompts):
         for j, other in enumerate(used):
             if i < j and {i, j} != {0, 2} and {i, j} != {1, 2}:
                 assert not one & other, (i, j)
-    assert not used[0] & used[1] and len(pairs["judge"]) >= 300 and len(pairs["reward"]) > 1500
+    assert not used[0] & used[1] and len(pairs["judge"]) >= 300 and len(pairs["reward"]) == 700
     train, rest = models.read_goals(SHARED_DATA, prompts, 100, seed=0)
     goals = {row["prompt"][0]["content"] for row in prompts}
     assert len(train) == 100 and not ({row["goal"] for row in train} & {row["goal"] for row in rest})

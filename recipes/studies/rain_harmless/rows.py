@@ -83,11 +83,14 @@ def collect_prompts(data: Path, count: int, longest: int, seed: int) -> list[Row
     return rows
 
 
-def split_pairs(data: Path, prompts: Sequence[Row], judge_pairs: int, seed: int) -> dict[str, list[Row]]:
+def split_pairs(
+    data: Path, prompts: Sequence[Row], reward_pairs: int, judge_pairs: int, seed: int
+) -> dict[str, list[Row]]:
     """Pairs for the reward models (`reward`), the judge (`judge`) and its check (`check`).
 
     Args:
-        data: as in `collect_prompts`. prompts: the study's prompts. judge_pairs: training pairs kept for the judge.
+        data: as in `collect_prompts`. prompts: the study's prompts.
+        reward_pairs, judge_pairs: pairs of hh_harmless for the reward models, and for the judge.
         seed: of the split.
 
     Returns:
@@ -102,4 +105,4 @@ def split_pairs(data: Path, prompts: Sequence[Row], judge_pairs: int, seed: int)
     judge = [row for row in train if json.dumps(row["prompt"]) in first]
     rest = [row for row in train if json.dumps(row["prompt"]) not in first]
     demo = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in read_jsonl(DEMO)]
-    return {"reward": rest + demo, "judge": judge, "check": test}
+    return {"reward": rest[:reward_pairs] + demo, "judge": judge, "check": test}

@@ -74,7 +74,10 @@ class Study:
         chosen = self.config["prompts"]
         self.prompts = self.once("prompts", lambda: collect_prompts(self.data, **chosen, seed=self.seed))
         self.pairs = self.once(
-            "pairs", lambda: split_pairs(self.data, self.prompts, self.config["judge_pairs"], self.seed)
+            "pairs",
+            lambda: split_pairs(
+                self.data, self.prompts, self.config["reward_pairs"], self.config["judge_pairs"], self.seed
+            ),
         )
         self.once("student", self._make_student)
         self.once("teacher", self._fit_teacher)

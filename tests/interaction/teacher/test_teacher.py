@@ -122,6 +122,16 @@ def test_fit_learns_scores_saves_and_loads(tmp_path):
     assert not list(tmp_path.glob("*/checkpoint-*"))
 
 
+def test_a_teacher_fitted_in_bf16_judges_as_when_it_is_loaded(tmp_path):
+    """Mixed precision ends with the training: what is kept in memory is what is saved."""
+    teacher = small_teacher()
+    teacher.fit(LEARNABLE, str(tmp_path / "t"), args=settings(tmp_path / "t", bf16=True))
+    loaded = InteractionTeacher.from_pretrained(str(tmp_path / "t"))
+    found, expected = (each.score_pairs(LEARNABLE[:4], is_progress_shown=False) for each in (teacher, loaded))
+    assert torch.equal(found, expected) and expected.std() > 0
+    assert "_original_forward" not in vars(teacher.network)
+
+
 def test_the_old_name_of_score_pairs_warns(rows):
     teacher = small_teacher()
     with pytest.warns(FutureWarning, match="`InteractionTeacher.judge` is now `score_pairs`"):
