@@ -59,7 +59,7 @@ def fit_teacher(folder: Path, encoder: str, rows: Path) -> dict:
     """Fit the teacher on the reward models' pairs; its accuracy on the pairs that it holds out."""
     source = ("--teacher_model", encoder, "--dataset_name", rows)
     run_command("teacher", "--config", HERE / "teacher.yaml", *source, "--output_dir", folder)
-    return json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
+    return json.loads((folder / "interaction_teacher.json").read_text(encoding="utf-8"))["metrics"]
 
 
 def train_reward(folder: Path, student: Path, rows: Path, teacher: Path | None) -> None:
