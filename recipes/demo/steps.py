@@ -84,8 +84,8 @@ def compare(
     return results, table, sentence
 
 
-def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer], path: Path) -> None:
-    """The maps of the first held-out pair that is short enough to read."""
+def draw_maps(rows: list[dict], teacher: InteractionTeacher, students: dict[str, RewardScorer], path: Path) -> str:
+    """Draw the maps of the first held-out pair that is short enough to read, and say what the students explain."""
     preferences = [read_preference(row) for row in rows]
     lengths = [
         sum(len(content.split()) for text in item.flatten() for content in text.contents) for item in preferences
@@ -93,4 +93,7 @@ def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, 
     row = next(
         (row for row, length in zip(rows, lengths, strict=True) if 45 <= length <= 65), rows[np.argmin(lengths)]
     )
-    plot_maps(pair_maps(row, teacher, scorers)).savefig(path, dpi=80, pil_kwargs={"optimize": True})
+    maps = pair_maps(row, teacher, students)
+    plot_maps(maps).savefig(path, dpi=80, pil_kwargs={"optimize": True})
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in maps.explained.items())
+    return f"share of the teacher's map that is explained (1 all, 0 no more than equal attention): {shares}."
