@@ -133,7 +133,7 @@ def _plot_maps(maps: PairMaps):
 
     units, count = len(maps.units), len(maps.maps)
     size = max(4.5, 0.11 * units)
-    figure = Figure(figsize=(size * count + 1.5, size + 1), layout="constrained")
+    figure = Figure(figsize=(size * count + 1.5, size + 1.6), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
     norm = LogNorm(1 / _MOST_TIMES, _MOST_TIMES, clip=True)
     for axis, (name, values) in zip(axes, maps.maps.items(), strict=True):

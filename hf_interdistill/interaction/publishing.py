@@ -63,16 +63,20 @@ class HubPublishing(_RewardTrainer):
         args: InteractionDistillationConfig
         model: nn.Module
         teacher: InteractionTeacher | None
-        _is_sharded: bool
         teacher_max_length: int
-        explained_share: Callable[[], tuple[float | None, float | None]]
         # transformers sets both to `None` first, and declares no other type.
         hub_model_id: str | None  # type: ignore[assignment]
         push_in_progress: PushInProgress | None  # type: ignore[assignment]
 
+        def explained_share(self) -> tuple[float | None, float | None]: ...
+
     _dataset_name: str | None = None
     _reads_messages: bool | None = None
     _maps_before: PairMaps | None = None
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository, so that denied access is an error before training and not after it."""

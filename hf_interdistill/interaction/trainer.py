@@ -141,10 +141,6 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
             with self.accelerator.autocast():
                 require_padding_independence(self.model, self.processing_class)
 
-    @property
-    def _is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
     def _set_up_alignment(self, args: InteractionDistillationConfig, teacher: InteractionTeacher) -> None:
         if args.gradient_checkpointing:  # checked again: RewardTrainer may have changed it (PEFT with ZeRO-3)
             refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)

@@ -11,9 +11,11 @@ from datasets import Dataset
 from support.models import build_student
 from support.training_runs import config, losses, weights
 
-from hf_interdistill import InteractionDistillationTrainer
-from hf_interdistill.interaction import learning
+from hf_interdistill import InteractionDistillationTrainer, RewardScorer
+from hf_interdistill.interaction import learning, publishing
 from hf_interdistill.interaction.attention.map_sources import dense
+from hf_interdistill.interaction.example_maps import _CHOSEN, _PROMPT, _REJECTED
+from hf_interdistill.interaction.inspection import pair_maps
 from hf_interdistill.interaction.losses.explained import LITTLE_EXPLAINED
 from hf_interdistill.interaction.objective import AlignmentObjective
 
@@ -206,3 +208,28 @@ def test_without_alignment_nothing_of_this_happens(dataset, tmp_path, tokenizer,
     trainer.evaluate()
     assert not [key for entry in trainer.state.log_history for key in entry if "interaction" in key]
     assert trainer.state.log_history[0]["step"] == 1 and "learnt" not in caplog.text
+
+
+def test_the_cards_picture_is_of_the_aligned_layers_before_and_after(
+    dataset, tmp_path, tokenizer, fitted_teacher, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(publishing, "draw_example_maps", lambda maps, path: drawn.append(maps))
+    fitted_teacher.interaction_layers = 3
+    layers = {"student_layers": [-1, 0], "teacher_layers": [-1, 1]}
+    trainer = build(dataset, tmp_path, tokenizer, fitted_teacher, learning_rate=1e-2, **layers)
+    fresh = trainer.example_maps("fresh")
+    trainer.train()
+    trainer.create_model_card()
+    (maps,) = drawn
+    assert list(maps.maps) == ["teacher", "student before training", "student after training"]
+    torch.testing.assert_close(maps.maps["student before training"], fresh.maps["fresh"])
+    assert not torch.allclose(maps.maps["student after training"], fresh.maps["fresh"], atol=1e-4)
+    text = {"prompt": _PROMPT, "chosen": _CHOSEN, "rejected": _REJECTED}
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    row = {key: [{"role": roles[key], "content": value}] for key, value in text.items()}
+    scorer = RewardScorer(trainer.model, tokenizer)
+    wanted = pair_maps(row, fitted_teacher, {"own": scorer}, student_layer=0, teacher_layer=1)
+    torch.testing.assert_close(maps.maps["teacher"], wanted.maps["teacher"])
+    torch.testing.assert_close(maps.maps["student after training"], wanted.maps["own"])
+    assert maps.explained["student after training"] == pytest.approx(wanted.explained["own"])

@@ -261,8 +261,8 @@ class Bench:
             chosen, rejected = logits.squeeze(-1).chunk(2)
             right, pairs = right + float(((chosen - rejected).sign() / 2 + 0.5).sum()), pairs + len(chosen)
         model.train()
-        layers = [round(shares[layer].take()["explained"], 3) for layer in every]
-        found = {name: round(value, 3) for name, value in whole.take().items()}
+        layers = [round(shares[layer].take()["explained"], 6) for layer in every]
+        found = {name: round(value, 6) for name, value in whole.take().items()}
         return {**found, "by_layer": layers, "accuracy": round(right / pairs, 3)}
 
 

@@ -30,7 +30,7 @@ def data(rows) -> Dataset:
 
 
 @pytest.fixture
-def computed(monkeypatch) -> list[int]:
+def computed(monkeypatch, no_pictures) -> list[int]:
     """Pairs of each call of the teacher."""
     calls: list[int] = []
     forward = InteractionTeacher.forward
