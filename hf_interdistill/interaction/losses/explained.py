@@ -30,7 +30,7 @@ class ExplainedShare:
     def take(self) -> dict[str, float]:
         """The share by the names of `EXPLAINED_KEYS`, without scopes that have nothing to explain; then start anew."""
         to_student, to_uniform = self._sums.tolist()
-        self.__init__()
+        self._sums.zero_()
         return {
             EXPLAINED_KEYS[scope]: 1 - own / uniform
             for scope, own, uniform in zip(ALIGNMENT_SCOPES, to_student, to_uniform, strict=True)
