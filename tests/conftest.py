@@ -49,7 +49,8 @@ def dataset(rows) -> Dataset:
 @pytest.fixture
 def no_pictures(monkeypatch):
     """The picture of maps on the model card takes longer than a tiny model's training."""
-    monkeypatch.setattr("hf_interdistill.interaction.publishing.draw_example_maps", lambda *args: None)
+    for name in ("example_maps", "draw_example_maps"):
+        monkeypatch.setattr(f"hf_interdistill.interaction.publishing.{name}", lambda *args: None)
 
 
 @pytest.fixture

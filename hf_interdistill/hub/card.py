@@ -45,6 +45,8 @@ class TrainingFacts:
         settings: settings by name.
         metrics: metrics of the last evaluation.
         evaluation: what the last evaluation was on.
+        explained: share of the teacher's map that the student explained before the first step and at the end of
+            training, each `None` where unknown.
         max_length: tokens above which pairs were dropped.
         teacher: the teacher; `None` for a plain reward model.
         has_maps: whether there is an image `maps.png`.
@@ -65,6 +67,7 @@ class TrainingFacts:
     has_maps: bool = False
     tags: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    explained: tuple[float | None, float | None] = (None, None)
 
 
 def build_card(facts: TrainingFacts) -> ModelCard:
@@ -79,6 +82,7 @@ def build_card(facts: TrainingFacts) -> ModelCard:
         ),
         teacher=None if teacher is None else f"`{teacher.name}`",
         teacher_accuracy=None if teacher is None else _teacher_accuracy(teacher),
+        learnt=_learnt(*facts.explained),
         teacher_caution=_teacher_caution(facts.metrics),
         citations=citations(None if teacher is None else teacher.model_type),
         **{
@@ -170,6 +174,16 @@ def _teacher_accuracy(teacher: TeacherFacts) -> str:
         return text
     low, high = accuracy_interval(metrics["accuracy"], metrics["pairs"])
     return f"{text} **These pairs do not show that it is better than chance (95 % interval {low:.3f} to {high:.3f}).**"
+
+
+def _learnt(before: float | None, after: float | None) -> str | None:
+    if after is None:
+        return None
+    start = "" if before is None else f", {before:.3f} before training"
+    return (
+        f"Of the teacher's map this model explains {after:.3f} (1 - KL(teacher, model) / KL(teacher, equal attention) "
+        f"on the last training pairs{start}; 1 is the whole map, 0 no more than equal attention)."
+    )
 
 
 def _teacher_caution(metrics: dict[str, float]) -> str | None:

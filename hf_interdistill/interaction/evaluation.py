@@ -44,7 +44,7 @@ class PairEvaluation(_RewardTrainer):
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(datasets, dict):  # `Trainer` calls this method for each set
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        self._metrics["eval"].clear()
+        self._take_metrics(metric_key_prefix)  # of an evaluation that was broken off
         self._metric_prefix = metric_key_prefix
         try:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -77,7 +77,7 @@ class PairEvaluation(_RewardTrainer):
         args.max_length = None
         tokenizer: Any = self.processing_class
         dataset = self._prepare_dataset(test_dataset, tokenizer, args, metric_key_prefix)
-        self._metrics["eval"].clear()
+        self._take_metrics(metric_key_prefix)
         own = self.preprocess_logits_for_metrics
         self.preprocess_logits_for_metrics = own or pair_rewards
         try:
@@ -88,7 +88,7 @@ class PairEvaluation(_RewardTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `RewardTrainer`, but metrics of an evaluation set have its prefix."""
-        if not self.model.training and self._metric_prefix != "eval":
+        if not self.model.training:
             logs.update(self._take_metrics(self._metric_prefix))
         super().log(logs, start_time)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..scoring.scorer import RewardScorer
-from .inspection import pair_maps, plot_maps
+from ..utils.atomic_io import atomic_replacement
+from .inspection import PairMaps, pair_maps, plot_maps
 from .teacher.teacher import InteractionTeacher
 
 _PROMPT = "My cat keeps waking me at five. What can I do?"
@@ -15,21 +16,32 @@ _CHOSEN = "Feed her late in the evening and play before bed. Do not get up when 
 _REJECTED = "Cats are like that. You could get up at five, too."
 
 
-def draw_example_maps(teacher: InteractionTeacher, model: PreTrainedModel, tokenizer, path: Path) -> None:
-    """Write an image of the teacher's map and of the model's simulated map of a fixed example.
+def example_maps(
+    teacher: InteractionTeacher, model: PreTrainedModel, tokenizer, name: str, layers: tuple[int, int] = (-1, -1)
+) -> PairMaps:
+    """The teacher's map and the model's simulated map of a fixed example.
 
     Args:
         teacher: the teacher.
         model: the reward model, or a PEFT model; its mode (training or evaluation) is restored.
         tokenizer: its tokenizer. With a chat template the example is formatted as messages.
-        path: PNG file to write, replaced atomically.
+        name: what the model's map is called.
+        layers: layer of the student and of the teacher.
     """
     is_training = model.training
-    maps = pair_maps(_example(bool(tokenizer.chat_template)), teacher, {"this model": RewardScorer(model, tokenizer)})
-    model.train(is_training)
-    scratch = path.with_name(f".{path.name}.tmp")
-    plot_maps(maps).savefig(scratch, dpi=80, format="png")
-    scratch.replace(path)
+    scorers = {name: RewardScorer(model, tokenizer)}
+    student_layer, teacher_layer = layers
+    example = _example(bool(tokenizer.chat_template))
+    try:
+        return pair_maps(example, teacher, scorers, student_layer=student_layer, teacher_layer=teacher_layer)
+    finally:
+        model.train(is_training)
+
+
+def draw_example_maps(maps: PairMaps, path: Path) -> None:
+    """Write an image of maps as a PNG file, replaced atomically."""
+    with atomic_replacement(path) as scratch:
+        plot_maps(maps).savefig(scratch, dpi=80, format="png")
 
 
 def _example(is_conversational: bool) -> dict:

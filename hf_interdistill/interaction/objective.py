@@ -66,11 +66,13 @@ class AlignmentOutput:
         loss: scalar with gradient, a mean over pairs.
         metrics: detached scalars, means over the same pairs: `loss`, `intra`, `inter` (nats for `kl`) and, for a
             fitted teacher, `teacher_accuracy`.
+        divergences: those of `AlignmentResult`, means over the same pairs.
         num_pairs: number of pairs in the means.
     """
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
+    divergences: torch.Tensor
     num_pairs: int
 
 
@@ -154,7 +156,7 @@ class AlignmentObjective:
         if self.teacher.is_fitted:
             correct = (margins.sign() / 2 + 0.5)[:num_pairs]  # ties count half
             metrics["teacher_accuracy"] = (correct.sum() / max(num_pairs, 1)).to(loss)
-        return AlignmentOutput(loss, metrics, num_pairs)
+        return AlignmentOutput(loss, metrics, result.divergences * scale, num_pairs)
 
     def read_teacher(
         self, batch: dict[str, torch.Tensor], visit: int, num_visits: int

@@ -27,13 +27,14 @@ from ..hub.push import prepare_repository, push_files
 from ..scoring.reloading import require_same_when_reloaded
 from ..training.checkpoints import output_folder
 from ..utils.privacy import hub_name, public_name
-from .example_maps import draw_example_maps
+from .example_maps import draw_example_maps, example_maps
 
 if TYPE_CHECKING:
     from torch import nn
     from trl import RewardTrainer as _RewardTrainer
 
     from .config import InteractionDistillationConfig
+    from .inspection import PairMaps
     from .teacher.teacher import InteractionTeacher
 else:  # a mixin: the trainer that it is mixed into brings `RewardTrainer`
     _RewardTrainer = object
@@ -67,8 +68,15 @@ class HubPublishing(_RewardTrainer):
         hub_model_id: str | None  # type: ignore[assignment]
         push_in_progress: PushInProgress | None  # type: ignore[assignment]
 
+        def explained_share(self) -> tuple[float | None, float | None]: ...
+
     _dataset_name: str | None = None
     _reads_messages: bool | None = None
+    _maps_before: PairMaps | None = None
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository, so that denied access is an error before training and not after it."""
@@ -128,10 +136,9 @@ class HubPublishing(_RewardTrainer):
             ReloadError, IncompleteModelError: it is not the model that was trained.
         """
         if self.args.should_save:
-            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             model = self.accelerator.unwrap_model(self.model)
             folder = folder or output_folder(self.args)
-            require_same_when_reloaded(model, self.processing_class, folder, is_sharded=is_sharded)
+            require_same_when_reloaded(model, self.processing_class, folder, is_sharded=self._is_sharded)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -178,15 +185,30 @@ class HubPublishing(_RewardTrainer):
         self._dataset_name = hub_name(dataset_name) or self._dataset_name
         folder = Path(output_folder(self.args))
         folder.mkdir(parents=True, exist_ok=True)
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         has_maps = False
-        if self.teacher is not None and not self.is_in_train and not is_sharded:
+        if self.teacher is not None and not self.is_in_train and not self._is_sharded:
             has_maps = True
-            model = self.accelerator.unwrap_model(self.model)
-            draw_example_maps(self.teacher, model, self.processing_class, folder / MAPS)
+            maps = self.example_maps("student after training")
+            before = self._maps_before
+            draw_example_maps(maps if before is None else before.with_students_of(maps), folder / MAPS)
         name = model_name or (self.hub_model_id or folder.absolute().name).split("/")[-1]
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         build_card(self._facts(name, [tag for tag in tags if tag != METHOD_TAG], has_maps)).save(folder / CARD)
+
+    def keep_maps(self) -> None:
+        """Keep the maps of the untrained student for the picture of the model card; a resumed run has none."""
+        if self.is_world_process_zero() and not self._is_sharded:
+            self._maps_before = self.example_maps("student before training")
+
+    def example_maps(self, name: str) -> PairMaps:
+        """Maps of the teacher and of the model as it is now, of the example of model cards.
+
+        Of several pairs of layers that are aligned, the last.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        layers = self.args.student_layers[-1], self.args.teacher_layers[-1]
+        assert self.teacher is not None, "without a teacher there are no maps"
+        return example_maps(self.teacher, model, self.processing_class, name, layers)
 
     def _facts(self, name: str, tags: list[str], has_maps: bool) -> TrainingFacts:
         is_adapter = is_peft_model(self.model)
@@ -202,6 +224,7 @@ class HubPublishing(_RewardTrainer):
             settings=self._settings(),
             metrics={key: value for key, value in sorted(evaluation.items()) if _is_metric(key, value)},
             evaluation=f"step {evaluation.get('step')}, {_count(self.eval_dataset)}",
+            explained=self.explained_share() if self.teacher is not None else (None, None),
             max_length=self.args.max_length,
             is_adapter=is_adapter,
             is_conversational=self._is_conversational(),

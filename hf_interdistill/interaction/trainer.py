@@ -1,7 +1,8 @@
 """`InteractionDistillationTrainer`: TRL's `RewardTrainer` with an alignment loss added in `compute_loss`.
 
 Overrides `_prepare_dataset`, `_set_signature_columns_if_needed` and `compute_loss`. The loss itself is in `objective`;
-`PairEvaluation` evaluates, `HubPublishing` publishes the model, `TrainingSafeguards` checks losses and checkpoints.
+`AlignmentLearning` logs and evaluates, `HubPublishing` publishes the model, `TrainingSafeguards` checks losses and
+checkpoints.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from .data.preparation import (
     tokenize_pairs,
     warn_of_date,
 )
-from .evaluation import PairEvaluation
+from .learning import AlignmentLearning
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
 from .map_cache.cached_teacher import CachedTeacher, MapCacheCallback
 from .map_cache.codec import MapFormat
-from .objective import AlignmentObjective, AlignmentOutput, AlignmentSettings
+from .objective import AlignmentObjective, AlignmentSettings
 from .prompt_sharing.sharing import PromptSharing
 from .publishing import HubPublishing
 from .starting_point import adapter_for_rewards, load_tokenizer, require_trained_head, require_whole_start
@@ -58,7 +59,7 @@ from .validation import check_arguments, load_teacher, named_datasets, require_t
 logger = logging.getLogger(__name__)
 
 
-class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPublishing, RewardTrainer):
+class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubPublishing, RewardTrainer):
     """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
 
     Source: our reconstruction of arXiv 2508.02618: `loss = RewardTrainer's loss + weight * alignment loss`, where
@@ -71,7 +72,9 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
             with `alignment_weight=0`.
 
     Logs, in addition to RewardTrainer's keys: `interaction/loss`, `interaction/intra`, `interaction/inter` (nats for
-    `kl`), `interaction/weight`, `interaction/teacher_accuracy`; with the prefix `eval_` in evaluation.
+    `kl`), `interaction/explained`, `interaction/explained_intra`, `interaction/explained_inter` (the share of the
+    teacher's map that was learnt, see `AlignmentLearning`; also at step 0), `interaction/weight`,
+    `interaction/teacher_accuracy`; with the prefix `eval_` in evaluation.
 
     Raises:
         ValueError: no teacher; slow tokenizers; layers that do not exist or have no softmax attention; reentrant
@@ -137,10 +140,6 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
         if not self._is_sharded:
             with self.accelerator.autocast():
                 require_padding_independence(self.model, self.processing_class)
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _set_up_alignment(self, args: InteractionDistillationConfig, teacher: InteractionTeacher) -> None:
         if args.gradient_checkpointing:  # checked again: RewardTrainer may have changed it (PEFT with ZeRO-3)
@@ -245,9 +244,8 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
                 batch,
                 self._recorder.records,
                 token_index=None if packed is None else packed.token_index,
-                num_pairs=None if self.model.training else self._num_new_pairs(len(batch["pair_key"])),
-                visit=int(self.state.epoch or 0) + 1 if self.model.training else 0,
-                num_visits=self.state.num_train_epochs if self.model.training else 1,
+                num_pairs=self._num_new_pairs(len(batch["pair_key"])),
+                **self._visit(),
             )
             self._recorder.release()
             weight = scheduled_weight(
@@ -259,27 +257,10 @@ class InteractionDistillationTrainer(PairEvaluation, TrainingSafeguards, HubPubl
             self.require_finite(loss, batch.get("pair_index"))
         return (loss, outputs) if return_outputs else loss
 
-    def _num_new_pairs(self, pairs: int) -> int:
-        """Pairs of this process's evaluation batch that were not evaluated before.
-
-        accelerate fills the last batch of several processes with pairs from the start of the dataset.
-        """
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
-            return pairs
-        return min(max(state.remainder - self.accelerator.process_index * pairs, 0), pairs)
-
-    def _log_alignment(self, alignment: AlignmentOutput, weight: float) -> None:
-        values = torch.stack([torch.ones_like(alignment.loss.detach()), *alignment.metrics.values()])
-        sums = self.accelerator.gather(alignment.num_pairs * values[None]).sum(0)
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        # Logged metrics are means over batches. In evaluation each pair is one entry, so a short batch weighs less.
-        entries = 1 if self.model.training else int(sums[0])
-        for name, mean in zip(alignment.metrics, (sums[1:] / sums[0]).tolist(), strict=True):
-            metrics[f"interaction/{name}"] += [mean] * entries
-        metrics["interaction/weight"].append(weight)
-        if self.model.training and int(self._dropped):  # of a stream; those of a dataset are logged when prepared
-            metrics["interaction/dropped_pairs"] = [int(self._dropped)]
+    def log_start(self) -> None:
+        """As in `AlignmentLearning`; the maps of the untrained student are kept for the model card."""
+        super().log_start()
+        self.keep_maps()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """As in `Trainer`; then the saved model is loaded, and must have the tokens and rewards of this one."""

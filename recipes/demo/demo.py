@@ -53,19 +53,21 @@ def main() -> None:
         teacher = InteractionTeacher.from_pretrained(str(RUNS / "teacher"))
         scorers = {name: RewardScorer.from_pretrained(str(RUNS / name)) for name in ("baseline", "interaction")}
         results, comparison, sentence = compare(rows, teacher, scorers)
-        draw_maps(rows, teacher, scorers, RUNS / "maps.png")
+        start, end = RewardScorer.from_pretrained(str(RUNS / "student")), scorers["interaction"]
+        students = {"student before training": start, "student after training": end}
+        explained = draw_maps(rows, teacher, students, RUNS / "maps.png")
     with stages.stage("answer three prompts: plain, best-of-n and RAIN, by the distilled reward model"):
         answers = answer_all(language_model, scorers["interaction"], RUNS)
         rewards = {"reward": scorers["interaction"], "reward of the plain model": scorers["baseline"]}
         shown, results["answers"] = table_of(answers, rewards)
     (RUNS / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
 
-    stages.console.print(comparison, sentence, shown, sep="\n")
+    stages.console.print(comparison, sentence, f"{explained}\n", shown, sep="\n")
     stages.console.print(
         "`reward` is what best-of-n and RAIN climb, so it is no measure of quality; the plain model's is "
         "closer to one.\n\n"
         f"Done in {time.monotonic() - start:.0f} s. Look at:\n"
-        f"  {RUNS}/maps.png           what the teacher attends to, and what each reward model simulates\n"
+        f"  {RUNS}/maps.png           what the teacher attends to, and what the student simulates before and after\n"
         f"  {RUNS}/rain_tree_1.html   the search tree behind RAIN's first answer\n"
         f"  {RUNS}/results.json       all figures; {RUNS}/demo.log has everything the stages printed\n"
         "Next:\n"

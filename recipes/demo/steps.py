@@ -14,6 +14,7 @@ from hf_interdistill.interaction.data.pairs import read_preference
 from hf_interdistill.interaction.inspection import pair_maps, plot_maps
 from hf_interdistill.interaction.teacher.training import split_by_prompt
 from hf_interdistill.utils.data import load_preferences
+from hf_interdistill.utils.pictures import save_small_png
 
 NUM_LAYERS = 6  # of the 30 of SmolLM2; enough for a reward model that learns in a minute
 
@@ -84,8 +85,8 @@ def compare(
     return results, table, sentence
 
 
-def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer], path: Path) -> None:
-    """The maps of the first held-out pair that is short enough to read."""
+def draw_maps(rows: list[dict], teacher: InteractionTeacher, students: dict[str, RewardScorer], path: Path) -> str:
+    """Draw the maps of the first held-out pair that is short enough to read, and say what the students explain."""
     preferences = [read_preference(row) for row in rows]
     lengths = [
         sum(len(content.split()) for text in item.flatten() for content in text.contents) for item in preferences
@@ -93,4 +94,7 @@ def draw_maps(rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, 
     row = next(
         (row for row, length in zip(rows, lengths, strict=True) if 45 <= length <= 65), rows[np.argmin(lengths)]
     )
-    plot_maps(pair_maps(row, teacher, scorers)).savefig(path, dpi=80, pil_kwargs={"optimize": True})
+    maps = pair_maps(row, teacher, students)
+    save_small_png(plot_maps(maps), path, dpi=80, colors=128)
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in maps.explained.items())
+    return f"share of the teacher's map that is explained (1 all, 0 no more than equal attention): {shares}."

@@ -93,7 +93,8 @@ def test_teacher_reward_and_score(folder, capsys):
         == 0
     )
     history = json.loads((folder / "rm" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
-    assert history[0]["interaction/weight"] == 0.5
+    assert history[0]["step"] == 0 and "interaction/explained" in history[0]
+    assert history[1]["interaction/weight"] == 0.5
     assert "eval_accuracy" in (folder / "rm" / "README.md").read_text()
     source = str(folder / "data" / "test.jsonl")
     assert main(["score", "--model", str(folder / "rm"), "--input", source, "--output", str(folder / "o.jsonl")]) == 0

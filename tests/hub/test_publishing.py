@@ -81,6 +81,8 @@ def test_the_final_model_is_pushed_without_other_files(hub, tmp_path, dataset, f
         "| `alignment_weight` | 0.3 |",
     ):
         assert part in card.text, part
+    start, end = trainer.explained_share()
+    assert f"explains {end:.3f} (1 - KL" in card.text and f"{start:.3f} before training" in card.text
     assert "24 pairs for training, 24 pairs for evaluation, as messages" in card.text
     assert "| `optimizer steps` | 2 |" in card.text and 'from_pretrained("user/rm"' in card.text
 

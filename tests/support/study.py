@@ -13,7 +13,8 @@ from support.datasets import ROOT, read_rows
 
 FOLDER = ROOT / "recipes" / "studies" / "attention_hacking"
 NAMES = (
-    *("arms", "claims", "comparison", "materials", "measures", "objectives", "plots", "preferences", "pretraining"),
+    *("arms", "claims", "comparison", "learnability", "materials", "measures", "objectives", "plots", "preferences"),
+    "pretraining",
     *("records", "report", "rotary", "running", "students", "study", "tables"),
 )
 CONFIG = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))

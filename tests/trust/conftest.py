@@ -10,7 +10,7 @@ from support.pipeline import Pipeline
 
 from hf_interdistill.cli import main
 
-PICTURE = "hf_interdistill.interaction.publishing.draw_example_maps"
+PICTURES = [f"hf_interdistill.interaction.publishing.{name}" for name in ("example_maps", "draw_example_maps")]
 
 
 @pytest.fixture(scope="package")
@@ -19,7 +19,8 @@ def uninterrupted(tmp_path_factory):
     pipeline = Pipeline(tmp_path_factory.mktemp("uninterrupted") / "pipeline")
     pipeline.add_language_model(prompts=7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PICTURE, lambda *args: None)
+        for picture in PICTURES:
+            patch.setattr(picture, lambda *args: None)
         commands = (
             pipeline.teacher(),
             pipeline.reward(),

@@ -15,7 +15,8 @@ from hf_interdistill.training.checkpoints import checkpoint_error
 
 SIDES = ("chosen", "rejected")
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 6}
-INTERACTION = tuple(f"eval_interaction/{name}" for name in ("loss", "intra", "inter", "teacher_accuracy"))
+EXPLAINED = ("explained", "explained_intra", "explained_inter")
+INTERACTION = tuple(f"eval_interaction/{name}" for name in ("loss", "intra", "inter", "teacher_accuracy", *EXPLAINED))
 
 
 def evaluated(pipeline, output: str) -> dict[str, float]:
@@ -42,7 +43,7 @@ def test_two_processes_equal_one(pipeline):
     assert run.returncode == 0, run.stdout[-6000:]
     assert pipeline.farthest("teacher", "teacher2") < 1e-4
     assert pipeline.farthest("rm", "rm2") < 1e-4
-    for key in ("loss", "interaction/loss", "interaction/intra", "interaction/inter"):
+    for key in ("loss", "interaction/loss", "interaction/intra", "interaction/inter", "interaction/explained"):
         assert pipeline.log("rm2", key) == pytest.approx(pipeline.log("rm", key), rel=1e-4)
     assert pipeline.answers("answers2.jsonl") == pipeline.answers("uninterrupted.jsonl")
     assert not list(pipeline.folder.glob("answers2.jsonl.shard-*"))

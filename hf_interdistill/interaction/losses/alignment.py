@@ -17,6 +17,7 @@ from .triton.self_check import with_self_check
 
 ALIGNMENT_LOSSES = ("kl", "mse")
 ALIGNMENT_SCOPES = ("joint", "intra", "inter")
+UNIFORM_NATS = 1e-5  # a teacher's row nearer to uniform is uniform up to rounding
 
 
 def scope_mask(segments: torch.Tensor, start: int, stop: int, scope: str) -> torch.Tensor:
@@ -70,6 +71,15 @@ def row_divergence(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Ten
     return values.masked_fill(mass[..., 0] == 0, 0)
 
 
+def uniform_divergence(teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """KL of each row from equal attention to the columns of `mask`, in nats; arguments as in `row_divergence`."""
+    teacher = teacher * mask
+    mass = teacher.sum(-1)
+    teacher = teacher / mass.masked_fill(mass == 0, 1)[..., None]
+    values = torch.special.xlogy(teacher, teacher).sum(-1) + mask.sum(-1).clamp(min=1).to(teacher.dtype).log()
+    return values.masked_fill(mass == 0, 0)
+
+
 @dataclass(frozen=True)
 class AlignmentResult:
     """Losses of one layer pair.
@@ -77,11 +87,15 @@ class AlignmentResult:
     Args:
         loss: scalar loss of the requested scope; the only one with a gradient.
         by_scope: scalar loss of each scope, detached.
+        divergences: `(2, scopes)` KL(teacher, student) and KL(teacher, uniform) in nats whatever the loss, detached,
+            in the order of `ALIGNMENT_SCOPES`. The same means as of the loss, but rows in which the teacher is uniform
+            count 0 in both: see `explained.ExplainedShare`.
         aligned_pairs: `(batch,)` bool, pairs with at least one row in the loss.
     """
 
     loss: torch.Tensor
     by_scope: dict[str, torch.Tensor]
+    divergences: torch.Tensor
     aligned_pairs: torch.Tensor
 
 
@@ -116,23 +130,34 @@ class RowWeights:
         }
         return cls(shared, segments, weights)
 
-    def losses(self, student: torch.Tensor, teacher: torch.Tensor, start: int, loss: str, scope: str) -> torch.Tensor:
-        """Weighted sum over rows `start` onwards; `student` and `teacher` are `(batch, rows, units)`."""
+    def measures(
+        self, student: torch.Tensor, teacher: torch.Tensor, start: int, loss: str, scope: str
+    ) -> torch.Tensor:
+        """Weighted sums over rows `start` onwards; `student` and `teacher` are `(batch, rows, units)`.
+
+        Returns:
+            `(3,)`: the loss; KL(teacher, student) and KL(teacher, uniform) over the rows whose teacher is not uniform.
+        """
         stop = start + student.shape[1]
         mask = scope_mask(self.segments, start, stop, scope) & self.shared[:, None]
         values = row_divergence(student, teacher, mask, loss)
-        return (values * self.weights[scope][:, start:stop]).sum()
+        kl = (values if loss == "kl" else row_divergence(student, teacher, mask, "kl")).detach()
+        uniform = uniform_divergence(teacher, mask)
+        is_uniform = uniform <= UNIFORM_NATS
+        measures = torch.stack([values, kl.masked_fill(is_uniform, 0), uniform.masked_fill(is_uniform, 0)])
+        return (measures * self.weights[scope][:, start:stop]).sum((1, 2))
 
 
 def torch_loss_and_gradients(
     student: AttentionMap, teacher: MapSource, rows: RowWeights, loss: str, scope: str, needs_gradient: bool
 ):
-    """The loss in each scope and the gradients for one scope, a block of rows at a time.
+    """The measures of each scope and the gradients of the loss of one scope, a block of rows at a time.
 
     Returns:
-        `(3,)` losses in the order of `ALIGNMENT_SCOPES`; gradients of queries and keys, or `None`.
+        `(3, scopes)` measures of `RowWeights.measures` in the order of `ALIGNMENT_SCOPES`; gradients of queries and
+        keys, or `None`.
     """
-    totals = {name: student.query.new_zeros(()) for name in ALIGNMENT_SCOPES}
+    totals = {name: student.query.new_zeros(3) for name in ALIGNMENT_SCOPES}
     gradients = (torch.zeros_like(student.query), torch.zeros_like(student.key)) if needs_gradient else None
     for start, stop in student.blocks():
         block = student.attend(start, stop)
@@ -140,11 +165,12 @@ def torch_loss_and_gradients(
         target = upcast(teacher.rows(start, stop)).to(pooled.dtype)
         with torch.enable_grad():
             leaf = pooled.detach().requires_grad_()
-            value = rows.losses(leaf, target, start, loss, scope)
-        totals[scope] += value.detach()
+            measures = rows.measures(leaf, target, start, loss, scope)
+            value = measures[0]
+        totals[scope] += measures.detach()
         for other in ALIGNMENT_SCOPES:
             if other != scope:
-                totals[other] += rows.losses(pooled, target, start, loss, other)
+                totals[other] += rows.measures(pooled, target, start, loss, other)
         if gradients is not None:
             (pooled_gradient,) = torch.autograd.grad(value, leaf)
             block_query, block_key = student.backward(block, pooled_gradient, start, stop)
@@ -152,8 +178,7 @@ def torch_loss_and_gradients(
             token_index = block.tokens[:, None, :, None].expand_as(block_query)
             gradients[0].scatter_add_(2, token_index, block_query * is_token)
             gradients[1].add_(block_key)
-    values = torch.stack([totals[name] for name in ALIGNMENT_SCOPES])
-    return values, gradients
+    return torch.stack([totals[name] for name in ALIGNMENT_SCOPES], 1), gradients
 
 
 class _Alignment(torch.autograd.Function):
@@ -166,12 +191,12 @@ class _Alignment(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, compute, student: AttentionMap, teacher: MapSource, rows: RowWeights, loss, scope):
         needs_gradient = any(ctx.needs_input_grad[:2])
-        values, gradients = compute(student, teacher, rows, loss, scope, needs_gradient)
+        measures, gradients = compute(student, teacher, rows, loss, scope, needs_gradient)
         if needs_gradient:
             ctx.save_for_backward(*gradients)
             ctx.dtypes = query.dtype, key.dtype
-        ctx.mark_non_differentiable(values)
-        return values[ALIGNMENT_SCOPES.index(scope)].clone(), values
+        ctx.mark_non_differentiable(measures)
+        return measures[0, ALIGNMENT_SCOPES.index(scope)].clone(), measures
 
     @staticmethod
     def backward(ctx, gradient, _):
@@ -216,10 +241,11 @@ def alignment_loss(
     if should_use_triton(kernel, student, "student"):
         compute = with_self_check(kernel, torch_loss_and_gradients)
     with torch.autocast(student.states[0].device.type, enabled=False):
-        value, by_scope = _Alignment.apply(*student.states, compute, student, teacher, rows, loss, scope)
+        value, measures = _Alignment.apply(*student.states, compute, student, teacher, rows, loss, scope)
     return AlignmentResult(
         loss=value,
-        by_scope=dict(zip(ALIGNMENT_SCOPES, by_scope.unbind(), strict=True)),
+        by_scope=dict(zip(ALIGNMENT_SCOPES, measures[0].unbind(), strict=True)),
+        divergences=measures[1:],
         aligned_pairs=(rows.weights["joint"] > 0).any(1),
     )
 
@@ -231,5 +257,6 @@ def mean_alignment(results: Sequence[AlignmentResult]) -> AlignmentResult:
         by_scope={
             scope: torch.stack([result.by_scope[scope] for result in results]).mean() for scope in ALIGNMENT_SCOPES
         },
+        divergences=torch.stack([result.divergences for result in results]).mean(0),
         aligned_pairs=torch.stack([result.aligned_pairs for result in results]).any(0),
     )

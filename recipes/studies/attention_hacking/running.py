@@ -20,8 +20,10 @@ from materials import Materials
 from measures import comparable, cued_margins, diagnosis_of, rewards_of, rewards_with_cue, summary
 from objectives import StudyConfig
 from preferences import Row
+from records import rounded
 
 from hf_interdistill import RewardScorer
+from hf_interdistill.interaction.losses.explained import EXPLAINED_KEYS
 
 TRAINED_SETS = {"hh_harmless": ["hh_harmless"], "truthfulqa": ["truthfulqa"], "mix": ["hh_harmless", "truthfulqa"]}
 _ARM_FIELDS = {field.name for field in fields(Arm)} - {"arguments"}
@@ -97,7 +99,7 @@ class Bench(Materials):
         last = logs[-1] if logs else {}
         kept = {key: last[key] for key in ("loss", "interaction/loss") if key in last}
         scorer = RewardScorer(trainer.model, self.tokenizer, batch_size=self.config["scoring_batch_size"])
-        return scorer, {"steps": trainer.state.global_step, "last_log": kept}
+        return scorer, {"steps": trainer.state.global_step, "last_log": kept, **explained(trainer.state.log_history)}
 
     def _length(self, row: Row) -> int:
         """Tokens of both texts: rows of similar length come into one batch."""
@@ -158,6 +160,20 @@ class Bench(Materials):
 
     def rewards_path(self, run: Run) -> Path:
         return self.folder / "rewards" / f"{run.id}.npz"
+
+
+def explained(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The shares of the teacher's map that the student explains, before the first step and in the last log, if any.
+
+    Args:
+        history: `log_history` of a training.
+    """
+    names = {name: f"interaction/{name}" for name in EXPLAINED_KEYS.values()}
+    logs = [log for log in history if names["explained"] in log]
+    if not logs or logs[-1]["step"] == 0:
+        return {}
+    shares = [{name: rounded(log[key], 6) for name, key in names.items() if key in log} for log in (logs[0], logs[-1])]
+    return {"explained": dict(zip(("before", "after"), shares, strict=True))}
 
 
 def checksum(settings: dict[str, Any]) -> str:

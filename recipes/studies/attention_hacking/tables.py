@@ -23,7 +23,7 @@ _LOSS_LEGEND = [
 
 def short_tables(table: Sequence[dict], results: Sequence[dict]) -> str:
     """The means of the tests, the distilled arms against the controls, and what was chosen on the validation rows."""
-    return _text([*_LEGEND, "", *summary(table), *_against_controls(table), *_selection(results)])
+    return _text([*_LEGEND, "", *summary(table), *_against_controls(table), *learnt(results), *_selection(results)])
 
 
 def long_tables(table: Sequence[dict], results: Sequence[dict]) -> str:
@@ -139,6 +139,29 @@ def _diagnosis(runs: Sequence[dict]) -> list[str]:
         means = [factor * _mean_at(each, places) for places, factor in _MEASURES.values()]
         lines.append(f"| {arm} | {len(each)} | " + " | ".join(f"{mean:.3g}" for mean in means) + " |")
     return [*lines, ""]
+
+
+def learnt(results: Sequence[dict]) -> list[str]:
+    """How much of the teacher's map the students of each arm explain, before and after training, mean over seeds."""
+    found: dict[tuple, list[dict]] = {}
+    for record in results:
+        shares = record.get("training", {}).get("explained")
+        if shares and not record["candidate"]:
+            found.setdefault((*group_of(record), record["arm"]), []).append(shares)
+    if not found:
+        return []
+    parts = {"whole rows": "explained", "own sequence": "explained_intra", "other response": "explained_inter"}
+    lines = ["## Share of the map that is explained, before and after training (1: all, 0: equal attention)", ""]
+    lines += ["| trained on | student | condition | arm | seeds | " + " | ".join(parts) + " |", "| --- " * 8 + "|"]
+    for (train, student, condition, arm), each in found.items():
+        means = [[_mean_of(each, time, name) for time in ("before", "after")] for name in parts.values()]
+        shown = " | ".join(f"{old:.2f}, {new:.2f}" for old, new in means)
+        lines.append(f"| {train} | {student} | {condition} | `{arm}` | {len(each)} | {shown} |")
+    return [*lines, ""]
+
+
+def _mean_of(records: Sequence[dict], time: str, name: str) -> float:
+    return float(np.mean([record[time].get(name, np.nan) for record in records]))
 
 
 def _mean_at(records: Sequence[dict], places: Sequence[tuple]) -> float:

@@ -124,7 +124,16 @@ def test_maps_of_a_pair_and_their_picture(rows, fitted_teacher, tmp_path):
         assert values.shape == (count, count)
         torch.testing.assert_close(values.sum(-1), torch.ones(count))
     assert maps.divergences["a"] != maps.divergences["b"] and min(maps.divergences.values()) > 0
-    plot_maps(maps).savefig(tmp_path / "maps.png")
+    teacher = maps.maps["teacher"]
+    uniform = (teacher * (teacher * count).log()).sum(-1).mean()
+    for name, divergence in maps.divergences.items():
+        assert maps.explained[name] == pytest.approx(float(1 - divergence / uniform), abs=1e-4)
+    figure = plot_maps(maps)
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    titles = [axis.get_title() for axis in panels]
+    assert titles[0] == "teacher" and f"a: explained share {maps.explained['a']:.2f}" in titles[1]
+    assert len({axis.images[0].norm.vmax for axis in panels}) == 1  # one scale
+    figure.savefig(tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 10_000
 
 

@@ -89,6 +89,7 @@ def test_loss_and_gradients_equal_loops_and_torch(shape, dtype, loss, scope, sof
         expected = oracle_loss(student, teacher, segments, segments >= 0, loss, name).detach()
         assert_near(value, in_torch.by_scope[name], 1e-5)
         torch.testing.assert_close(value.double().cpu(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result.divergences, in_torch.divergences, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(result.loss, result.by_scope[scope])
     expected = oracle_loss(student, teacher, segments, segments >= 0, loss, scope)
     by_loops = torch.autograd.grad(3 * expected, leaves)
@@ -96,6 +97,24 @@ def test_loss_and_gradients_equal_loops_and_torch(shape, dtype, loss, scope, sof
         assert own.dtype == dtype
         assert_near(own, other, TOLERANCE[dtype])
         assert_near(own, exact, TOLERANCE[dtype])
+
+
+def test_rows_of_a_uniform_teacher_explain_nothing():
+    query, key, token_units, segments, teacher = make_case(GROUPED, dtype=torch.float32)
+    teacher[0, :2, segments[0] >= 0] = 0.2
+    rows, results = DenseMapSource(teacher.to(DEVICE)), {}
+    for kernel in ("triton", "torch"):
+        results[kernel], _ = align((query, key), token_units, segments, rows, kernel=kernel)
+    torch.testing.assert_close(results["triton"].divergences, results["torch"].divergences, rtol=1e-4, atol=1e-6)
+    others, _ = align((query, key), token_units, segments, rows, kernel="triton", query_mask=rows_from(2, segments))
+    assert others.divergences[1, 0] > results["triton"].divergences[1, 0]
+
+
+def rows_from(start, segments):
+    """All rows of every pair but the first `start` of the first one."""
+    mask = torch.ones_like(segments, dtype=torch.bool, device=DEVICE)
+    mask[0, :start] = False
+    return mask
 
 
 def test_query_mask():
@@ -247,5 +266,5 @@ def test_training_by_kernels_is_training_in_torch(tmp_path, tokenizer, fitted_te
         )
         trainer.train()
         logs[kernel] = [entry["interaction/loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(used) == 2 and logs["torch"][0] != logs["torch"][1]
+    assert len(used) == 4 and logs["torch"][0] != logs["torch"][1]
     assert logs["triton"] == pytest.approx(logs["torch"], rel=1e-4)

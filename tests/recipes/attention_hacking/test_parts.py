@@ -193,3 +193,24 @@ def test_teachers_are_alike_if_they_judge_alike(modules):
     assert not alike(first, {**first, "checksum": 2, "pairs": 160})
     unknown = {**first, "accuracy": None, "pairs": None}
     assert alike(unknown, unknown) and not alike(unknown, {**unknown, "checksum": 2})
+
+
+def test_the_tables_have_what_was_learnt(modules):
+    start = {"step": 0, "interaction/explained": -1.0, "interaction/explained_intra": -2.0}
+    end = {"step": 8, "loss": 0.6, "interaction/explained": 0.25, "interaction/explained_inter": 0.5}
+    history = [start, {"step": 4, "interaction/explained": 0.9}, end, {"step": 8, "train_loss": 1.0}]
+    found = modules.running.explained(history)
+    before, after = {"explained": -1.0, "explained_intra": -2.0}, {"explained": 0.25, "explained_inter": 0.5}
+    assert found == {"explained": {"before": before, "after": after}}
+    assert modules.running.explained([{"step": 8, "loss": 0.6}]) == modules.running.explained([start]) == {}
+    run = {"train": "a", "student": "b", "condition": "c", "candidate": ""}
+    records = [
+        {**run, "arm": "joint", "training": found},
+        {**run, "arm": "joint", "training": {"explained": {"before": before, "after": {"explained": 0.75}}}},
+        {**run, "arm": "joint", "candidate": "tried", "training": {"explained": {"before": after, "after": after}}},
+        {**run, "arm": "plain", "training": {}},
+        {**run, "arm": "ensemble"},
+    ]
+    lines = modules.tables.learnt(records)
+    assert lines[4:] == ["| a | b | c | `joint` | 2 | -1.00, 0.50 | -2.00, nan | nan, nan |", ""]
+    assert modules.tables.learnt(records[3:]) == []

@@ -158,7 +158,7 @@ class _FusedMapSource:
 def fused_loss_and_gradients(
     kernel: str, student: AttentionMap, teacher: MapSource, weights, loss: str, scope: str, needs_gradient: bool
 ):
-    """The loss in each scope, and the gradients for one scope.
+    """The measures of each scope, and the gradients of the loss of one scope.
 
     Args:
         kernel: as in `alignment_loss`; it also applies to the map of a teacher's recorded layer.
@@ -169,14 +169,15 @@ def fused_loss_and_gradients(
         needs_gradient: whether to compute gradients.
 
     Returns:
-        `(3,)` losses for `joint`, `intra`, `inter`; gradients of queries and keys, or `None`.
+        `(3, scopes)` measures as in `alignment.torch_loss_and_gradients`, for `joint`, `intra`, `inter`; gradients of
+        queries and keys, or `None`.
     """
     with torch.cuda.device_of(student.states[0]):
         if isinstance(teacher, RecordedMapSource) and should_use_triton(kernel, teacher.map, "teacher"):
             teacher = _FusedMapSource(teacher)
         own = FusedMap(student)
         gradients = _Gradients(own) if needs_gradient else None
-        values = own.starts.new_zeros(3, own.pairs, own.units, dtype=torch.float32)
+        values = own.starts.new_zeros(3, len(_SCOPES), own.pairs, own.units, dtype=torch.float32)
         columns = max(16, 1 << (own.units - 1).bit_length())
         constants = {
             "SCOPE": _SCOPES.index(scope),
@@ -200,7 +201,7 @@ def fused_loss_and_gradients(
             )
             if gradients is not None:
                 own.add_gradients(rows, gradients, start, stop)
-        return values.sum((1, 2)), None if gradients is None else gradients.of_states()
+        return values.sum((2, 3)), None if gradients is None else gradients.of_states()
 
 
 def _tiles_in(count: int, size: int) -> int:

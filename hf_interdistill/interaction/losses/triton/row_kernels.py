@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal number of float32
+UNIFORM_NATS = tl.constexpr(1e-5)  # as in `alignment`
 
 
 @triton.jit
@@ -65,15 +66,27 @@ def _divergence(student, teacher, mask, IS_KL: tl.constexpr):
 
 
 @triton.jit
+def _uniform_divergence(teacher, mask):
+    """KL of a row from equal attention to the columns of `mask`."""
+    teacher = tl.where(mask, teacher, 0.0)
+    mass = tl.sum(teacher, 0)
+    teacher = teacher / tl.where(mass == 0.0, 1.0, mass)
+    columns = tl.maximum(tl.sum(tl.where(mask, 1.0, 0.0), 0), 1.0)
+    value = tl.sum(teacher * tl.log(tl.where(teacher > 0.0, teacher, 1.0)), 0) + tl.log(columns)
+    return tl.where(mass > 0.0, value, 0.0)
+
+
+@triton.jit
 def row_losses(
     student, teacher, segments, shared, row_weights, sizes, values, first_unit, units, heads,
     SCOPE: tl.constexpr, IS_KL: tl.constexpr, NEEDS_GRADIENT: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Weighted divergence of each row in each scope, and the gradient of the attention weights.
+    """Weighted measures of each row in each scope, and the gradient of the attention weights.
 
     Args:
         student, teacher: `(pairs, rows, units)`; the gradient for scope number `SCOPE` overwrites `student`.
-        row_weights, values: `(scopes, pairs, units)`.
+        row_weights: `(scopes, pairs, units)`.
+        values: `(3, scopes, pairs, units)`, as `RowWeights.measures`.
     """
     row, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     pairs, unit = tl.num_programs(1), first_unit + row
@@ -98,7 +111,15 @@ def row_losses(
         value, slope = _divergence(student_row, teacher_row, mask, IS_KL)
         scope_offset = (scope * pairs + pair) * units + unit
         weight = tl.load(row_weights + scope_offset)
+        if IS_KL:
+            kl = value
+        else:
+            kl, _ = _divergence(student_row, teacher_row, mask, True)
+        uniform = _uniform_divergence(teacher_row, mask)
+        is_uniform = uniform <= UNIFORM_NATS
         tl.store(values + scope_offset, value * weight)
+        tl.store(values + scope_offset + 3 * pairs * units, tl.where(is_uniform, 0.0, kl) * weight)
+        tl.store(values + scope_offset + 6 * pairs * units, tl.where(is_uniform, 0.0, uniform) * weight)
         if scope == SCOPE:
             gradient += slope * weight
     if NEEDS_GRADIENT:
