@@ -185,7 +185,7 @@ def test_the_guide_says_what_folders_of_a_folder_import_of_one_another():
                 assert other_inner in guide()[folders[0]][0], f"{module} -> {other}"
 
 
-def test_no_test_imports_another_or_a_recipe():
+def test_no_test_imports_another():
     """What tests share is in `tests/support`."""
     folder = ROOT / "tests"
     names = {path.stem for path in folder.rglob("test_*.py")} | {"conftest"}
@@ -196,5 +196,5 @@ def test_no_test_imports_another_or_a_recipe():
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 found |= {f"{node.module or ''}.{alias.name}" for alias in node.names}
-        wrong = [name for name in found if names & set(name.split(".")) or name.split(".")[0] == "recipes"]
+        wrong = [name for name in found if names & set(name.split("."))]
         assert not wrong, (path, wrong)
