@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.datasets import ROOT
-from support.models import build_student
+from support.models import OWN_ATTENTION, build_student
 
 from hf_interdistill.cli import COMMANDS, parse
 from hf_interdistill.commands import rain, reward, teacher
@@ -119,8 +119,6 @@ def published_encoder(name: str):
 @pytest.mark.parametrize("path", [p for p in TEACHER if p.parent.name != "demo"], ids=name_of)
 def test_teachers_fit_the_lengths_of_the_recipes(path):
     """The aligned layer (the last) attends to the whole pair; inputs are no longer than the encoder can read."""
-    from hf_interdistill.interaction.teacher.pair_encoder import EAGER_MODEL_TYPES
-
     recipe = yaml.safe_load(path.read_text())
     config = published_encoder(recipe["teacher_model"])
     assert recipe["teacher_max_length"] <= config.max_position_embeddings
@@ -129,7 +127,7 @@ def test_teachers_fit_the_lengths_of_the_recipes(path):
     elif config.model_type == "modernbert":
         assert config.layer_types[-1] == "full_attention"
     else:
-        assert config.model_type in EAGER_MODEL_TYPES
+        assert config.model_type in (*OWN_ATTENTION, "llama")
 
 
 @pytest.mark.parametrize("path", [p for p in REWARD if "baseline" in p.name], ids=name_of)

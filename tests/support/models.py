@@ -57,11 +57,14 @@ MORE_STUDENT_FAMILIES: dict[str, dict] = {
     "falcon": {**_OLD_SHAPE, "new_decoder_architecture": False, "alibi": False},
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 900, "pad_token_id": 3},
 }
+# Their scores hold position terms, and go through functions of their own.
+OWN_ATTENTION = ("mpnet", "deberta", "deberta-v2")
 TEACHER_FAMILIES: dict[str, tuple[str, dict]] = {
     "bert": ("wordpiece", {}),
     "roberta": ("roberta", {"max_position_embeddings": 516, "type_vocab_size": 1}),
     "modernbert": ("wordpiece", {"global_attn_every_n_layers": 2, "local_attention": 16}),
     "electra": ("wordpiece", {"embedding_size": 32}),
+    "mpnet": ("roberta", {"max_position_embeddings": 516}),
     "deberta-v2": ("wordpiece", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}),
     "deberta": ("wordpiece", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}),
 }
@@ -101,7 +104,7 @@ def build_encoder(family: str = "bert", seed: int = 0, attention: str | None = N
     config = AutoConfig.for_model(family, **{**shape, **special, **changes})
     set_seed(seed)
     if attention is None:
-        attention = "eager" if family.startswith("deberta") else "sdpa"
+        attention = "eager" if family in OWN_ATTENTION else "sdpa"
     model = AutoModel.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
