@@ -102,6 +102,22 @@ def test_teacher_reward_and_score(folder, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_the_teacher_may_be_a_language_model(folder):
+    """Its first layers, by `model_init_kwargs`; then a reward model learns from it with the same tokenizer."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    AutoModelForCausalLM.from_config(LlamaConfig(**STUDENT_FAMILIES["llama"])).save_pretrained(folder / "lm")
+    tokenizer_of("bytes").save_pretrained(folder / "lm")
+    teacher, reward = recipes(folder)
+    given = ["--teacher_model", str(folder / "lm"), "--model_init_kwargs", '{"num_hidden_layers": 2}']
+    assert main(["teacher", "--config", teacher, *given]) == 0
+    saved = json.loads((folder / "teacher" / "config.json").read_text())
+    assert saved["is_causal"] is False and saved["num_hidden_layers"] == 2 and saved["model_type"] == "llama"
+    assert main(["reward", "--config", reward, "--alignment_weight", "0.5", "--max_steps", "2"]) == 0
+    history = json.loads((folder / "rm" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["interaction/loss"] > 0
+
+
 def test_rain(folder, capsys):
     from transformers import AutoModelForCausalLM, LlamaConfig
 

@@ -117,7 +117,7 @@ def lift_causal_mask(model: PreTrainedModel) -> None:
         for name, value in before.items():
             setattr(model.config, name, value)
         raise ValueError(
-            f"{type(model).__name__} cannot be a teacher. A decoder must read both ways, but {'; '.join(found)}. "
+            f"{type(model).__name__} cannot be a teacher: a decoder must read both ways, but {'; '.join(found)}. "
             f"{_FIX}"
         )
     logger.info(f"{type(model).__name__} reads both ways: its causal mask is lifted in all {len(layers)} layers.")
