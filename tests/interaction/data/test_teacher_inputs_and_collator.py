@@ -76,8 +76,8 @@ def test_texts_of_a_decoder_end_with_its_end_token():
     row = form.pack(tokenized([20, 21]), [tokenized([30], 2), tokenized([40], 3)], 64)
     assert row.ids == [20, 21, 2, 30, 2, 40, 2] and row.units == [0, 1, -1, 2, -1, 3, -1]
     assert row.score_positions == [4, 6] and len(row.types) == 7
-    batch = form.collate([row, form.pack(tokenized([20]), [tokenized([30])], 64)])
-    assert batch["input_ids"][1].tolist() == [20, 2, 30, 2, 2, 2, 2] and batch["attention_mask"][1].sum() == 4
+    batch = form.collate([row, form.pack(tokenized([]), [tokenized([30]), tokenized([40])], 64)])
+    assert batch["input_ids"][1].tolist() == [2, 30, 2, 40, 2, 2, 2] and batch["attention_mask"][1].sum() == 5
     assert "token_type_ids" not in batch
 
 
