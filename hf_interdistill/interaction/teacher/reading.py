@@ -28,11 +28,14 @@ _FIX = (
 
 
 class AttentionProbe(AttentionInterceptor):
-    """Context in which each attention call is made twice, to see whether the last token has a say in its result.
+    """Context in which each attention call is made twice: for its result, and to see who attends to the last token.
+
+    In the second call the values are 1 at the last token and 0 elsewhere, so its result is the weight of that token. No
+    weight is lost in rounding then, however small it is.
 
     Attributes:
         calls: number of calls of each layer.
-        last_token_readers: layers in which the first token attends to the last one.
+        last_token_readers: layers in which an earlier token attends to the last one.
         biased: layers that add position terms to the scores, so that queries and keys alone do not give their map.
     """
 
@@ -46,12 +49,11 @@ class AttentionProbe(AttentionInterceptor):
         self.calls[layer] = self.calls.get(layer, 0) + 1
         if kwargs.get("position_bias") is not None:
             self.biased.add(layer)
-        result = attend(query, key, value, attention_mask, **kwargs)
-        changed = value.clone()
-        changed[:, :, -1] += 1 + changed[:, :, -1].abs()
-        if not torch.equal(result[0][:, 0], attend(query, key, changed, attention_mask, **kwargs)[0][:, 0]):
+        is_last = torch.zeros_like(value)
+        is_last[:, :, -1] = 1
+        if attend(query, key, is_last, attention_mask, **kwargs)[0][:, :-1].any():
             self.last_token_readers.add(layer)
-        return result
+        return attend(query, key, value, attention_mask, **kwargs)
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -145,7 +147,7 @@ def has_recordable_attention(model: PreTrainedModel) -> bool:
             f"{type(model).__name__} cannot be a teacher: its attention does not go through transformers' "
             f"AttentionInterface, and it returns no weights `(heads, length, length)` of its {count} layers. {_FIX}"
         )
-    blind = [layer for layer, each in enumerate(weights) if not (each[:, :, 0, -1] > 0).any()]
+    blind = [layer for layer, each in enumerate(weights) if not each[:, :, :-1, -1].any()]
     if blind:
         raise ValueError(
             f"{type(model).__name__} cannot be a teacher: in layers {blind} no token sees the later ones, and its "

@@ -258,6 +258,16 @@ def test_stablelm_reads_both_ways_with_eager_attention():
     assert teacher_of(decoder("stablelm", "eager")).network.is_recordable
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_weight_lost_in_rounding_is_still_seen(attention):
+    """Trained models give later tokens weights that bfloat16 rounds away beside the first token's."""
+    model = decoder(attention=attention).to(torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.self_attn.q_proj.weight.mul_(4.0)
+    assert teacher_of(model).network.encoder.config.is_causal is False
+
+
 def test_models_that_are_no_single_stack_of_text_are_refused():
     tokenizer = tokenizer_of("bytes")
     tiny = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
