@@ -30,8 +30,8 @@ _FIX = (
 class AttentionProbe(AttentionInterceptor):
     """Context in which each attention call is made twice: for its result, and to see who attends to the last token.
 
-    In the second call the values are 1 at the last token and 0 elsewhere, so its result is the weight of that token. No
-    weight is lost in rounding then, however small it is.
+    In the second call the values are 1 at the last token and 0 elsewhere, so its result is the weight of that token.
+    No weight is lost in rounding then, however small it is.
 
     Attributes:
         calls: number of calls of each layer.

@@ -17,6 +17,7 @@ from hf_interdistill.interaction.attention.interceptor import layer_of_modules
 from hf_interdistill.interaction.attention.map_sources import dense
 from hf_interdistill.interaction.attention.maps import pool_attention
 from hf_interdistill.interaction.data.orders import select_order
+from hf_interdistill.interaction.teacher.reading import AttentionProbe
 
 ATTENTIONS = ("sdpa", "eager")
 FAMILIES = [
@@ -258,14 +259,18 @@ def test_stablelm_reads_both_ways_with_eager_attention():
     assert teacher_of(decoder("stablelm", "eager")).network.is_recordable
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_weight_lost_in_rounding_is_still_seen(attention):
-    """Trained models give later tokens weights that bfloat16 rounds away beside the first token's."""
-    model = decoder(attention=attention).to(torch.bfloat16)
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.self_attn.q_proj.weight.mul_(4.0)
-    assert teacher_of(model).network.encoder.config.is_causal is False
+def test_the_probe_sees_a_weight_that_the_result_rounds_away():
+    """Trained models give later tokens weights that bfloat16 loses beside those of the first token."""
+
+    def attend(query, key, value, mask):
+        return ((query @ key.transpose(2, 3)).masked_fill(~mask, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
+
+    query, value = torch.ones(1, 1, 4, 1).bfloat16(), torch.full((1, 1, 4, 1), 100.0).bfloat16()
+    key = torch.tensor([0.0, 0, 0, -12]).view(1, 1, 4, 1).bfloat16()  # the last token's weight is 2e-6
+    for mask, readers in ((torch.ones(4, 4), {0}), (torch.ones(4, 4).tril(), set())):
+        probe = AttentionProbe(decoder())
+        result = probe.intercept(0, attend, query, key, value, mask.bool())[0]
+        assert probe.last_token_readers == readers and (result == 100).all()
 
 
 def test_models_that_are_no_single_stack_of_text_are_refused():
