@@ -12,7 +12,7 @@ import pytest
 import yaml
 from support.datasets import ROOT
 from support.faults import at_step, killed
-from support.models import STUDENT_FAMILIES, build_encoder, build_student
+from support.models import STUDENT_FAMILIES, build_encoder, build_student, needs_liftable_masks
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill.cli import main
@@ -102,6 +102,7 @@ def test_teacher_reward_and_score(folder, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+@needs_liftable_masks
 def test_the_teacher_may_be_a_language_model(folder):
     """Its first layers, by `model_init_kwargs`; then a reward model learns from it with the same tokenizer."""
     from transformers import AutoModelForCausalLM, LlamaConfig

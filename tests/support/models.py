@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load
 from transformers import AutoModel, AutoModelForSequenceClassification, set_seed
 
 from support.tokenizers import tokenizer_of
 
+needs_liftable_masks = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.2"),
+    reason="`config.is_causal` does nothing before transformers 5.2",
+)
 _SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 48,

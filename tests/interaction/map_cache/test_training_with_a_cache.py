@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from support.models import build_encoder, build_student
+from support.models import build_encoder, build_student, needs_liftable_masks
 from support.tokenizers import tokenizer_of
 from support.training_runs import config
 
@@ -97,7 +97,7 @@ def test_exact_maps_train_as_the_teacher_does_and_it_runs_once_per_pair(data, tm
     assert not computed
 
 
-@pytest.mark.parametrize("family", ["decoder", "mpnet"])
+@pytest.mark.parametrize("family", [pytest.param("decoder", marks=needs_liftable_masks), "mpnet"])
 def test_decoders_and_encoders_with_position_terms_teach_from_a_cache_too(data, tmp_path, computed, family):
     """The decoder has the student's own tokenizer."""
     model, tokenizer = build_encoder("mpnet") if family == "mpnet" else (build_student(seed=1), tokenizer_of("bytes"))
@@ -111,6 +111,7 @@ def test_decoders_and_encoders_with_position_terms_teach_from_a_cache_too(data, 
     assert sum(computed) == (16 if teacher.interaction_layers == 0 else 8)
 
 
+@needs_liftable_masks
 def test_a_decoder_with_and_without_its_mask_has_two_digests():
     teacher = InteractionTeacher(build_student(), tokenizer_of("bytes"), max_length=256)
     lifted = teacher_digest(teacher)

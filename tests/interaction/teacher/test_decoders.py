@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from support.models import STUDENT_FAMILIES, build_student
+from support.models import STUDENT_FAMILIES, build_student, needs_liftable_masks
 from support.teachers import LEARNABLE, batch_of, settings
 from support.tokenizers import tokenizer_of
 from torch.nn.functional import silu
@@ -19,6 +19,7 @@ from hf_interdistill.interaction.attention.maps import pool_attention
 from hf_interdistill.interaction.data.orders import select_order
 from hf_interdistill.interaction.teacher.reading import AttentionProbe
 
+pytestmark = needs_liftable_masks
 ATTENTIONS = ("sdpa", "eager")
 FAMILIES = [
     (family, attention)
