@@ -15,7 +15,7 @@ from support.tokenizers import tokenizer_of
 
 needs_liftable_masks = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.2"),
-    reason="`config.is_causal` does nothing before transformers 5.2",
+    reason="nothing heeds `config.is_causal` before 5.2",
 )
 _SHAPE = {
     "hidden_size": 32,
