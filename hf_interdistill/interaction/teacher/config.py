@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -44,7 +43,7 @@ class InteractionTeacherConfig(TrainingArguments):
         early_stopping_patience: evaluations without a better held-out loss after which a stage stops.
     """
 
-    _VALID_DICT_FIELDS: ClassVar = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
 
     teacher_model: str | None = field(
         default=None, metadata={"help": "Encoder or causal language model to start from: Hub name or folder."}

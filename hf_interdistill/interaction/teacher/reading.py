@@ -9,6 +9,7 @@ Source: LLM2Vec (arXiv 2404.05961) for a decoder with its causal mask lifted; th
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -75,7 +76,8 @@ def base_of(model: PreTrainedModel) -> PreTrainedModel:
             f"{name} reads images or sound beside text, but a teacher reads text alone. Pass its text part (often "
             "`model.language_model`) with the tokenizer, or use a model of text."
         )
-    return model.base_model
+    base: Any = model.base_model  # declared as any module
+    return base
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
