@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import set_seed
 
 from ..interaction.data.pairs import read_preferences
@@ -11,6 +13,7 @@ from ..interaction.teacher.training import held_out_metrics
 from ..training.checkpoints import is_resume_requested
 from ..utils.data import get_split
 from ..utils.model_config import require_model
+from ..utils.whole_models import hub_options
 from .data_arguments import DataArguments
 from .tables import print_metrics
 
@@ -20,15 +23,19 @@ ARGUMENTS = (DataArguments, InteractionTeacherConfig)
 def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
     """Train, save to `output_dir`, and measure on the test split if there is one; returns the metrics."""
     if args.teacher_model is None:
-        raise ValueError("`teacher_model` is not set: name the encoder to start from (a Hub name or a folder).")
+        raise ValueError(
+            "`teacher_model` is not set: name the encoder or causal language model to start from (a Hub name or a "
+            "folder)."
+        )
     splits = data.load()
     preferences = get_split(splits, data.dataset_train_split, data.dataset_name)
-    require_model("teacher", args.teacher_model)
+    options: Any = args.model_init_kwargs  # a mapping, whatever was given
+    require_model("teacher", args.teacher_model, **hub_options(options, "trust_remote_code"))
     tests = None  # read before the training, which takes long
     if data.dataset_test_split in splits:
         tests = read_preferences(splits[data.dataset_test_split], data.dataset_test_split)
     set_seed(args.seed)  # the score head is new, and the encoder's pooler may be
-    teacher = InteractionTeacher.from_pretrained(args.teacher_model)
+    teacher = InteractionTeacher.from_pretrained(args.teacher_model, **options)
     metrics = teacher.fit(
         preferences, args=args, resume_from_checkpoint=is_resume_requested(args.resume_from_checkpoint)
     )

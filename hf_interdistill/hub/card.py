@@ -26,11 +26,13 @@ class TeacherFacts:
         model_type: `model_type` of its encoder's config; decides which architecture is cited.
         metrics: held-out metrics on preferences (`accuracy`, `standard_error`, `pairs`, `is_better_than_chance`);
             `None` if it was not trained on preferences.
+        is_decoder: whether it is a decoder without its causal mask.
     """
 
     name: str
     model_type: str
     metrics: dict[str, Any] | None = None
+    is_decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def build_card(facts: TrainingFacts) -> ModelCard:
         teacher_accuracy=None if teacher is None else _teacher_accuracy(teacher),
         learnt=_learnt(*facts.explained),
         teacher_caution=_teacher_caution(facts.metrics),
-        citations=citations(None if teacher is None else teacher.model_type),
+        citations=citations(None) if teacher is None else citations(teacher.model_type, is_decoder=teacher.is_decoder),
         **{
             name: getattr(facts, name)
             for name in (

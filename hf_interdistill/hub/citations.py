@@ -75,17 +75,35 @@ _ENCODERS = {
         "2412.13663",
     ),
 }
+_ENCODERS["mpnet"] = _arxiv(
+    "song2020mpnet",
+    "MPNet: Masked and Permuted Pre-training for Language Understanding",
+    "Kaitao Song and Xu Tan and Tao Qin and Jianfeng Lu and Tie-Yan Liu",
+    2020,
+    "2004.09297",
+)
 _ENCODERS["deberta-v2"] = _ENCODERS["deberta"]
+_LLM2VEC = _arxiv(
+    "behnamghader2024llm2vec",
+    "LLM2Vec: Large Language Models Are Secretly Powerful Text Encoders",
+    "Parishad BehnamGhader and Vaibhav Adlakha and Marius Mosbach and Dzmitry Bahdanau and Nicolas Chapados and "
+    "Siva Reddy",
+    2024,
+    "2404.05961",
+)
 
 
-def citations(teacher_type: str | None) -> dict[str, str]:
+def citations(teacher_type: str | None, *, is_decoder: bool = False) -> dict[str, str]:
     """BibTeX entries by what they are for.
 
     Args:
         teacher_type: `model_type` of the teacher's encoder, `None` for a model trained without a teacher. Encoders
             whose paper is not known here have no entry: their own model cards name it.
+        is_decoder: whether the teacher is a decoder without its causal mask.
     """
     entries = {} if teacher_type is None else {"The method": PAPER["citation"]}
     if teacher_type in _ENCODERS:
         entries["The architecture of the teacher's encoder"] = _ENCODERS[teacher_type]
+    if is_decoder:
+        entries["Decoders without their causal mask, such as the teacher"] = _LLM2VEC
     return {**entries, "The trainer that this one extends": _TRL}

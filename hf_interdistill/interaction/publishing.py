@@ -28,6 +28,7 @@ from ..scoring.reloading import require_same_when_reloaded
 from ..training.checkpoints import output_folder
 from ..utils.privacy import hub_name, public_name
 from .example_maps import draw_example_maps, example_maps
+from .teacher.reading import is_decoder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -238,8 +239,8 @@ class HubPublishing(_RewardTrainer):
     def _teacher_facts(self) -> TeacherFacts | None:
         if self.teacher is None:
             return None
-        model_type = self.teacher.network.encoder.config.model_type
-        return TeacherFacts(self.teacher.name, model_type, self.teacher.metrics)
+        encoder = self.teacher.network.encoder
+        return TeacherFacts(self.teacher.name, encoder.config.model_type, self.teacher.metrics, is_decoder(encoder))
 
     def _settings(self) -> dict[str, Any]:
         names = (*_METHOD_SETTINGS, *_TRAINING_SETTINGS) if self.teacher is not None else _TRAINING_SETTINGS

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from support.datasets import ROOT
 from support.faults import at_step, killed
-from support.models import STUDENT_FAMILIES, build_encoder, build_student
+from support.models import STUDENT_FAMILIES, build_encoder, build_student, needs_liftable_masks
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill.cli import main
@@ -101,6 +101,24 @@ def test_teacher_reward_and_score(folder, capsys):
     scored = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
     assert len(scored) == 8 and all({"reward_chosen", "reward_rejected", "prompt"} <= set(row) for row in scored)
     assert "accuracy" in capsys.readouterr().out
+
+
+@needs_liftable_masks
+def test_the_teacher_may_be_a_language_model(folder):
+    """Its first layers, by `model_init_kwargs`; then a reward model learns from it with the same tokenizer."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    AutoModelForCausalLM.from_config(LlamaConfig(**STUDENT_FAMILIES["llama"])).save_pretrained(folder / "lm")
+    tokenizer_of("bytes").save_pretrained(folder / "lm")
+    teacher, reward = recipes(folder)
+    given = ["--teacher_model", str(folder / "lm"), "--model_init_kwargs", '{"num_hidden_layers": 2}']
+    assert main(["teacher", "--config", teacher, *given]) == 0
+    saved = json.loads((folder / "teacher" / "config.json").read_text())
+    assert saved["is_causal"] is False and saved["num_hidden_layers"] == 2 and saved["model_type"] == "llama"
+    assert main(["reward", "--config", reward, "--alignment_weight", "0.5", "--max_steps", "2"]) == 0
+    history = json.loads((folder / "rm" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["interaction/loss"] > 0
+    assert "2404.05961" in (folder / "rm" / "README.md").read_text()  # whom to cite for a decoder that reads both ways
 
 
 def test_rain(folder, capsys):

@@ -18,7 +18,7 @@ from datasets import Dataset
 from support import families_table
 from support.datasets import ROOT, read_rows
 from support.families_table import STUDENT_COLUMNS, STUDENTS, TEACHER_COLUMNS, TEACHERS
-from support.models import build_encoder, build_student
+from support.models import STUDENT_FAMILIES, build_encoder, build_student
 from support.tokenizers import tokenizer_of
 from support.training_runs import config
 
@@ -181,7 +181,11 @@ def test_teacher(family, column, pairs, documented, outcomes, tmp_path, monkeypa
     attention, dtype = column.split()
 
     def work():
-        encoder, tokenizer = build_encoder(family, attention=attention)
+        if family in STUDENTS:  # a decoder, its window as long as a row
+            window = {"sliding_window": 256} if "sliding_window" in STUDENT_FAMILIES.get(family, {}) else {}
+            encoder, tokenizer = build_student(family, attention, **window), tokenizer_of("bytes")
+        else:
+            encoder, tokenizer = build_encoder(family, attention=attention)
         trainer = make_trainer(build_student(), pairs, fitted(encoder.to(getattr(torch, dtype)), tokenizer), tmp_path)
         train_one_step(trainer, monkeypatch)
         return trainer

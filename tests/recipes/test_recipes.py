@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.datasets import ROOT
-from support.models import build_student
+from support.models import OWN_ATTENTION, build_student
 
 from hf_interdistill.cli import COMMANDS, parse
 from hf_interdistill.commands import rain, reward, teacher
@@ -101,14 +101,17 @@ def test_teacher_recipe_parses(path, tmp_path):
     written = yaml.safe_load(path.read_text())
     assert data.dataset_name == written["dataset_name"] and args.learning_rate == written["learning_rate"]
     assert args.teacher_max_length == written.get("teacher_max_length")
+    assert args.model_init_kwargs == written.get("model_init_kwargs", {})
 
 
 def published_encoder(name: str):
     """Config of an encoder as published (layers, reach), for what the recipes rely on."""
-    from transformers import BertConfig, DebertaV2Config, ModernBertConfig
+    from transformers import BertConfig, DebertaV2Config, LlamaConfig, ModernBertConfig, MPNetConfig
 
     return {
         "sentence-transformers/all-MiniLM-L6-v2": lambda: BertConfig(num_hidden_layers=6),
+        "sentence-transformers/all-mpnet-base-v2": lambda: MPNetConfig(num_hidden_layers=12),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": lambda: LlamaConfig(num_hidden_layers=30, max_position_embeddings=8192),
         "answerdotai/ModernBERT-base": lambda: ModernBertConfig(num_hidden_layers=22),
         "answerdotai/ModernBERT-large": lambda: ModernBertConfig(num_hidden_layers=28),
         "microsoft/deberta-v3-base": lambda: DebertaV2Config(num_hidden_layers=12, relative_attention=True),
@@ -119,17 +122,16 @@ def published_encoder(name: str):
 @pytest.mark.parametrize("path", [p for p in TEACHER if p.parent.name != "demo"], ids=name_of)
 def test_teachers_fit_the_lengths_of_the_recipes(path):
     """The aligned layer (the last) attends to the whole pair; inputs are no longer than the encoder can read."""
-    from hf_interdistill.interaction.teacher.pair_encoder import EAGER_MODEL_TYPES
-
     recipe = yaml.safe_load(path.read_text())
     config = published_encoder(recipe["teacher_model"])
     assert recipe["teacher_max_length"] <= config.max_position_embeddings
+    assert recipe.get("model_init_kwargs", {}).get("num_hidden_layers", 1) <= config.num_hidden_layers
     if config.model_type == "bert":
         assert config.max_position_embeddings == 512
     elif config.model_type == "modernbert":
         assert config.layer_types[-1] == "full_attention"
     else:
-        assert config.model_type in EAGER_MODEL_TYPES
+        assert config.model_type in (*OWN_ATTENTION, "llama")
 
 
 @pytest.mark.parametrize("path", [p for p in REWARD if "baseline" in p.name], ids=name_of)

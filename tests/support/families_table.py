@@ -15,7 +15,7 @@ STUDENTS = (
     "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "phi3", "olmo2",
     "stablelm", "starcoder2", "opt", "falcon", "bloom",
 )  # fmt: skip
-TEACHERS = ("bert", "roberta", "modernbert", "electra", "deberta-v2")
+TEACHERS = ("bert", "roberta", "modernbert", "electra", "mpnet", "deberta-v2", *STUDENTS)
 ATTENTIONS, DTYPES, TUNINGS = ("sdpa", "eager"), ("float32", "bfloat16"), ("full", "LoRA")
 STUDENT_COLUMNS = tuple(f"{a} {d} {t}" for a in ATTENTIONS for d in DTYPES for t in TUNINGS)
 TEACHER_COLUMNS = tuple(f"{a} {d}" for a in ATTENTIONS for d in DTYPES)
@@ -26,6 +26,7 @@ What one training step did, by family of model: tiny models with random weights,
 `InteractionDistillationTrainer` with `alignment_weight=1`, the last layer aligned. `yes` means three things. The loss
 was finite and above zero. The alignment loss alone sent finite nonzero gradients to queries and keys of the aligned
 layer. The weights which compute them changed. A letter stands for another outcome, explained below.
+Teachers from Llama on are decoders whose causal mask is lifted; their windows, if any, hold a whole row.
 
 Seen with {versions}. Other versions may offer other kinds of attention, or other heads.
 

@@ -1,7 +1,8 @@
 """The teacher's input: prompt and responses as one sequence in the pair format of its tokenizer.
 
 `[CLS] prompt [SEP] first [SEP] second [SEP]` for BERT, `<s> prompt </s></s> first </s></s> second </s>` for RoBERTa:
-the format is taken from what the tokenizer returns for a pair of texts.
+the format is taken from what the tokenizer returns for a pair of texts. Decoders have none: `<bos> prompt <eos> first
+<eos> second <eos>`, without the first token where the tokenizer adds none.
 """
 
 from __future__ import annotations
@@ -70,15 +71,26 @@ class SequenceFormat:
     has_types: bool
 
     @classmethod
-    def from_tokenizer(cls, tokenizer) -> SequenceFormat:
+    def from_tokenizer(cls, tokenizer, *, is_decoder: bool = False) -> SequenceFormat:
         """The format of a tokenizer, from what it returns for a pair of texts.
 
+        Tokenizers of decoders put no separator between texts. There each text ends with the end token (`eos_token`),
+        which in chat models ends a turn, and the row begins with what the tokenizer puts before a text.
+
+        Args:
+            tokenizer: a fast one.
+            is_decoder: whether the model is a decoder. Its padding token may be missing: padding is masked, so the
+                end token stands in for it.
+
         Raises:
-            ValueError: a slow tokenizer (without character offsets), no padding token, or no separator between texts.
+            ValueError: a slow tokenizer (without character offsets), no padding token, or no separator between texts
+                (for a decoder: no end token).
         """
         name = type(tokenizer).__name__
         require_fast(tokenizer, "teacher")
-        if tokenizer.pad_token_id is None:
+        end = tokenizer.eos_token_id if is_decoder else None
+        pad_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if pad_id is None:
             raise ValueError(
                 f"The teacher's tokenizer ({name}) has no padding token; batches of pairs need one. "
                 "Set `tokenizer.pad_token`, or use an encoder such as BERT, RoBERTa, ModernBERT or DeBERTa."
@@ -89,11 +101,14 @@ class SequenceFormat:
         starts = [i for i in range(len(ids) - size + 1) if ids[i : i + size] == probe]
         first, second = (starts[0], starts[-1]) if starts else (0, 0)
         middle, suffix = tuple(ids[first + size : second]), tuple(ids[second + size :])
+        if end is not None and not (middle and suffix):
+            return cls(tuple(ids[:first]), (end,), (end,), types=(0, 0), pad_id=pad_id, has_types=False)
         if not middle or not suffix:
             raise ValueError(
                 f"The teacher's tokenizer ({name}) puts no separator between and after two texts (a pair gives "
                 f"{tokenizer.convert_ids_to_tokens(ids)}). The teacher reads prompt, chosen and rejected as one "
-                "sequence and needs one: use an encoder whose tokenizer adds [SEP] or </s>."
+                "sequence and needs one: use an encoder whose tokenizer adds [SEP] or </s>, or a decoder whose "
+                "tokenizer has an end token (`eos_token`)."
             )
         types = pair.get("token_type_ids")
         return cls(
@@ -101,7 +116,7 @@ class SequenceFormat:
             middle=middle,
             suffix=suffix,
             types=(types[first], types[second]) if types else (0, 0),
-            pad_id=tokenizer.pad_token_id,
+            pad_id=pad_id,
             has_types=types is not None,
         )
 

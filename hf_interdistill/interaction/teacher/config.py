@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from ...training.label_smoothing import require_factor
 from ...training.precision import choose_precision
-from ...utils.fields import require_positive
+from ...utils.fields import as_mapping, require_positive
 
 _STAGES = "each stage of a teacher's training sets it"
 _REFUSED = {
@@ -30,7 +30,9 @@ class InteractionTeacherConfig(TrainingArguments):
     chooses itself when to evaluate and to save, and keeps the weights with the lowest held-out loss.
 
     Args:
-        teacher_model: encoder to start from (command line only; `fit` has its model already).
+        teacher_model: encoder or causal language model to start from (command line only; `fit` has its model already).
+        model_init_kwargs: options of `from_pretrained` for `teacher_model` (command line only), such as
+            `{"num_hidden_layers": 12}` for the first 12 layers of a larger model.
         teacher_max_length: tokens per row (see `InteractionTeacher`); `None`: as many as the encoder can read.
         interaction_layers: top layers in which the two responses attend to each other (see `InteractionTeacher`);
             `None` leaves the teacher unchanged.
@@ -41,7 +43,14 @@ class InteractionTeacherConfig(TrainingArguments):
         early_stopping_patience: evaluations without a better held-out loss after which a stage stops.
     """
 
-    teacher_model: str | None = field(default=None, metadata={"help": "Encoder to start from: Hub name or folder."})
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
+
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "Encoder or causal language model to start from: Hub name or folder."}
+    )
+    model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Options of from_pretrained, such as '{\"num_hidden_layers\": 12}'."}
+    )
     teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens per row; None: all it can read."})
     interaction_layers: int | None = field(
         default=None, metadata={"help": "Top layers in which the responses attend to each other; 0: all, in one row."}
@@ -67,6 +76,7 @@ class InteractionTeacherConfig(TrainingArguments):
                     "`early_stopping_patience` set when a stage is evaluated and stopped."
                 )
         super().__post_init__()
+        self.model_init_kwargs = as_mapping("model_init_kwargs", self.model_init_kwargs)
         require_factor(self.label_smoothing_factor)
         batches = ("per_device_train_batch_size", "per_device_eval_batch_size")
         for name in (*batches, "evals_per_epoch", "early_stopping_patience"):

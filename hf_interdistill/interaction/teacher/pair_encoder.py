@@ -11,9 +11,6 @@ from transformers import PreTrainedModel
 from ..attention.interceptor import layer_of_modules
 from .late_interaction import LATE_INTERACTION_IMPLEMENTATIONS, PartnerAttention
 
-# Disentangled attention adds position terms to the scores, so queries and keys alone do not give its map.
-EAGER_MODEL_TYPES = ("deberta", "deberta-v2")
-
 
 class PairEncoder(nn.Module):
     """An encoder, and a score head at the separator after each response.
@@ -21,13 +18,19 @@ class PairEncoder(nn.Module):
     Forward: `input_ids`, `attention_mask` and, if the encoder has them, `token_type_ids`, all `(batch, length)`;
     `score_positions` `(batch, responses)`; `is_pairwise`, whether rows 2i and 2i + 1 are the responses of one pair, to
     attend to each other in the top `interaction_layers`. Returns rewards `(batch, responses)`.
+
+    Args:
+        encoder: reads both ways. interaction_layers: see `resolve_interaction_layers`, which also checks a new value.
+        is_recordable: whether queries and keys of its layers can be recorded; otherwise it returns its attention.
     """
 
-    def __init__(self, encoder: PreTrainedModel, interaction_layers: int):
+    def __init__(self, encoder: PreTrainedModel, interaction_layers: int | None, *, is_recordable: bool):
         super().__init__()
-        self.encoder = encoder
-        self.interaction_layers = interaction_layers
-        self.score = nn.Linear(encoder.config.hidden_size, 1)
+        self.encoder, self.is_recordable = encoder, is_recordable
+        self.interaction_layers = resolve_interaction_layers(encoder, interaction_layers, is_recordable)
+        # The last states of some OPT models are narrower than its layers.
+        width = getattr(encoder.config, "word_embed_proj_dim", encoder.config.hidden_size)
+        self.score = nn.Linear(width, 1)
         nn.init.normal_(self.score.weight, std=0.02)
         nn.init.zeros_(self.score.bias)
 
@@ -80,26 +83,18 @@ def reward_margins(rewards: torch.Tensor) -> torch.Tensor:
     return torch.stack([rewards[0::2, 0] - rewards[0::2, 1], rewards[1::2, 1] - rewards[1::2, 0]], dim=1)
 
 
-def require_bidirectional(model: PreTrainedModel) -> None:
-    """Raise `ValueError` for an encoder-decoder or a causal model."""
-    is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
-    if model.config.is_encoder_decoder or is_causal:
-        raise ValueError(
-            f"The teacher must be a bidirectional encoder, but {type(model).__name__} is "
-            f"{'an encoder-decoder' if model.config.is_encoder_decoder else 'a causal decoder'}. "
-            "Use BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa or a similar one."
-        )
-
-
-def resolve_interaction_layers(model: PreTrainedModel, wanted: int | None) -> int:
+def resolve_interaction_layers(model: PreTrainedModel, wanted: int | None, is_recordable: bool) -> int:
     """The number of interaction layers: `wanted`, or the default of the encoder (see `InteractionTeacher`).
+
+    Args:
+        model: the encoder. wanted: `None` for the default. is_recordable: as in `PairEncoder`.
 
     Raises:
         ValueError: more layers than there are, or an encoder without late interaction.
     """
     attention = model.config._attn_implementation
     unsupported_reason = None
-    if model.config.model_type in EAGER_MODEL_TYPES:
+    if not is_recordable:
         unsupported_reason = "its attention does not go through transformers' AttentionInterface"
     elif attention not in LATE_INTERACTION_IMPLEMENTATIONS:
         unsupported_reason = f"its attention implementation is {attention!r} (load it with attn_implementation='sdpa')"

@@ -1,4 +1,4 @@
-"""The teacher: a bidirectional encoder that reads the prompt and both responses of a pair."""
+"""The teacher: an encoder, or a decoder without its causal mask, that reads prompt and both responses of a pair."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from ..data.teacher_inputs import PairLayout, SequenceFormat
 from .config import InteractionTeacherConfig
 from .files import load_head, load_head_and_state, require_same_teacher, require_whole_encoder, save_teacher
 from .map_recording import record_late_interaction, record_single_rows
-from .pair_encoder import PairEncoder, require_bidirectional, resolve_interaction_layers
+from .pair_encoder import PairEncoder, resolve_interaction_layers
+from .reading import base_of, has_recordable_attention, is_decoder, lift_causal_mask
 from .scoring import pair_margins
 from .training import chance_warning, held_out_metrics, split_preferences, train_network
 
@@ -43,11 +44,15 @@ _SHORTEST_ROW = 16
 class InteractionTeacher:
     """Bidirectional pair encoder whose token-interaction map a reward model learns to simulate.
 
-    Source: the role is that of arXiv 2508.02618; the score at the separator after each response is ours.
+    Source: the role is that of arXiv 2508.02618; the score at the separator after each response is ours. A decoder
+    that reads both ways is LLM2Vec's (arXiv 2404.05961), without its masked next token prediction.
 
     Args:
-        model: an encoder of transformers (BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa-v2/v3, ...).
-        tokenizer: its fast tokenizer.
+        model: an encoder of transformers (BERT, RoBERTa, MPNet, ModernBERT, ELECTRA, DeBERTa-v2/v3, ...), or a decoder
+            (Llama, Qwen, Mistral, Gemma, ...), with or without its head. The causal mask of a decoder is lifted **in
+            place**, by its config: no longer generate with this object. A head is left out.
+        tokenizer: its fast tokenizer. A decoder's rows are `<bos> prompt <eos> response <eos>`, where `<eos>` is the
+            tokenizer's end token and `<bos>` what it puts before a text, if anything.
         max_length: tokens per row (the prompt and one response; the prompt and both if `interaction_layers` is 0);
             longer rows lose the oldest prompt tokens. By default as many as the encoder can read.
         interaction_layers: number of top layers in which the two responses attend to each other. Below them each is
@@ -58,8 +63,9 @@ class InteractionTeacher:
         metrics: held-out metrics of an earlier `fit`.
 
     Raises:
-        ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder or a causal model;
-            `interaction_layers` that the encoder does not have or support.
+        ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder, a model of more
+            than text, or one in which some layer cannot be made to read both ways; `interaction_layers` that it does
+            not have or support.
 
     Relations: `fit` trains it, `InteractionDistillationTrainer(teacher=...)` uses it. It is never published.
     """
@@ -73,12 +79,15 @@ class InteractionTeacher:
         interaction_layers: int | None = None,
         metrics=None,
     ):
-        require_bidirectional(model)
+        model = base_of(model)
         self.name = public_name(model.config._name_or_path) or type(model).__name__
         self.metrics: dict[str, Any] | None = metrics
-        self.network = PairEncoder(model, resolve_interaction_layers(model, interaction_layers))
         self.tokenizer = tokenizer
-        self.format = SequenceFormat.from_tokenizer(tokenizer)
+        is_recordable = is_decoder(model) or has_recordable_attention(model)
+        self.format = SequenceFormat.from_tokenizer(tokenizer, is_decoder=is_decoder(model))
+        if is_decoder(model):
+            lift_causal_mask(model)
+        self.network = PairEncoder(model, interaction_layers, is_recordable=is_recordable)
         self.max_length = self.check_length(max_length or self._longest_row)
 
     @classmethod
@@ -91,13 +100,14 @@ class InteractionTeacher:
         interaction_layers: int | None = None,
         **model_kwargs,
     ):
-        """Load a saved teacher or any encoder.
+        """Load a saved teacher, any encoder or any causal language model.
 
         Args:
-            name: Hub name or folder (of an encoder, or of a teacher saved by `save_pretrained`), or a loaded model.
+            name: Hub name or folder (of a model, or of a teacher saved by `save_pretrained`), or a loaded model.
             tokenizer: needed only with a loaded model.
             max_length, interaction_layers: see the class; by default those that a teacher was saved with.
             **model_kwargs: for `AutoModel.from_pretrained`; `revision`, `subfolder` and `token` for all of its files.
+                `num_hidden_layers=12` takes the first 12 layers of a larger model.
 
         Raises:
             FileNotFoundError: there is neither a folder nor a model on the Hub of that name.
@@ -159,7 +169,8 @@ class InteractionTeacher:
 
     @interaction_layers.setter
     def interaction_layers(self, value: int) -> None:
-        self.network.interaction_layers = resolve_interaction_layers(self.network.encoder, value)
+        network = self.network
+        network.interaction_layers = resolve_interaction_layers(network.encoder, value, network.is_recordable)
 
     @property
     def layout(self) -> PairLayout:
@@ -266,9 +277,9 @@ class InteractionTeacher:
         layers = self.check_layers(layers)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         if self.interaction_layers:
-            return record_late_interaction(self.network, batch, layers, units)
+            return record_late_interaction(self.network, batch, layers, units, self.max_length)
         order = order.to(self.device)
-        rewards, sources = record_single_rows(self.network, select_order(batch, order), layers, units)
+        rewards, sources = record_single_rows(self.network, select_order(batch, order), layers, units, self.max_length)
         return (rewards[:, 0] - rewards[:, 1]) * (1 - 2 * order), sources
 
     def check_layers(self, layers: Sequence[int]) -> list[int]:

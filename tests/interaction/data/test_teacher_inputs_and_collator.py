@@ -69,6 +69,18 @@ def test_teachers_without_pad_or_separator_are_refused():
         SequenceFormat.from_tokenizer(tokenizer_of("bytes"))
 
 
+def test_texts_of_a_decoder_end_with_its_end_token():
+    tokenizer = tokenizer_of("bytes")
+    tokenizer.pad_token = None
+    form = SequenceFormat.from_tokenizer(tokenizer, is_decoder=True)
+    row = form.pack(tokenized([20, 21]), [tokenized([30], 2), tokenized([40], 3)], 64)
+    assert row.ids == [20, 21, 2, 30, 2, 40, 2] and row.units == [0, 1, -1, 2, -1, 3, -1]
+    assert row.score_positions == [4, 6] and len(row.types) == 7
+    batch = form.collate([row, form.pack(tokenized([]), [tokenized([30]), tokenized([40])], 64)])
+    assert batch["input_ids"][1].tolist() == [2, 30, 2, 40, 2, 2, 2] and batch["attention_mask"][1].sum() == 5
+    assert "token_type_ids" not in batch
+
+
 def test_batch_by_hand():
     student, teacher = tokenizer_of("bytes"), tokenizer_of("wordpiece")
     rows = [

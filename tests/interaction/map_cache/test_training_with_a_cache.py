@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from support.models import build_encoder, build_student
+from support.models import build_encoder, build_student, needs_liftable_masks
 from support.tokenizers import tokenizer_of
 from support.training_runs import config
 
@@ -95,6 +95,28 @@ def test_exact_maps_train_as_the_teacher_does_and_it_runs_once_per_pair(data, tm
     computed.clear()
     assert_same_bits(cached, trained(tmp_path, data, fitted_teacher, **cache))
     assert not computed
+
+
+@pytest.mark.parametrize("family", [pytest.param("decoder", marks=needs_liftable_masks), "mpnet"])
+def test_decoders_and_encoders_with_position_terms_teach_from_a_cache_too(data, tmp_path, computed, family):
+    """The decoder has the student's own tokenizer."""
+    model, tokenizer = build_encoder("mpnet") if family == "mpnet" else (build_student(seed=1), tokenizer_of("bytes"))
+    teacher = InteractionTeacher(model, tokenizer, max_length=256, metrics={"accuracy": 0.7, "pairs": 9})
+    teacher.metrics["is_better_than_chance"] = True
+    live = trained(tmp_path, data, teacher, max_steps=4)
+    assert all(0 < entry["interaction/loss"] < float("inf") for entry in logs(live))
+    computed.clear()
+    cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_precision": "exact"}
+    assert_equal(live, trained(tmp_path, data, teacher, max_steps=4, **cache), rel=2e-5)
+    assert sum(computed) == (16 if teacher.interaction_layers == 0 else 8)
+
+
+@needs_liftable_masks
+def test_a_decoder_with_and_without_its_mask_has_two_digests():
+    teacher = InteractionTeacher(build_student(), tokenizer_of("bytes"), max_length=256)
+    lifted = teacher_digest(teacher)
+    teacher.network.encoder.config.is_causal = True
+    assert teacher_digest(teacher) != lifted
 
 
 def test_8bit_is_near_and_does_not_depend_on_what_was_there(data, tmp_path, fitted_teacher, computed, caplog):
