@@ -94,7 +94,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),
-        context_measures=() if args.context_measures in (["none"], []) else tuple(args.context_measures),
+        context_measures=_context_measures(args.context_measures),
         resamples=args.resamples,
         limit=args.limit,
         max_length=args.max_length,
@@ -123,6 +123,13 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     _print(diagnoses)
     print(f"Report: {page}")
     return diagnoses
+
+
+def _context_measures(given: list[str] | str) -> Any:
+    """The names that are given, none for `none`; the settings check them."""
+    if given in ("none", ["none"]):
+        return ()
+    return given if isinstance(given, str) else tuple(given)
 
 
 def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:

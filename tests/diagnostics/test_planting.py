@@ -87,10 +87,12 @@ def test_rewards_are_those_of_the_planted_texts(tmp_path):
          "chosen": [assistant("Yes.")], "rejected": [assistant("No.")]},
         {"prompt": "Human: Why so?\n\nAssistant:", "chosen": " Yes.", "rejected": " No."},
         {"prompt": "Human: Why so?\n\nAssistant:", "chosen": " Well.", "rejected": " No."},  # the same prompt
+        {"chosen": "Human: Why so?\n\nAssistant: It is.", "rejected": "Human: Why so?\n\nAssistant: It may."},
+        {"chosen": "Human: And why?\n\nAssistant: It is.", "rejected": "Human: And why?\n\nAssistant: It may."},
     ]  # fmt: skip
     diagnose(scorer, rows, FAST, name="rm", records_dir=str(tmp_path), is_progress_shown=False)
     records = [json.loads(line) for line in (tmp_path / "rm.early-context.jsonl").read_text().splitlines()]
-    assert [record["kind"] for record in records] == ["name", "language"]
+    assert [record["kind"] for record in records] == ["name", "language", "word"]
     chats, texts = [], []
     for instruction in CONTRASTS[0].instructions:
         planted = [SYSTEM, user(f"{instruction}\n\nWhy so?"), assistant("It is."), user("And now?")]
@@ -102,7 +104,12 @@ def test_rewards_are_those_of_the_planted_texts(tmp_path):
         for instruction in CONTRASTS[1].instructions:
             middle = f"{instruction}\n\n{end}" if end else f"{start}{instruction}"
             texts += [(f"Human: {middle}\n\nAssistant:", f" {answer}") for answer in CONTRASTS[1].answers]
-    for record, pairs in zip(records, (chats, texts), strict=True):
+    begun = []  # both answers begin with "It", which is no part of the question
+    for start, end in (("", "\n\nAnd why?"), ("And why?\n\n", "")):
+        for instruction in CONTRASTS[2].instructions:
+            planted = f"Human: {start}{instruction}{end}\n\nAssistant:"
+            begun += [(planted, f" {answer}") for answer in CONTRASTS[2].answers]
+    for record, pairs in zip(records, (chats, texts, begun), strict=True):
         prompts, answers = zip(*pairs, strict=True)
         assert record["rewards"] == pytest.approx(scorer(list(prompts), list(answers)), abs=1e-4)
     between = ".\n\nWhy so?<|end|>\n<|assistant|>\nIt is.<|end|>\n<|user|>\nAnd now?<|end|>\n<|assistant|>\n"

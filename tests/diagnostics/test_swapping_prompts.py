@@ -74,11 +74,31 @@ def test_rewards_are_those_of_the_text_with_the_other_prompt(tmp_path):
         assert record["rewards"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_words_that_both_answers_begin_with_stay_with_them(tmp_path):
+    """Without a column of prompts, "Assistant: It" is what both texts begin with; "It" belongs to the answers."""
+    scorer, rows = scorer_of(), []
+    for question, begun, ends in (("Who?", "It", ("is he.", "was I.")), ("Why so?", "Since", ("then.", "ever."))):
+        sides = [f"Human: {question}\n\nAssistant: {begun} {end}" for end in ends]
+        rows.append(dict(zip(("chosen", "rejected"), sides, strict=True)))
+    diagnose(scorer, rows, FAST, name="rm", records_dir=str(tmp_path), is_progress_shown=False)
+    (path,) = tmp_path.glob("rm.swapped-prompt-*.jsonl")
+    first = json.loads(path.read_text().splitlines()[0])
+    expected = scorer(["Human: Why so?\n\nAssistant:"] * 2, [" It is he.", " It was I."])
+    assert first["rewards"] == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("rows", "count"),
     [
         ([told("Who is it?"), told("Who is  it? ", "I.")], 1),
         ([{"prompt": "Why? ", "chosen": "So.", "rejected": "No."}, told("Why?")], 2),  # text and messages
+        (
+            [
+                {"chosen": "Human: Who?\n\nAssistant: I am.", "rejected": "Human: Who?\n\nAssistant: I was."},
+                {"chosen": "Human: Who?\n\nAssistant: You.", "rejected": "Human: Who?\n\nAssistant: They."},
+            ],
+            1,
+        ),
         ([{"prompt": "", "chosen": "So.", "rejected": "No."}], 0),
         ([{"prompt": " ", "chosen": "So.", "rejected": "No."}, {"chosen": "Yes.", "rejected": "No."}], 0),
     ],

@@ -15,6 +15,7 @@ from .rereading import (
     EMPTY_PROMPT,
     CannotMeasureError,
     Rereading,
+    asked,
     is_empty,
     prompt_key,
     read_prompted,
@@ -61,7 +62,7 @@ def _first_of_prompts(reading: Rereading) -> Iterator[IndexedRow]:
     known: set[str] = set()
     for number, example in reading.rows():
         preference, _ = read_prompted(number, example)
-        key = prompt_key(preference.prompt)
+        key = prompt_key(asked(preference, example))
         if key not in known:
             known.add(key)
             yield number, {"row": example, "contrast": CONTRASTS[(len(known) - 1) % len(CONTRASTS)]}
@@ -95,13 +96,14 @@ class _PlantedScorer:
     def _encode(self, number: int, example: dict[str, Any], contrast: Contrast) -> list[list[int]] | str:
         """Tokens by place, instruction and answer; or why there are none."""
         preference, kwargs = read_prompted(number, example)
-        if is_empty(preference.prompt):
+        asks = asked(preference, example)
+        if is_empty(asks):
             return EMPTY_PROMPT
         role = "assistant" if isinstance(preference.chosen, str) else preference.chosen[-1]["role"]
         rows = []
         for is_first in (True, False):
             for instruction in contrast.instructions:
-                prompt = plant(preference.prompt, instruction, is_first)
+                prompt = plant(asks, instruction, is_first)
                 if prompt is None:
                     return _NO_USER
                 for answer in contrast.answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jinja2 import TemplateError
 
 from ...interaction.data.pairs import Preference, read_preference
 from ...scoring.formatting import Text, message_texts, template_kwargs
+from ...scoring.normal_form import is_missing
 from ...scoring.scorer import RewardScorer
 from ...utils.context_length import context_length
 from ..config import DiagnosisConfig
@@ -107,6 +109,14 @@ def prompt_texts(prompt: Text) -> list[str]:
 def is_empty(prompt: Text) -> bool:
     """Whether a prompt says nothing."""
     return not any(text.strip() for text in prompt_texts(prompt))
+
+
+def asked(preference: Preference, example: Mapping[str, Any]) -> Text:
+    """The prompt of a row. Where the row has none of its own, the prompt is what both responses begin with, and may go
+    on into the answer: `Assistant: I` ends with its colon then."""
+    if not isinstance(preference.prompt, str) or not is_missing(example.get("prompt")):
+        return preference.prompt
+    return re.sub(r"(\n\s*[^\n:]{1,30}:)[^\n]*$", r"\1", preference.prompt.rstrip())
 
 
 def prompt_key(prompt: Text) -> str:

@@ -17,6 +17,7 @@ from .rereading import (
     EMPTY_PROMPT,
     CannotMeasureError,
     Rereading,
+    asked,
     is_empty,
     prompt_key,
     prompt_texts,
@@ -112,16 +113,17 @@ def _distinct_prompts(reading: Rereading) -> tuple[list[_Prompt], list[Hashable]
     numbers: dict[int, int] = {}
     for number, example in reading.rows():
         preference, kwargs = read_prompted(number, example)
-        if is_empty(preference.prompt):
+        asks = asked(preference, example)
+        if is_empty(asks):
             continue
-        key = prompt_key(preference.prompt)
+        key = prompt_key(asks)
         if key not in known:
             known[key] = len(prompts)
             tokens = sum(
                 len(reading.scorer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-                for text in prompt_texts(preference.prompt)
+                for text in prompt_texts(asks)
             )
-            prompts.append(_Prompt(preference.prompt, kwargs, tokens))
+            prompts.append(_Prompt(asks, kwargs, tokens))
             groups.append(_group(preference))
         numbers[number] = known[key]
     return prompts, groups, numbers
@@ -156,7 +158,8 @@ class _SwappedScorer:
                 record["left_out"] = EMPTY_PROMPT if own is None else _ALONE
                 continue
             prompt, (preference, _) = self.prompts[other], read_prompted(number, example)
-            sides = (preference.chosen, preference.rejected)
+            begun: Any = preference.prompt[len(asked(preference, example)) :]
+            sides = (begun + preference.chosen, begun + preference.rejected)
             texts = [self.reading.encode(prompt.text, side, prompt.kwargs) for side in sides]
             rows = [ids for ids in texts if ids is not None]
             if len(rows) < len(texts):
