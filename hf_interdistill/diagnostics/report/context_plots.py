@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from ..measures.turn_removal import PLACES
 from .drawing import chance_line, color, legend, new_figure, point
 
 _GRAY = "#3b4048"
-_HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1.6}
+_HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.6}
 
 
 def draw_swapped_prompt(shown) -> Figure:
