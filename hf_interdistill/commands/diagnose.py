@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..diagnostics.collect.candidates import check_candidates
 from ..diagnostics.collect.noise_models import check_noise_models
-from ..diagnostics.config import DiagnosisConfig
+from ..diagnostics.config import CONTEXT_MEASURES, DiagnosisConfig
 from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.report.page import write_report
 from ..diagnostics.result import Diagnosis
@@ -41,6 +41,8 @@ class DiagnoseArguments:
         gold: reward model that scores the candidates as the truth, where the file does not.
         cue: phrase that is put at the end of responses.
         attention_layers: layers whose attention is measured, negative from the end.
+        context_measures: which measures of the context are made, `swapped_prompt`, `early_context`, `turn_removal`;
+            `none` for none of them.
         limit: pairs, and prompts with candidates, to measure; all if not given.
         resamples: bootstrap resamples behind each interval.
         batch_size: texts per forward pass.
@@ -62,6 +64,10 @@ class DiagnoseArguments:
     cue: str = field(default=DiagnosisConfig.cue, metadata={"help": "Phrase put at the end of responses."})
     attention_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Layers whose attention is measured, negative from the end."}
+    )
+    context_measures: list[str] = field(
+        default_factory=lambda: list(CONTEXT_MEASURES),
+        metadata={"help": f"Measures of the context, of {', '.join(CONTEXT_MEASURES)}; or `none`."},
     )
     limit: int | None = field(default=None, metadata={"help": "Pairs and prompts to measure; default: all."})
     resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples behind each interval."})
@@ -88,6 +94,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),
+        context_measures=_context_measures(args.context_measures),
         resamples=args.resamples,
         limit=args.limit,
         max_length=args.max_length,
@@ -116,6 +123,13 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     _print(diagnoses)
     print(f"Report: {page}")
     return diagnoses
+
+
+def _context_measures(given: list[str] | str) -> Any:
+    """The names that are given, none for `none`; the settings check them."""
+    if given in ("none", ["none"]):
+        return ()
+    return given if isinstance(given, str) else tuple(given)
 
 
 def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:

@@ -14,10 +14,12 @@ from ..scoring.scorer import RewardScorer
 from ..utils.model_config import require_model
 from .collect.candidate_scores import score_candidates
 from .collect.candidates import candidate_rows, check_candidates
+from .collect.context_measures import measure_context
 from .collect.loading import as_scorer, fingerprint, name_of
 from .collect.measurer import PairMeasurer
 from .collect.noise_models import check_noise_models, score_noise_models
 from .collect.records import PairData, RecordStore
+from .collect.rereading import Rereading
 from .config import DiagnosisConfig
 from .measures.accuracy import measure_accuracy
 from .measures.attention import measure_attention
@@ -109,6 +111,10 @@ def _measure(
     diagnosis = _summarize((store.name, pairs.name), results, config, measurer.attention_problem)
     for reason, count in diagnosis.left_out.items():
         logger.warning(f"{count} of {len(records)} pairs were left out: {reason}.")
+    found, problems = measure_context(Rereading(scorer, pairs, records, config, store))
+    for name, problem in problems.items():
+        logger.warning(f"{name.replace('_', ' ').capitalize()} was not measured. {problem}")
+    diagnosis = replace(diagnosis, **found, context_problems=problems)
     if noise_models is None:
         return diagnosis
     return replace(diagnosis, label_noise=score_noise_models(noise_models, scorer, (pairs, records), config, store))

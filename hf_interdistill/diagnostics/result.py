@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .config import DiagnosisConfig
+from .config import CONTEXT_MEASURES, DiagnosisConfig
 from .measures.accuracy import PairAccuracy
 from .measures.attention import AttentionStages
 from .measures.best_of_n import BestOfN
 from .measures.calibration import Calibration
 from .measures.cue import PlantedCue
+from .measures.early_context import EarlyContext
 from .measures.estimates import Finding
 from .measures.length import LengthBias
 from .measures.masking import MaskingCurve
 from .measures.noise import LabelNoise
+from .measures.swapped_prompt import SwappedPrompt
+from .measures.turn_removal import TurnRemoval
 
-_REASONS_NOT_RUN = {
+_WITH_MORE = {
     "label_noise": "no models trained on flipped labels were given",
     "best_of_n": "no candidates were given",
 }
+_REASONS_NOT_RUN = {**dict.fromkeys(CONTEXT_MEASURES, "`context_measures` does not name it"), **_WITH_MORE}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Diagnosis:
         config: the settings. accuracy, ..., calibration: the measures; `attention` is `None` where the model's
             attention cannot be recorded, and `attention_problem` says why.
         examples: the pairs that the model gets most surely wrong, shortened, with their `margin`.
+        swapped_prompt, early_context, turn_removal: measures of the context; `None` where the settings do not name
+            them, or the data do not allow them, and then `context_problems` says why, by name.
         label_noise, best_of_n: measures that need more than a model and pairs; `None` where that was not given.
     """
 
@@ -48,16 +54,22 @@ class Diagnosis:
     attention: AttentionStages | None
     attention_problem: str | None
     examples: list[dict[str, Any]]
+    swapped_prompt: SwappedPrompt | None = None
+    early_context: EarlyContext | None = None
+    turn_removal: TurnRemoval | None = None
+    context_problems: dict[str, str] = field(default_factory=dict)
     label_noise: LabelNoise | None = None
     best_of_n: BestOfN | None = None
 
     def findings(self) -> dict[str, Finding]:
         """What each measure says, by the measure's name."""
-        names = ("accuracy", "masking", "cue", "length", "attention", "calibration", *_REASONS_NOT_RUN)
+        names = ("accuracy", "masking", *CONTEXT_MEASURES, "cue", "length", "attention", "calibration", *_WITH_MORE)
         return {name: getattr(self, name).finding() for name in names if getattr(self, name) is not None}
 
     def problem(self, name: str) -> str | None:
         """Why a measure is `None`."""
+        if name in self.context_problems:
+            return f"Not run: {self.context_problems[name]}"
         return self.attention_problem if name == "attention" else f"Not run: {_REASONS_NOT_RUN[name]}."
 
     def to_dict(self) -> dict[str, Any]:

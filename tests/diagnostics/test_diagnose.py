@@ -324,6 +324,13 @@ def test_command_line(tmp_path, capsys):
     assert [each["pairs"] for each in written] == [4, 4] and written[0]["data"].endswith("pairs.jsonl")
     assert str(tmp_path.parent) not in (tmp_path / "report" / "index.html").read_text()
     assert written[0]["accuracy"] != written[1]["accuracy"] or written[0]["calibration"] != written[1]["calibration"]
+    assert "early_context" in written[0] and "swapped_prompt" in written[0] and "turn_removal" in written[0]
     assert "masking" in capsys.readouterr().out
+    for given, made in ((["none"], set()), (["turn_removal"], {"turn_removal"})):
+        assert main(["diagnose", "--model", models[0], *arguments, "--context_measures", *given]) == 0
+        (written,) = json.loads((tmp_path / "report" / "diagnosis.json").read_text())
+        assert {*written} & {"swapped_prompt", "early_context", "turn_removal"} == made
+    assert main(["diagnose", "--model", models[0], *arguments, "--context_measures", "turns"]) == 2
+    assert "`context_measures` names 'turns', but known are" in capsys.readouterr().err
     assert main(["diagnose", "--model", models[0], models[0], *arguments]) == 2
     assert "names one twice" in capsys.readouterr().err

@@ -170,6 +170,9 @@ def test_bootstrap_of_nothing_and_of_ties():
         ({"cue": "  "}, "must be a phrase"),
         ({"resamples": 0}, "`resamples` is 0"),
         ({"limit": 0}, "`limit` is 0"),
+        ({"context_measures": ("swapped_prompts",)}, "names 'swapped_prompts', .* Is `swapped_prompt` meant?"),
+        ({"context_measures": ("turn_removal",) * 2}, "must list some of swapped_prompt, .* each once"),
+        ({"context_measures": "turn_removal"}, "`context_measures` is 'turn_removal'"),
     ],
 )
 def test_settings_are_checked(options, message):

@@ -14,6 +14,7 @@ from support.rain import tree_node as node
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.best_of_n import measure_best_of_n
 from hf_interdistill.diagnostics.measures.noise import measure_noise
+from hf_interdistill.diagnostics.measures.swapped_prompt import measure_swapped_prompt
 from hf_interdistill.diagnostics.report.page import write_report
 from hf_interdistill.rain.results.records import TreeRecord
 from hf_interdistill.rain.results.views import to_html
@@ -55,11 +56,26 @@ def test_optional_sections_are_shown_only_where_they_were_run(tmp_path, diagnose
     assert "label_noise" not in without and "best_of_n" not in without and "not run" not in without
     page = write_report([plain, replace(plain, model="b", label_noise=noise, best_of_n=curve)], str(tmp_path / "b"))
     html = page.read_text(encoding="utf-8")
+    assert "swapped_prompt" not in without
     for name in ("label_noise", "best_of_n"):
         assert f'id="{name}"' in html and (page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert html.count("Not run: ") == 2 and "accuracy lost with 25 % of training labels flipped" in html
     assert "<script" not in html and "<iframe" not in html
     assert "nan" not in re.sub(r'src="data:[^"]*"', "", html)
+
+
+def test_measures_of_the_context_are_shown_with_what_was_left_out_or_why_they_are_missing(tmp_path, diagnoses):
+    options, numbers = DiagnosisConfig(resamples=20), np.arange(40)
+    rewards = np.random.default_rng(0).normal(size=(40, 2, 2))
+    swapped = measure_swapped_prompt(rewards, numbers, numbers // 2, numbers, options, left_out={EVIL: 3})
+    found = replace(diagnoses["perfect"], swapped_prompt=swapped, context_problems={"turn_removal": EVIL})
+    page = write_report([found, replace(diagnoses["end"], model="b")], str(tmp_path))
+    html = page.read_text(encoding="utf-8")
+    assert 'id="swapped_prompt"' in html and 'id="turn_removal"' in html and 'id="early_context"' not in html
+    assert (tmp_path / "swapped_prompt.png").exists() and not (tmp_path / "turn_removal.png").exists()
+    assert "40 pairs with 40 distinct prompts" in html and "; left out: 3 (" in html
+    assert html.count("`context_measures` does not name it") == 2 and "more reward under the own prompt" in html
+    assert "<script" not in html and "<iframe" not in html
 
 
 def test_names_with_dollars_are_no_formulas(tmp_path, diagnoses):

@@ -13,8 +13,11 @@ from matplotlib.text import Text
 
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 from hf_interdistill.diagnostics.measures.best_of_n import measure_best_of_n
+from hf_interdistill.diagnostics.measures.early_context import measure_early_context
 from hf_interdistill.diagnostics.measures.noise import measure_noise
-from hf_interdistill.diagnostics.report import optional_plots, plots
+from hf_interdistill.diagnostics.measures.swapped_prompt import measure_swapped_prompt
+from hf_interdistill.diagnostics.measures.turn_removal import measure_turn_removal
+from hf_interdistill.diagnostics.report import context_plots, optional_plots, plots
 from hf_interdistill.diagnostics.report.drawing import STYLE
 
 OPTIONS = DiagnosisConfig(resamples=20)
@@ -30,10 +33,24 @@ def shown(diagnoses):
     for number, (name, rule) in enumerate((("model-a", "perfect"), ("model-b-with-a-rather-long-name", "end"))):
         noise = measure_noise(np.ones(40), {0.2: ("x", generator.choice([-1.0, 1.0], 40))}, 0, OPTIONS)
         curve = measure_best_of_n((gold + number).tolist(), gold.tolist(), OPTIONS, gold_name="truth")
-        found.append(
-            (number, replace(diagnoses[rule], model=name, attention=attention, label_noise=noise, best_of_n=curve))
-        )
+        optional = {"attention": attention, "label_noise": noise, "best_of_n": curve, **of_the_context(generator)}
+        found.append((number, replace(diagnoses[rule], model=name, **optional)))
     return found
+
+
+def of_the_context(generator) -> dict:
+    """The measures of the context, of random rewards."""
+    numbers = np.arange(40)
+    distances = np.stack([10 * numbers, numbers % 3], axis=1)
+    margins, removed, controls = generator.normal(size=40), *generator.normal(size=(2, 40, 3))
+    kinds = ["name", "word"] * 20
+    return {
+        "swapped_prompt": measure_swapped_prompt(
+            generator.normal(size=(40, 2, 2)), numbers, numbers // 2, numbers, OPTIONS
+        ),
+        "early_context": measure_early_context(generator.normal(size=(40, 2, 2, 2)), distances, kinds, OPTIONS),
+        "turn_removal": measure_turn_removal(margins, removed, controls, np.ones((40, 3)), OPTIONS),
+    }
 
 
 def drawn(plot, shown):
@@ -56,6 +73,9 @@ def dots(axis) -> dict[float, list[float]]:
 PLOTS = {
     "accuracy": plots._accuracy,
     "masking": plots._masking,
+    "swapped_prompt": context_plots.draw_swapped_prompt,
+    "early_context": context_plots.draw_early_context,
+    "turn_removal": context_plots.draw_turn_removal,
     "cue": plots._cue,
     "length": plots._length,
     "calibration": plots._calibration,
@@ -162,6 +182,48 @@ def test_gains_of_best_of_n_are_over_a_random_choice(shown):
             assert line.get_xdata() == pytest.approx(each.best_of_n.kl)
             assert line.get_ydata() == pytest.approx([e.value for e in getattr(each.best_of_n, part)])
             assert line.get_ydata()[0] == 0.0
+
+
+def markers(axis, marker: str) -> list[tuple[float, float]]:
+    """Places of the dots of one form, lines of one point, in the order of drawing."""
+    lines = [line for line in axis.get_lines() if line.get_marker() == marker and len(line.get_xdata()) == 1]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+
+
+def test_swapped_prompts_are_above_their_labels(shown):
+    axis = drawn(PLOTS["swapped_prompt"], shown).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["all answers", "better answers", "worse answers"]
+    assert axis.get_ylabel().startswith("own prompt gets more (%)")
+    for place, part in enumerate(("own", "chosen", "rejected")):
+        assert dots(axis)[place] == pytest.approx([100 * getattr(e.swapped_prompt, part).value for _, e in shown])
+
+
+def test_instructions_are_drawn_by_their_distance(shown):
+    axis = drawn(PLOTS["early_context"], shown).axes[0]
+    assert axis.get_xlabel() == "tokens from the instruction to the end of the prompt"
+    measures = [each.early_context for _, each in shown]
+    bins = [(one.median, 100 * one.accuracy.value) for each in measures for one in each.bins]
+    controls = [(1.0, 100 * each.last.value) for each in measures]
+    for marker, expected in (("o", bins), ("s", controls)):
+        (places, heights), (medians, values) = (np.array(each).T for each in (markers(axis, marker), expected))
+        assert places == pytest.approx(medians, rel=0.06) and heights == pytest.approx(values)  # models are apart
+    assert len(bins) == 8
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "instruction at the beginning",
+        "at the end (control)",
+    ]
+
+
+def test_turns_are_drawn_beside_their_controls(shown):
+    axis = drawn(PLOTS["turn_removal"], shown).axes[0]
+    places = ("first", "middle", "last")
+    assert [label.get_text() for label in axis.get_xticklabels()] == [f"{place} turn removed" for place in places]
+    for marker, part in (("o", "change"), ("s", "control")):
+        expected = [getattr(getattr(each.turn_removal, place), part).value for _, each in shown for place in places]
+        found = markers(axis, marker)
+        assert [height for _, height in found] == pytest.approx(expected)
+        assert [round(place) for place, _ in found] == [0, 1, 2] * 2
+    assert all(left < right for (left, _), (right, _) in zip(markers(axis, "o"), markers(axis, "s"), strict=True))
 
 
 def test_calibration_bins_lie_where_the_probability_is(shown):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
+
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from hf_interdistill.diagnostics.config import DiagnosisConfig
 
-FAST = DiagnosisConfig(resamples=200, batch_size=64)
+FAST = DiagnosisConfig(resamples=200, batch_size=64, context_measures=())
 
 
 class Config(PretrainedConfig):
@@ -48,3 +51,48 @@ class RuleModel(nn.Module):
         if self.rule == "cue":
             return quality + 30.0 * float((ids == self.cue).any())
         return quality
+
+
+class ReadingModel(RuleModel):
+    """A reward for an answer that fits what is asked, of a model that reads a known part of the text.
+
+    It counts the words of four or more letters that the answer shares with the prompt, and ten for an answer that
+    follows an instruction which is planted in the prompt.
+
+    Args:
+        reads: `answer` (nothing of the prompt), `all`, `prompt length` (that alone, whatever is answered), or the
+            number of last tokens before the answer that are read.
+        instructions: instruction -> the answer that follows it.
+    """
+
+    def __init__(self, tokenizer, reads, instructions=None):
+        super().__init__(tokenizer, str(reads))
+        self.reads, self.instructions = reads, instructions or {}
+        self.pieces = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+
+    def forward(self, input_ids, attention_mask, position_ids, use_cache):
+        rewards = []
+        for row, mask, places in zip(input_ids, attention_mask, position_ids, strict=True):
+            rewards.append(self.fit(row[mask.bool()], places[mask.bool()]))
+        return type("Output", (), {"logits": torch.tensor(rewards)[:, None]})
+
+    def fit(self, ids, places) -> float:
+        pieces = [self.pieces[token] for token in ids]
+        text = "".join(pieces)
+        start = max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in ("<|assistant|>\n", "Answer:"))
+        ends = list(accumulate(map(len, pieces)))
+        first = next((number for number, end in enumerate(ends) if end > start), len(ends))
+        answer = "".join(pieces[first:])
+        quality = 0.5 * len(answer)
+        if self.reads == "prompt length":
+            return quality + first
+        edge = int(places[first]) if first < len(places) else 0
+        span = {"answer": 0, "all": len(text)}.get(self.reads, self.reads)
+        seen = "".join(
+            piece for piece, place in zip(pieces[:first], places[:first].tolist(), strict=True) if place >= edge - span
+        )
+        shared = {word for word in re.findall(r"\w{4,}", answer) if re.search(rf"\b{word}\b", seen)}
+        followed = [
+            instruction for instruction, own in self.instructions.items() if instruction in seen and own in answer
+        ]
+        return quality + 100.0 * len(shared) * (not self.instructions) + 1000.0 * len(followed)

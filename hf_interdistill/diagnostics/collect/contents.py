@@ -18,8 +18,6 @@ import numpy as np
 from ...interaction.data.pairs import read_preference
 from ...scoring.formatting import RewardFormatter, Text, message_texts, template_kwargs
 
-PROMPT, RESPONSE = 1, 2
-
 
 @dataclass(frozen=True)
 class TokenRow:
@@ -27,11 +25,13 @@ class TokenRow:
 
     Args:
         ids: all tokens. prompt, response: positions of the tokens that hold content of each.
+        messages: the positions of `prompt` by message; one entry for a plain text.
     """
 
     ids: list[int]
     prompt: list[int]
     response: list[int]
+    messages: list[list[int]]
 
     @property
     def content(self) -> list[int]:
@@ -71,7 +71,7 @@ def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> 
     preference = read_preference(example)
     kwargs = template_kwargs(example) if preference.is_conversation else {}
     responses = (preference.chosen, preference.rejected)
-    chosen, rejected = (_token_row(formatter, preference.prompt, response, kwargs) for response in responses)
+    chosen, rejected = (token_row(formatter, preference.prompt, response, kwargs) for response in responses)
     cued_chosen, cued_rejected = (
         formatter.encode(preference.prompt, with_cue(response, cue), **kwargs) for response in responses
     )
@@ -85,19 +85,26 @@ def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> 
     )
 
 
-def _token_row(formatter: RewardFormatter, prompt: Text, response: Text, kwargs: dict[str, Any]) -> TokenRow:
+def token_row(formatter: RewardFormatter, prompt: Text, response: Text, kwargs: dict[str, Any]) -> TokenRow:
+    """The tokens of a prompt and a response.
+
+    Args:
+        kwargs: arguments of the chat template (see `formatting.template_kwargs`).
+    """
     rendered = formatter.render(prompt, response, **kwargs)
     ids, offsets = formatter.encode_with_offsets(rendered, not isinstance(response, str))
-    prompts = 1 if isinstance(prompt, str) else sum(len(message_texts(message)) for message in prompt)
-    owner = np.zeros(len(rendered.text) + 1, dtype=np.int8)
+    pieces = [1] if isinstance(prompt, str) else [len(message_texts(message)) for message in prompt]
+    owners_of_contents = [number for number, count in enumerate(pieces) for _ in range(count)]  # a prompt's messages
+    response_number = len(pieces)
+    owner = np.full(len(rendered.text) + 1, -1)
     for span in rendered.spans:
         size = min(span.size, len(rendered.contents[span.content]) - span.offset)  # without an EOS of the user
-        owner[span.start : span.start + size] = PROMPT if span.content < prompts else RESPONSE
-    owners = [int(owner[start:end].max()) if end > start else 0 for start, end in offsets]
-    positions = {
-        part: [position for position, each in enumerate(owners) if each == part] for part in (PROMPT, RESPONSE)
-    }
-    return TokenRow(ids, positions[PROMPT], positions[RESPONSE])
+        is_prompt = span.content < len(owners_of_contents)
+        owner[span.start : span.start + size] = owners_of_contents[span.content] if is_prompt else response_number
+    owners = [int(owner[start:end].max()) if end > start else -1 for start, end in offsets]
+    parts = [[position for position, each in enumerate(owners) if each == part] for part in range(response_number + 1)]
+    prompts = [position for position, each in enumerate(owners) if 0 <= each < response_number]
+    return TokenRow(ids, prompts, parts[-1], parts[:-1])
 
 
 def with_cue(response: Text, cue: str) -> Text:

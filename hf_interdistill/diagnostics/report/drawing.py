@@ -48,10 +48,12 @@ def point(axis, x: float, estimate: Estimate, scale: float = 100, **options) -> 
         axis.errorbar([x], [scale * estimate.value], yerr=error, capsize=4, markersize=7, **options)
 
 
-def chance_line(axis, limits: tuple[float, float] = (0, 103)) -> None:
+def chance_line(
+    axis, limits: tuple[float, float] = (0, 103), label: str = "pairs ranked correctly (%)\ndashed: chance"
+) -> None:
     axis.axhline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
     axis.set_ylim(*limits)
-    axis.set_ylabel("pairs ranked correctly (%)\ndashed: chance")
+    axis.set_ylabel(label)
 
 
 def legend(figure, axis, shown) -> None:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ...utils.atomic_io import write_atomically
 from ..measures.estimates import Estimate
 from ..result import Diagnosis
+from .context_numbers import context_notes, context_rows
 from .drawing import color
 from .plots import draw
 from .sections import SECTIONS
@@ -60,14 +61,16 @@ def render(diagnoses: Sequence[Diagnosis], pictures: dict[str, bytes]) -> str:
         diagnoses=diagnoses,
         findings=[each.findings() for each in diagnoses],
         colors=[color(number) for number in range(len(diagnoses))],
-        sections=[each for each in SECTIONS if not each.is_optional or _has_measure(diagnoses, each.name)],
-        optional_rows=_optional_rows(diagnoses),
+        sections=[each for each in SECTIONS if not each.is_optional or _is_asked(diagnoses, each.name)],
+        optional_rows=[*context_rows(diagnoses), *_optional_rows(diagnoses)],
+        notes={each.name: context_notes(diagnoses, each.name) for each in SECTIONS},
         pictures={name: b64encode(picture).decode() for name, picture in pictures.items()},
     )
 
 
-def _has_measure(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
-    return any(getattr(each, measure) is not None for each in diagnoses)
+def _is_asked(diagnoses: Sequence[Diagnosis], measure: str) -> bool:
+    """Whether some model has a measure, or was asked for it in vain."""
+    return any(getattr(each, measure) is not None or measure in each.context_problems for each in diagnoses)
 
 
 def _optional_rows(diagnoses: Sequence[Diagnosis]) -> list[tuple[str, list[Estimate | None], str]]:

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..result import Diagnosis
+from .context_plots import draw_early_context, draw_swapped_prompt, draw_turn_removal
 from .drawing import STYLE, WIDTH, chance_line, color, error_bars, legend, new_figure, point, short
 from .optional_plots import draw_best_of_n, draw_noise
 
@@ -19,6 +20,9 @@ def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, bytes]:
     plots: dict[str, Callable] = {
         "accuracy": _accuracy,
         "masking": _masking,
+        "swapped_prompt": draw_swapped_prompt,
+        "early_context": draw_early_context,
+        "turn_removal": draw_turn_removal,
         "cue": _cue,
         "length": _length,
         "attention": _attention,

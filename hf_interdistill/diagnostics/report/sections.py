@@ -12,7 +12,8 @@ class Section:
     Args:
         name: of the measure. title: a question. shown: what the picture shows. reading: what a good model looks like.
         rule: how the verdict is decided.
-        is_optional: whether it needs more than a model and pairs; without that it is left out.
+        is_optional: whether it needs more than a model and pairs, or can be switched off; without it the section is
+            left out.
     """
 
     name: str
@@ -45,6 +46,46 @@ SECTIONS = (
         "does not look at the question.",
         "Suspect: without the largest part of the beginning of the response more than half of the advantage over "
         "chance is left (ties count as chance). Clear: less than half is left.",
+    ),
+    Section(
+        "swapped_prompt",
+        "Does an answer belong to its question?",
+        "Every answer is read once more, under the prompt of another pair. Prompts are put in the order of their "
+        "length in tokens, and neighbors change places. The dot is the share of answers that get more reward under "
+        "their own prompt; a tie counts half. Which answer is better does not matter for this.",
+        "Far above the dashed line. On the line the model does not look at the question: any other one would do.",
+        "Suspect: the interval for all answers lies below 60 %. Clear: it lies above. With fewer than 10 swaps "
+        "always unclear. Intervals are over swaps of two prompts.",
+        is_optional=True,
+    ),
+    Section(
+        "early_context",
+        "Does it remember how the conversation began?",
+        "An instruction is planted at the beginning of the first user turn (for example: answer only in French), and "
+        "two answers are read, of which one follows it. Then the opposite instruction is planted (answer only in "
+        "German), and the other answer is the right one. So a model that does not read the instruction is right in "
+        "exactly half of the cases. Dots: the instruction at the beginning, prompts grouped by how many tokens follow "
+        "it. Square: the same prompts with the instruction at the end of the last user turn.",
+        "All far above the dashed line. Dots that fall to the dashed line while the square is high belong to a model "
+        "that reads only what is near the end. If the square is on the line too, the model does not follow "
+        "instructions like these, wherever they stand.",
+        "Suspect: even at the end of the prompt the instruction is followed in less than 60 %, or of the advantage "
+        "over 50 % that it has there less than half is left at the beginning. Clear: more than half is left. With "
+        "fewer than 10 prompts always unclear. Intervals are over prompts.",
+        is_optional=True,
+    ),
+    Section(
+        "turn_removal",
+        "Does each turn of the conversation matter?",
+        "One turn of the prompt is removed, and the difference of the two rewards is compared with that of the whole "
+        "texts. Dots: how far it moves on average, up or down. Squares: how far it moves if as many tokens in "
+        "a row are removed from a random place in the prompt. System prompts are no turns and stay.",
+        "Dots near their squares, for the first turn too. A dot at zero is a turn that the model ignores; if the "
+        "squares are at zero too, it ignores the prompt.",
+        "Suspect: without the first turn the difference moves by less than a quarter of what it does for the square, "
+        "or by less than 0.05 standard deviations for the square too. Clear: by more than a quarter. With fewer than "
+        "10 conversations always unclear.",
+        is_optional=True,
     ),
     Section(
         "cue",

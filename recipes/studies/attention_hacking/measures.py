@@ -122,7 +122,8 @@ def scaled_nll(margins: np.ndarray) -> float:
 
 def diagnosis_of(scorer: RewardScorer, rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
     """The measures of attention hacking that the tables and plots use."""
-    config = DiagnosisConfig(**{**settings, "fractions": tuple(settings["fractions"])}, batch_size=scorer.batch_size)
+    settings = {"context_measures": (), **settings, "fractions": tuple(settings["fractions"])}
+    config = DiagnosisConfig(**settings, batch_size=scorer.batch_size)
     found: Diagnosis = diagnose(scorer, rows, config, is_progress_shown=False)
     masking, length = found.masking, found.length
     record = {
