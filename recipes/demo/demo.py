@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from stages import Stages
+from hf_interdistill.utils.stages import Stages
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")

@@ -6,28 +6,35 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+_LINES_OF_LOG = 15  # that are shown of a stage that failed
+
 
 class Stages:
     """Announces stages as `[2/7] fit the teacher ... 93 s`, and sends what they print to a file.
 
-    What libraries and subprocesses write to standard output and standard error is caught at the file descriptors.
+    What libraries and subprocesses write to standard output and standard error is caught at the file descriptors, and
+    what Python writes elsewhere (in a notebook) at `sys.stdout` and `sys.stderr`.
 
     Args:
-        log: the file; what an earlier run wrote is lost. count: the number of stages.
+        log: the file; what an earlier run wrote is lost. count: the number of stages. is_shown: whether there are
+            lines on the terminal.
     """
 
-    def __init__(self, log: Path, count: int):
+    def __init__(self, log: Path, count: int, *, is_shown: bool = True):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
-        sys.stdout.reconfigure(line_buffering=True)  # so that the log keeps the order
+        self._is_terminal = _writes_to(sys.stdout, 1)
+        if self._is_terminal:
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that the log keeps the order
         self.log, self.count, self.number = log, count, 0
-        self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, markup=False, emoji=False)
+        file = os.fdopen(os.dup(1), "w") if self._is_terminal else sys.stdout
+        self.console = Console(file=file, highlight=False, markup=False, emoji=False, quiet=not is_shown)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[list[str]]:
@@ -44,7 +51,7 @@ class Stages:
                     yield notes
             except BaseException:
                 self.console.print(f"[{self.number}/{self.count}] {title}: failed. The end of {self.log}:")
-                lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+                lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_OF_LOG:]
                 self.console.print("\n".join(lines))
                 raise
         told = "".join(f", {note}" for note in notes)
@@ -53,8 +60,12 @@ class Stages:
 
     @contextmanager
     def _redirected(self) -> Iterator[None]:
-        kept = [os.dup(1), os.dup(2)]
-        with self.log.open("a") as file:
+        with self.log.open("a", encoding="utf-8", buffering=1) as file:
+            if not self._is_terminal:
+                with redirect_stdout(file), redirect_stderr(file):
+                    yield
+                return
+            kept = [os.dup(1), os.dup(2)]
             _flush()
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -65,6 +76,14 @@ class Stages:
                 for number, descriptor in enumerate(kept, 1):
                     os.dup2(descriptor, number)
                     os.close(descriptor)
+
+
+def _writes_to(stream, descriptor: int) -> bool:
+    """Whether a stream of Python is the process's own, and not one that a notebook or a test put in its place."""
+    try:
+        return stream.fileno() == descriptor and hasattr(stream, "reconfigure")
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def _flush() -> None:
