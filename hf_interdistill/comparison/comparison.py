@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,21 @@ from .scoring import Rewards, score_benchmark, score_rows, teacher_margins
 from .summary import BenchmarkScores, Measured, summarize
 from .teachers import TeacherPlan, plan_teacher, shared_teachers
 
-Runs = dict[str, dict[int, Training]]  # arm -> seed -> training
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done.
+
+    Args:
+        data: what is scored and trained on. teachers: by arm. runs: by arm and seed. trainings: all, in order.
+        benchmarks: with their items.
+    """
+
+    data: ComparisonData
+    teachers: dict[str, TeacherPlan]
+    runs: dict[str, dict[int, Training]]
+    trainings: list[Training]
+    benchmarks: list[tuple[Benchmark, list[Item]]]
 
 
 def compare(
@@ -70,25 +85,15 @@ def compare(
         if not arm.args.trust_remote_code:
             require_model("model", str(arm.model.model_name_or_path), revision=arm.model.model_revision)
     with locked(config.output) as lock:
-        data = prepare_data(arms, config)
-        sources = config.benchmark_data or [None] * len(benchmarks)
-        items = {each.name: load_items(each, source) for each, source in zip(benchmarks, sources, strict=True)}
-        teachers = shared_teachers(
-            {arm.name: plan for arm in arms if (plan := plan_teacher(arm, data, config)) is not None}
-        )
-        seeds = [arms[0].args.seed + number for number in range(config.seeds)]
-        runs = {arm.name: {seed: _training(arm, seed, data, teachers, config) for seed in seeds} for arm in arms}
-        fits = {id(plan): plan.training for plan in teachers.values() if plan.training is not None}
-        trainings = [*fits.values(), *(runs[arm.name][seed] for seed in seeds for arm in arms)]
-        for training in trainings:  # all that can be refused is, before the first one begins
-            training.check(config.overwrite)
-        work = _Work(arms, config, data, runs, device)
-        if stages is None:
-            count = num_stages(config, len(arms), len(fits))
-            stages = Stages(Path(config.output) / "compare.log", count, is_shown=is_progress_shown)
-        _train(trainings, stages, lock)
-        measured = work.measure(teachers, {each.name: (each, items[each.name]) for each in benchmarks}, stages)
-        comparison = summarize(arms, data, runs, measured, config.resamples)
+        log, count = Path(config.output) / "compare.log", num_stages(config, len(arms))
+        shown = stages or Stages(log, count, is_shown=is_progress_shown)
+        with shown.stage("read the data", is_log_shown=False):
+            plan = _plan(arms, config, benchmarks)
+            if stages is None:
+                shown.count += sum(training.command == "teacher" for training in plan.trainings)
+        _train(plan.trainings, shown, lock)
+        measured = _Work(arms, config, plan, device).measure(shown)
+        comparison = summarize(arms, plan.data, plan.runs, measured, config.resamples)
         write_page(comparison, config.output)
     return comparison
 
@@ -99,7 +104,23 @@ def num_stages(config: CompareConfig, recipes: int = 2, teachers: int = 0) -> in
     Args:
         config: its settings. recipes: with the baseline. teachers: how many are to be fitted.
     """
-    return teachers + config.seeds * recipes + 1 + len(config.benchmark or []) + bool(config.diagnosis_pairs)
+    return teachers + config.seeds * recipes + 2 + len(config.benchmark or []) + bool(config.diagnosis_pairs)
+
+
+def _plan(arms: Sequence[Arm], config: CompareConfig, benchmarks: Sequence[Benchmark]) -> _Plan:
+    """Read all data, and refuse what can be refused before the first training begins."""
+    data = prepare_data(arms, config)
+    sources = config.benchmark_data or [None] * len(benchmarks)
+    items = [(each, load_items(each, source)) for each, source in zip(benchmarks, sources, strict=True)]
+    plans = {arm.name: plan_teacher(arm, data, config) for arm in arms}
+    teachers = shared_teachers({arm: plan for arm, plan in plans.items() if plan is not None})
+    seeds = [arms[0].args.seed + number for number in range(config.seeds)]
+    runs = {arm.name: {seed: _training(arm, seed, data, teachers, config) for seed in seeds} for arm in arms}
+    fits = {id(plan): plan.training for plan in teachers.values() if plan.training is not None}
+    trainings = [*fits.values(), *(runs[arm.name][seed] for seed in seeds for arm in arms)]
+    for training in trainings:
+        training.check(config.overwrite)
+    return _Plan(data, teachers, runs, trainings, items)
 
 
 def _training(
@@ -140,19 +161,14 @@ def _train(trainings: Sequence[Training], stages: Stages, lock: int) -> None:
 class _Work:
     """Scores and diagnoses the trained models, one at a time in memory."""
 
-    def __init__(
-        self, arms: Sequence[Arm], config: CompareConfig, data: ComparisonData, runs: Runs, device: str
-    ) -> None:
-        self.arms, self.config, self.data, self.runs, self.device = arms, config, data, runs, device
+    def __init__(self, arms: Sequence[Arm], config: CompareConfig, plan: _Plan, device: str) -> None:
+        self.arms, self.config, self.plan, self.device = arms, config, plan, device
+        self.data, self.runs = plan.data, plan.runs
         self.parameters: dict[str, int] = {}
 
-    def measure(
-        self,
-        teachers: Mapping[str, TeacherPlan],
-        benchmarks: Mapping[str, tuple[Benchmark, list[Item]]],
-        stages: Stages,
-    ) -> Measured:
+    def measure(self, stages: Stages) -> Measured:
         """Everything that is measured, as columns of numbers."""
+        teachers = self.plan.teachers
         with stages.stage(f"score {len(self.data.rows)} held-out pairs"):
             rewards = {arm.name: {seed: self._rewards(arm, seed) for seed in self.runs[arm.name]} for arm in self.arms}
             judged = [
@@ -160,9 +176,9 @@ class _Work:
                 for plan in {id(plan): plan for plan in teachers.values()}.values()
             ]
         scores = {}
-        for name, (benchmark, items) in benchmarks.items():
-            with stages.stage(f"score {len(items)} items of {name}"):
-                scores[name] = self._benchmark(benchmark, items)
+        for benchmark, items in self.plan.benchmarks:
+            with stages.stage(f"score {len(items)} items of {benchmark.name}"):
+                scores[benchmark.name] = self._benchmark(benchmark, items)
         diagnoses = {}
         if self.config.diagnosis_pairs:
             with stages.stage(f"diagnose on {min(self.config.diagnosis_pairs, len(self.data.rows))} pairs"):

@@ -97,7 +97,11 @@ def _model(
     is_baseline = arm.name == BASELINE
     return ModelResult(
         name=arm.name,
-        changes={key: (str(old), str(new)) for key, (old, new) in arm.changed_from(baseline).items()},
+        changes={
+            key: (str(old), str(new))
+            for key, (old, new) in arm.changed_from(baseline).items()
+            if key in {**arm.settings, **baseline.settings}
+        },
         accuracy=mean_outcome(own, resamples),
         of_seeds={seed: float(values.mean()) for seed, values in own.items()},
         difference=None if is_baseline else paired_difference(own, theirs, resamples),

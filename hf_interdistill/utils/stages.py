@@ -37,10 +37,12 @@ class Stages:
         self.console = Console(file=file, highlight=False, markup=False, emoji=False, quiet=not is_shown)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[list[str]]:
+    def stage(self, title: str, *, is_log_shown: bool = True) -> Iterator[list[str]]:
         """Run a block as a stage. Yields a list; what is put in it stands on the stage's line.
 
-        If the block fails, the end of the log is printed before the error is raised.
+        Args:
+            title: what is done. is_log_shown: print the end of the log if the block fails, before the error is raised;
+                without it the error says enough.
         """
         self.number += 1
         notes: list[str] = []
@@ -50,6 +52,8 @@ class Stages:
                 with self._redirected():
                     yield notes
             except BaseException:
+                if not is_log_shown:
+                    raise
                 self.console.print(f"[{self.number}/{self.count}] {title}: failed. The end of {self.log}:")
                 lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_OF_LOG:]
                 self.console.print("\n".join(lines))

@@ -132,9 +132,9 @@ def test_the_command_changes_all_recipes_and_prints_tables_and_one_line_a_stage(
     assert main(["compare", "--config", str(recipe), "--output", str(tmp_path), *words]) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("[")]
-    assert re.fullmatch(r"\[1/3\] train baseline, seed 7: \d+ s, about \d+ s of training left", lines[0])
-    assert re.fullmatch(r"\[2/3\] train interaction, seed 7: \d+ s", lines[1])
-    assert re.fullmatch(r"\[3/3\] score 13 held-out pairs: \d+ s", lines[2]) and len(lines) == 3
+    assert re.fullmatch(r"\[2/4\] train baseline, seed 7: \d+ s, about \d+ s of training left", lines[1])
+    assert re.fullmatch(r"\[3/4\] train interaction, seed 7: \d+ s", lines[2])
+    assert re.fullmatch(r"\[4/4\] score 13 held-out pairs: \d+ s", lines[3]) and len(lines) == 4
     assert "Accuracy on 13 held-out pairs, 1 seed" in printed and "Cost of a training" in printed
     assert "13 pairs and 1 seed (the interval is over pairs alone" in " ".join(printed.split())
     for name in ("baseline", "interaction"):

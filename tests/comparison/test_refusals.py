@@ -16,6 +16,7 @@ from support.processes import forked
 from hf_interdistill import CompareConfig, compare
 from hf_interdistill.cli import main
 from hf_interdistill.comparison import runs
+from hf_interdistill.comparison.data import prompt_keys
 from hf_interdistill.comparison.runs import launcher
 from hf_interdistill.utils.errors import RunError
 
@@ -183,24 +184,31 @@ def test_settings_of_the_wrong_kind(changes, message, tmp_path):
 
 
 def test_prompts_that_are_trained_on_are_not_scored(made, tmp_path):
-    """A prompt as messages is that of a text; one of three test pairs overlaps."""
+    """One of three test pairs has a trained prompt, but for spaces."""
+    made.path("overlap").mkdir()
+    made.write_rows("overlap/train.jsonl", PAIRS[:16])
+    made.write_rows("overlap/test.jsonl", [{**PAIRS[2], "prompt": f" {PAIRS[2]['prompt']} "}, *PAIRS[64:66]])
+    recipe = recipe_of(made, "overlap", dataset_name=str(made.path("overlap")), max_steps=1)
+    with pytest.raises(
+        ValueError, match="1 of 3 pairs to score have a prompt that is trained on; the first is 'How do"
+    ):
+        compare(recipe, config_of(tmp_path / "out"), is_progress_shown=False)
+    found = compare(recipe, config_of(tmp_path / "out", overlap="drop"), is_progress_shown=False)
+    assert (found.pairs, found.dropped) == (2, 1)
+
+
+def test_a_prompt_is_the_same_in_every_format():
+    """Text, messages, and a prompt that both sides begin with; without a prompt the whole pair counts."""
+    text = {"prompt": "Why is  it so? ", "chosen": "a", "rejected": "b"}
     chat = {
-        "prompt": [{"role": "user", "content": PAIRS[0]["prompt"]}],
+        "prompt": [{"role": "user", "content": "Why is it so?"}],
         "chosen": [{"role": "assistant", "content": "Yes."}],
         "rejected": [{"role": "assistant", "content": "No."}],
     }
-    text = {**PAIRS[2], "prompt": f" {PAIRS[2]['prompt']} "}
-    for number, row in enumerate((chat, text)):
-        folder = made.path(f"overlap{number}")
-        folder.mkdir()
-        made.write_rows(f"{folder.name}/train.jsonl", PAIRS[:16])
-        tests = [row] if row is chat else [row, *PAIRS[64:66]]
-        made.write_rows(f"{folder.name}/test.jsonl", tests)
-        recipe = recipe_of(made, folder.name, dataset_name=str(folder), max_steps=1)
-        with pytest.raises(ValueError, match=rf"1 of {len(tests)} pairs to score have a prompt that is trained on"):
-            compare(recipe, config_of(tmp_path / "out"), is_progress_shown=False)
-    found = compare(recipe, config_of(tmp_path / "out", overlap="drop"), is_progress_shown=False)
-    assert (found.pairs, found.dropped) == (2, 1)
+    implicit = {side: chat["prompt"] + chat[side] for side in ("chosen", "rejected")}
+    bare = [{"chosen": "a", "rejected": "b"}, {"chosen": "c", "rejected": "b"}]
+    keys = prompt_keys([text, chat, implicit, *bare], "rows")
+    assert keys[:3] == ["Why is it so?"] * 3 and len(set(keys[2:])) == 3
 
 
 def test_what_is_held_out_or_given_needs_no_more(made, tmp_path):
