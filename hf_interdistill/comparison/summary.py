@@ -98,7 +98,7 @@ def _model(
     return ModelResult(
         name=arm.name,
         changes={
-            key: (str(old), str(new))
+            key: (_shown(old), _shown(new))
             for key, (old, new) in arm.changed_from(baseline).items()
             if key in {**arm.settings, **baseline.settings}
         },
@@ -112,6 +112,11 @@ def _model(
         cost=_cost(list(runs.values()), measured.parameters[arm.name]),
         diagnosis=measured.diagnoses.get(arm.name),
     )
+
+
+def _shown(value: object) -> str:
+    """A value as text; of what is on this machine the end of its path alone."""
+    return public_name(value) if isinstance(value, str) else str(value)
 
 
 def log_loss(margins: np.ndarray) -> float:

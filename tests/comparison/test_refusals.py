@@ -189,9 +189,7 @@ def test_prompts_that_are_trained_on_are_not_scored(made, tmp_path):
     made.write_rows("overlap/train.jsonl", PAIRS[:16])
     made.write_rows("overlap/test.jsonl", [{**PAIRS[2], "prompt": f" {PAIRS[2]['prompt']} "}, *PAIRS[64:66]])
     recipe = recipe_of(made, "overlap", dataset_name=str(made.path("overlap")), max_steps=1)
-    with pytest.raises(
-        ValueError, match="1 of 3 pairs to score have a prompt that is trained on; the first is 'How do"
-    ):
+    with pytest.raises(ValueError, match="1 of 3 pairs to score have a prompt that is trained on; the first is"):
         compare(recipe, config_of(tmp_path / "out"), is_progress_shown=False)
     found = compare(recipe, config_of(tmp_path / "out", overlap="drop"), is_progress_shown=False)
     assert (found.pairs, found.dropped) == (2, 1)
