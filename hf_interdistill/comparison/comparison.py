@@ -110,7 +110,7 @@ def num_stages(config: CompareConfig, recipes: int = 2, teachers: int = 0) -> in
 def _plan(arms: Sequence[Arm], config: CompareConfig, benchmarks: Sequence[Benchmark]) -> _Plan:
     """Read all data, and refuse what can be refused before the first training begins."""
     data = prepare_data(arms, config)
-    sources = config.benchmark_data or [None] * len(benchmarks)
+    sources: Sequence[str | None] = config.benchmark_data or [None] * len(benchmarks)
     items = [(each, load_items(each, source)) for each, source in zip(benchmarks, sources, strict=True)]
     plans = {arm.name: plan_teacher(arm, data, config) for arm in arms}
     teachers = shared_teachers({arm: plan for arm, plan in plans.items() if plan is not None})

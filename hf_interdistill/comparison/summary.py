@@ -127,7 +127,7 @@ def log_loss(margins: np.ndarray) -> float:
 def _cost(runs: Sequence[Training], parameters: int) -> Cost:
     every = [run.costs() for run in runs]
     whole = [costs for run, costs in zip(runs, every, strict=True) if costs and not run.was_interrupted()]
-    peaks = [(costs["peak_memory_bytes"], costs["peak_memory_of"]) for costs in every if costs]
+    peaks = [(costs["peak_memory_bytes"], costs["peak_memory_of"]) for costs in every if "peak_memory_bytes" in costs]
     peak = max(peaks, default=(None, None))
     return Cost(
         seconds=float(np.mean([costs["train_runtime"] for costs in whole])) if whole else None,
