@@ -102,6 +102,7 @@ def read_arms(recipe: Recipe, recipes: Mapping[str, Recipe], words: Sequence[str
                     f"`{earlier.name}` and `{arm.name}` are equal recipes: nothing that is trained differs. Change "
                     "one, or leave it out."
                 )
+    for arm in arms[1:]:  # the baseline has what the recipe has
         _require_fair(arm)
     return arms
 
