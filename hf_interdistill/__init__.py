@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "BestOfNConfig": "selection.job",
+    "CompareConfig": "comparison.config",
     "InteractionDistillationConfig": "interaction.config",
     "InteractionDistillationTrainer": "interaction.trainer",
     "InteractionTeacher": "interaction.teacher.teacher",
@@ -23,6 +24,7 @@ _MODULES = {
     "RainConfig": "rain.config",
     "RainDecoder": "rain.api.decoder",
     "RewardScorer": "scoring.scorer",
+    "compare": "comparison.comparison",
     "diagnose": "diagnostics.diagnosis",
     "metric_path": "metrics",
     "pair_rewards": "metrics.training",
@@ -49,6 +51,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .comparison.comparison import compare as compare
+    from .comparison.config import CompareConfig as CompareConfig
     from .diagnostics.diagnosis import diagnose as diagnose
     from .interaction.config import InteractionDistillationConfig as InteractionDistillationConfig
     from .interaction.teacher.config import InteractionTeacherConfig as InteractionTeacherConfig

@@ -15,10 +15,10 @@ from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.report.page import write_report
 from ..diagnostics.result import Diagnosis
 from ..scoring.scorer import RewardScorer
+from ..utils.devices import find_device
 from ..utils.fields import as_mapping
 from ..utils.model_config import require_model
 from ..utils.privacy import public_name
-from .devices import find_device
 from .tables import console
 
 _STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}

@@ -11,11 +11,11 @@ from ..reward_benchmarks.loading import load_items
 from ..reward_benchmarks.reports import notes, short_names, table, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.scorer import RewardScorer
+from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
 from ..utils.jsonl_jobs import JsonlJob
 from ..utils.model_config import require_model
-from .devices import find_device
 from .tables import print_metrics
 
 

@@ -12,10 +12,11 @@ from ..interaction.config import InteractionDistillationConfig
 from ..interaction.trainer import InteractionDistillationTrainer
 from ..metrics.training import pair_rewards, reward_metrics
 from ..training.checkpoints import checkpoint_to_resume, output_folder
+from ..training.costs import peak_memory
+from ..training.data_arguments import DataArguments
+from ..training.output_dir import OutputDirArguments, prepare_output_dir
 from ..utils.data import get_split
 from ..utils.fields import as_mapping
-from .data_arguments import DataArguments
-from .output_dir import OutputDirArguments, prepare_output_dir
 from .tables import print_metrics
 
 _NEEDED = {"use_peft": r"lora_|use_rslora|use_dora", "load_in_4bit": r"bnb_4bit_|use_bnb_nested_quant"}
@@ -25,7 +26,11 @@ ARGUMENTS = (DataArguments, InteractionDistillationConfig, ModelConfig, OutputDi
 def run(
     data: DataArguments, args: InteractionDistillationConfig, model: ModelConfig, output_dir: OutputDirArguments
 ) -> dict:
-    """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics."""
+    """Train, save to `output_dir`, evaluate on the test split if there is one; returns the metrics.
+
+    Beside the model there are `trainer_state.json` (all that was logged) and `train_results.json` (time, steps, peak
+    memory).
+    """
     _refuse_unused_options(args, model)
     prepare_output_dir(output_dir, args, is_removing=False)
     folder = output_folder(args)
@@ -42,9 +47,12 @@ def run(
         preprocess_logits_for_metrics=pair_rewards,
     )
     prepare_output_dir(output_dir, args)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, folder))
+    trained = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, folder))
+    costs = {**trained.metrics, "global_step": trained.global_step, **peak_memory()}
     trainer.save_model(folder)
     metrics = trainer.evaluate() if data.dataset_test_split in splits else {}
+    trainer.save_state()  # `trainer_state.json` with all that was logged, as transformers' own scripts write it
+    trainer.save_metrics("train", costs, combined=False)
     public_name = None if Path(data.dataset_name).exists() else data.dataset_name  # no local paths in a model card
     trainer.create_model_card(model_name=Path(folder).name, dataset_name=public_name)
     if trainer.is_world_process_zero():

@@ -10,12 +10,12 @@ from pathlib import Path
 from ..scoring.checks import check_text
 from ..scoring.formatting import template_kwargs
 from ..scoring.scorer import RewardScorer
+from ..utils.devices import find_device
 from ..utils.fields import require_positive
 from ..utils.json_lines import read_json_lines
 from ..utils.jsonl_jobs import JsonlJob
 from ..utils.model_config import require_model
 from ..utils.sources import refuse_same_file, require_file
-from .devices import find_device
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}

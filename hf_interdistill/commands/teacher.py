@@ -11,10 +11,10 @@ from ..interaction.teacher.config import InteractionTeacherConfig
 from ..interaction.teacher.teacher import InteractionTeacher
 from ..interaction.teacher.training import held_out_metrics
 from ..training.checkpoints import is_resume_requested
+from ..training.data_arguments import DataArguments
 from ..utils.data import get_split
 from ..utils.model_config import require_model
 from ..utils.whole_models import hub_options
-from .data_arguments import DataArguments
 from .tables import print_metrics
 
 ARGUMENTS = (DataArguments, InteractionTeacherConfig)

@@ -22,10 +22,11 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """The result of a run, and how many texts were cut to `max_length`."""
+    """The result of a run, how many texts were cut to `max_length`, and the rewards of each item."""
 
     result: Result
     cut_texts: int
+    rewards: tuple[tuple[float, ...], ...] = ()
 
 
 def run_benchmark(
@@ -72,7 +73,8 @@ def run_benchmark(
             progress.update(len(chunk))
     entries = [known[_row_key(item)] for item in items]
     result = benchmark.aggregate(items, [entry["rewards"] for entry in entries])
-    return BenchmarkRun(result, sum(entry["cut"] for entry in entries))
+    rewards = tuple(tuple(entry["rewards"]) for entry in entries)
+    return BenchmarkRun(result, sum(entry["cut"] for entry in entries), rewards)
 
 
 def _chunks(items: Sequence[Item], texts: int) -> Iterator[list[Item]]:

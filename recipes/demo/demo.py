@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from stages import Stages
+from hf_interdistill.utils.stages import Stages
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")
@@ -31,13 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default=str(HERE / "preferences"), help="preference data: JSONL file or folder")
     start, data = time.monotonic(), parser.parse_args().data
-    stages = Stages(RUNS / "demo.log", 6)
+    stages = Stages(RUNS / "demo.log", 8)
     with stages.stage("convert SmolLM2-135M-Instruct (the first time only), take its first layers as the student"):
         # Here, so that what libraries say when they are imported goes to the log.
         from answers import answer_all, table_of
-        from steps import compare, draw_maps, make_student, prepare_data
+        from steps import draw_maps, link_models, make_student, prepare_data, results_of
 
-        from hf_interdistill import InteractionTeacher, RewardScorer, embedded
+        from hf_interdistill import CompareConfig, InteractionTeacher, RewardScorer, compare, embedded
+        from hf_interdistill.comparison.report.text import accuracy_table
 
         folder, rows = prepare_data(data, RUNS)
         language_model, encoder = embedded.language_model(), embedded.encoder("minilm")
@@ -45,14 +46,15 @@ def main() -> None:
     with stages.stage("fit the teacher, MiniLM (22M parameters)"):
         recipe = str(HERE / "teacher.yaml")
         command("teacher", "--config", recipe, "--teacher_model", encoder, "--dataset_name", folder)
-    for name, title in (("baseline", "plain"), ("interaction", "interaction-distilled")):
-        with stages.stage(f"train the {title} reward model"):
-            recipe = str(HERE / "reward" / f"{name}.yaml")
-            command("reward", "--config", recipe, "--dataset_name", folder, "--overwrite", "true")
-    with stages.stage(f"compare on {len(rows)} held-out pairs, draw the maps"):
+    # Data, two trainings and the scoring, a stage each.
+    config = CompareConfig(output=str(RUNS / "compare"), seeds=1, diagnosis_pairs=0, overlap="drop", overwrite=True)
+    recipe = HERE / "reward" / "interaction.yaml"
+    comparison = compare(recipe, config, overrides=["--dataset_name", folder], stages=stages)
+    with stages.stage("draw the maps"):
+        link_models(RUNS / "compare", RUNS)
+        results = results_of(comparison)
         teacher = InteractionTeacher.from_pretrained(str(RUNS / "teacher"))
         scorers = {name: RewardScorer.from_pretrained(str(RUNS / name)) for name in ("baseline", "interaction")}
-        results, comparison, sentence = compare(rows, teacher, scorers)
         start, end = RewardScorer.from_pretrained(str(RUNS / "student")), scorers["interaction"]
         students = {"student before training": start, "student after training": end}
         explained = draw_maps(rows, teacher, students, RUNS / "maps.png")
@@ -62,11 +64,14 @@ def main() -> None:
         shown, results["answers"] = table_of(answers, rewards)
     (RUNS / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
 
-    stages.console.print(comparison, sentence, f"{explained}\n", shown, sep="\n")
+    stages.console.print(
+        accuracy_table(comparison), *comparison.verdicts(), f"{explained}\n", shown, sep="\n"
+    )
     stages.console.print(
         "`reward` is what best-of-n and RAIN climb, so it is no measure of quality; the plain model's is "
         "closer to one.\n\n"
         f"Done in {time.monotonic() - start:.0f} s. Look at:\n"
+        f"  {RUNS}/compare/index.html the comparison on one page\n"
         f"  {RUNS}/maps.png           what the teacher attends to, and what the student simulates before and after\n"
         f"  {RUNS}/rain_tree_1.html   the search tree behind RAIN's first answer\n"
         f"  {RUNS}/results.json       all figures; {RUNS}/demo.log has everything the stages printed\n"

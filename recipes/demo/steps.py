@@ -1,15 +1,16 @@
-"""The demo's steps: data, student, comparison and picture."""
+"""The demo's steps: data, student and picture."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from hf_interdistill import InteractionTeacher, RewardScorer
+from hf_interdistill.comparison.result import Comparison
 from hf_interdistill.interaction.data.pairs import read_preference
 from hf_interdistill.interaction.inspection import pair_maps, plot_maps
 from hf_interdistill.interaction.teacher.training import split_by_prompt
@@ -44,45 +45,32 @@ def prepare_data(source: str, runs: Path) -> tuple[str, list[dict]]:
     return str(folder), [rows[i] for i in held_out]
 
 
-def margins_of(scorer: RewardScorer, rows: list[dict]) -> np.ndarray:
-    preferences = [read_preference(row) for row in rows]
-    prompts = [preference.prompt for preference in preferences]
-    chosen = scorer(prompts, [preference.chosen for preference in preferences], is_progress_shown=True)
-    rejected = scorer(prompts, [preference.rejected for preference in preferences], is_progress_shown=True)
-    return np.array(chosen) - np.array(rejected)
+def results_of(comparison: Comparison) -> dict:
+    """The figures of teacher and models on the held-out rows."""
+    (teacher,) = comparison.teachers
+    results = {
+        name: {
+            "accuracy": each.accuracy.value,
+            "ci95": [each.accuracy.low, each.accuracy.high],
+            "log_loss": each.log_loss,
+            "pairs": comparison.pairs,
+        }
+        for name, each in {"teacher": teacher, **{model.name: model for model in comparison.models}}.items()
+    }
+    difference = comparison.model("interaction").difference
+    ci95 = [difference.low, difference.high]
+    return {**results, "interaction_minus_baseline": {"accuracy": difference.value, "ci95": ci95}}
 
 
-def accuracy_with_interval(margins: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Accuracy, ties counted half, and the bounds of its 95 % bootstrap interval."""
-    right = np.sign(margins) / 2 + 0.5
-    draws = np.random.default_rng(seed).choice(right, (2000, len(right))).mean(1)
-    return float(right.mean()), *(float(bound) for bound in np.quantile(draws, [0.025, 0.975]))
-
-
-def compare(
-    rows: list[dict], teacher: InteractionTeacher, scorers: dict[str, RewardScorer]
-) -> tuple[dict, Table, str]:
-    """Figures of each model on the held-out rows, as a table too, and what they say in one sentence."""
-    margins = {"teacher": teacher.score_pairs(rows).mean(1).numpy()}
-    margins |= {name: margins_of(scorer, rows) for name, scorer in scorers.items()}
-    table = Table(title=f"Accuracy on {len(rows)} held-out pairs (chance 0.5)", title_justify="left")
-    for column in ("model", "accuracy", "95 % interval", "log loss, nats", "mean margin", "ties"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    results = {}
-    for name, values in margins.items():
-        accuracy, low, high = accuracy_with_interval(values)
-        loss = float(np.logaddexp(0, -values.astype(np.float64)).mean())
-        results[name] = {"accuracy": accuracy, "ci95": [low, high], "log_loss": loss, "pairs": len(rows)}
-        ties = str(int((values == 0).sum()))
-        interval = f"{low:.3f} to {high:.3f}"
-        table.add_row(name, f"{accuracy:.3f}", interval, f"{loss:.3f}", f"{values.mean():.3f}", ties)
-    difference = np.sign(margins["interaction"]) / 2 - np.sign(margins["baseline"]) / 2
-    draws = np.random.default_rng(0).choice(difference, (2000, len(rows))).mean(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    results["interaction_minus_baseline"] = {"accuracy": float(difference.mean()), "ci95": [float(low), float(high)]}
-    verdict = "a difference" if low > 0 or high < 0 else "no difference that these pairs can show"
-    sentence = f"interaction minus baseline: {difference.mean():+.3f} ({low:+.3f} to {high:+.3f}): {verdict}."
-    return results, table, sentence
+def link_models(comparison: Path, runs: Path) -> None:
+    """Short names for the models of a comparison: `runs/baseline` and `runs/interaction`."""
+    for name in ("baseline", "interaction"):
+        (model,) = (comparison / "runs" / name).iterdir()
+        link = runs / name
+        if link.is_dir() and not link.is_symlink():  # an earlier version of the demo trained there
+            shutil.rmtree(link)
+        link.unlink(missing_ok=True)
+        link.symlink_to(model.resolve(), target_is_directory=True)
 
 
 def draw_maps(rows: list[dict], teacher: InteractionTeacher, students: dict[str, RewardScorer], path: Path) -> str:

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
-from hf_interdistill.cli import parse
-from hf_interdistill.commands.data_arguments import DataArguments
-from hf_interdistill.commands.output_dir import OutputDirArguments, prepare_output_dir
 from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resume_requested
+from hf_interdistill.training.data_arguments import DataArguments
+from hf_interdistill.training.output_dir import OutputDirArguments, prepare_output_dir
 from hf_interdistill.utils.data import get_split
+from hf_interdistill.utils.parsing import parse
 
 METHODS = {
     "grpo": ("trl", "GRPO"),

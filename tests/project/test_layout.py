@@ -28,9 +28,10 @@ FLOORS = {
     "selection": {"utils", "scoring", "rain"},
     "reward_benchmarks": {"utils", "scoring"},
     "diagnostics": {"utils", "scoring", "interaction"},
+    "comparison": {"utils", "scoring", "training", "interaction", "reward_benchmarks", "diagnostics"},
     "commands": {
         *("utils", "embedded", "scoring", "metrics", "training", "hub", "interaction", "rain", "selection"),
-        *("reward_benchmarks", "diagnostics"),
+        *("reward_benchmarks", "diagnostics", "comparison"),
     },
     "cli": {"utils", "commands"},
 }
@@ -38,6 +39,9 @@ FLOORS = {
 LAYERS = {
     "rain": ["config search", "kv_cache", "scorers results", "engine", "api"],
     "interaction": ["attention", "losses data teacher", "map_cache", "prompt_sharing", "trainer"],
+    "comparison": [
+        *("config", "arms statistics", "data runs", "teachers scoring", "result", "report summary", "comparison"),
+    ],
     "diagnostics": ["config", "measures", "result", "collect report", "diagnosis"],
 }
 

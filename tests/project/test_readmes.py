@@ -70,7 +70,7 @@ def test_commands_parse(command, tmp_path):
         options = {each for argument in arguments for each in argument.__dataclass_fields__} | {"config", "help"}
         assert {word[2:] for word in given if word.startswith("--")} <= options  # named in passing
         return
-    if name in ("teacher", "reward"):
+    if name in ("teacher", "reward", "compare"):
         given += [*ON_CPU, "--output_dir", str(tmp_path)]
         given += [] if "--config" in given else ["--dataset_name", "any"]
     assert len(parse(arguments, given)) == len(arguments)

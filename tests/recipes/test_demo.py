@@ -13,7 +13,7 @@ DEMO = ROOT / "recipes" / "demo"
 SCRIPT = """
 import logging, os, subprocess, sys
 from pathlib import Path
-from stages import Stages
+from hf_interdistill.utils.stages import Stages
 stages = Stages(Path("runs/demo.log"), 2)
 with stages.stage("first [odd] stage") as notes:
     print("from Python")
@@ -29,7 +29,7 @@ with stages.stage("second"):
 
 def test_stages_print_one_line_each_and_log_the_rest(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={"PYTHONPATH": str(DEMO)}, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert run.returncode == 3
     lines = run.stdout.splitlines()

@@ -233,7 +233,7 @@ def test_readme_commands_are_real(command, tmp_path, monkeypatch):
         return
     arguments = importlib.import_module(f"hf_interdistill.{COMMANDS[words[1]][0]}").ARGUMENTS
     given = [str(ROOT / word) if word.startswith("recipes/") else word for word in words[2:]]
-    if words[1] in ("teacher", "reward"):
+    if words[1] in ("teacher", "reward", "compare"):
         given += [*ON_CPU, "--output_dir", str(tmp_path)]
         given += [] if "--config" in given else ["--dataset_name", "any"]
     settings = parse(arguments, given)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from measures import decode_outcomes
 
+from hf_interdistill.comparison.statistics import crossed_bootstrap
+
 _DRAWS = 10_000
-_PART = 250  # draws at a time, so that what is multiplied stays in the processor's cache
 REFERENCES = ("bradley_terry", "uniform", "shuffled", "label_smoothing")
 Group = tuple[str, str, str]  # train, student, condition
 
@@ -122,27 +122,15 @@ def paired_difference(
     common = _common(mine, theirs)
     if not common:
         return None
-    values, drawn = [], np.zeros(draws)
-    for number, (own, other) in enumerate(zip(mine, theirs, strict=True)):
-        differences = np.stack([own[seed] - other[seed] for seed in common])  # (seeds, pairs)
-        of_seeds, of_pairs = _weights(len(common), 0, draws), _weights(differences.shape[1], 1 + number, draws)
-        for start in range(0, draws, _PART):
-            part = slice(start, start + _PART)
-            drawn[part] += ((of_seeds[part] @ differences) * of_pairs[part]).sum(1) / len(mine)
-        values.append(differences.mean())
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "seeds": len(common)}
+    tests = zip(mine, theirs, strict=True)
+    tables = [np.stack([own[seed] - other[seed] for seed in common]) for own, other in tests]  # (seeds, pairs) each
+    value, low, high = crossed_bootstrap(tables, draws)
+    return {"value": value, "low": low, "high": high, "seeds": len(common)}
 
 
 def _common(mine: Sequence[dict[int, Any]], theirs: Sequence[dict[int, Any]]) -> list[int]:
     """The seeds that all tests of both arms have."""
     return sorted(set.intersection(*(set(test) for test in (*mine, *theirs))))
-
-
-@lru_cache(maxsize=16)
-def _weights(count: int, stream: int, draws: int) -> np.ndarray:
-    """How often each of `count` things is drawn, as parts of the whole: `(draws, count)`."""
-    return np.random.default_rng(stream).multinomial(count, np.full(count, 1 / count), draws) / count
 
 
 def loss_difference(mine: Sequence[dict[int, float]], theirs: Sequence[dict[int, float]]) -> dict[str, Any] | None:

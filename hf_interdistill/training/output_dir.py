@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..training.checkpoints import is_resume_requested, output_folder, require_no_older_run
+from .checkpoints import is_resume_requested, output_folder, require_no_older_run
 
 
 @dataclass

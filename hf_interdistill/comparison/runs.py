@@ -1,0 +1,237 @@
+"""Trainings, each a command of its own in a process and a folder of its own; what is finished is not trained again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..utils.atomic_io import require_writable, write_atomically
+from ..utils.changed_fields import describe_change
+from ..utils.errors import RunError
+
+_RECORD, _RECIPE, _LOG = "run.json", "recipe.yaml", "train.log"
+_SAMPLE = 1 << 20  # bytes of each end of a file of weights that count for its digest
+_SMALL_FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training that a comparison needs.
+
+    Args:
+        command: `reward` or `teacher`. folder: of the finished model.
+        settings: keys of the command, without `output_dir`. digests: of what settings only name (data, models).
+        launcher: words between Python and the command's module, such as those of `accelerate launch`.
+    """
+
+    command: str
+    folder: Path
+    settings: dict[str, Any]
+    digests: dict[str, str]
+    launcher: tuple[str, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        return bool((self._record() or {}).get("finished"))
+
+    def check(self, is_overwriting: bool) -> None:
+        """Compare with an earlier training in the folder; with `is_overwriting` one of other settings is removed.
+
+        Raises:
+            ValueError: there is one that was made with other settings or data, or files that are no training.
+        """
+        record = self._record()
+        if record is None:
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise ValueError(
+                    f"{self.folder} holds files, but not the record of a training ({_RECORD}). Choose another "
+                    "`output`, or remove that folder."
+                )
+            return
+        change = self._change(record)
+        if change is None:
+            return
+        if not is_overwriting:
+            raise ValueError(
+                f"{self.folder} was trained with other settings or data: {change} Choose another `output`, or set "
+                "`overwrite: true`, which trains it again."
+            )
+        shutil.rmtree(self.folder)
+
+    def run(self, lock: int) -> None:
+        """Train, or go on with a training that was interrupted.
+
+        Args:
+            lock: file descriptor of the comparison's lock, which the process keeps as long as it lives.
+
+        Raises:
+            RunError: the training failed; the message has the command's own error.
+        """
+        record = self._record() or self._fresh_record()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / _RECORD, json.dumps({**record, "starts": record["starts"] + 1}, indent=2))
+        recipe = yaml.safe_dump({**self.settings, "output_dir": str(self.folder)}, sort_keys=False, allow_unicode=True)
+        write_atomically(self.folder / _RECIPE, recipe)
+        module = (*self.launcher, "-m", "hf_interdistill.cli", self.command)
+        words = [sys.executable, *module, "--config", str(self.folder / _RECIPE), "--resume_from_checkpoint", "true"]
+        status = start(words, self.folder / _LOG, lock)
+        text = (self.folder / _LOG).read_text(encoding="utf-8", errors="replace")
+        print(text)  # for the log of the comparison
+        if status:
+            raise RunError(self._failure(status, text))
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        record = self._record() or self._fresh_record()
+        write_atomically(self.folder / _RECORD, json.dumps({**record, "finished": True}, indent=2))
+
+    def costs(self) -> dict[str, Any]:
+        """What a finished `reward` training noted of time and memory (see `commands/reward.py`)."""
+        return _read_json(self.folder / "train_results.json") or {}
+
+    def was_interrupted(self) -> bool:
+        return (self._record() or {}).get("starts", 1) > 1
+
+    def explained(self) -> float | None:
+        """The share of the teacher's map that the student has learnt, by the last evaluation, else the last steps."""
+        history = (_read_json(self.folder / "trainer_state.json") or {}).get("log_history", [])
+        for key in ("eval_interaction/explained", "interaction/explained"):
+            found = [row[key] for row in history if row.get(key) is not None]
+            if found:
+                return float(found[-1])
+        return None
+
+    def _fresh_record(self) -> dict[str, Any]:
+        return {"command": self.command, "settings": self.settings, "digests": self.digests, "starts": 0}
+
+    def _record(self) -> dict[str, Any] | None:
+        return _read_json(self.folder / _RECORD)
+
+    def _change(self, record: dict[str, Any]) -> str | None:
+        now = json.loads(json.dumps({"settings": self.settings, "digests": self.digests}))
+        for part in ("settings", "digests"):
+            old, new = record.get(part, {}), now[part]
+            if change := describe_change(old, new, sorted({*old, *new})):
+                return change
+        return None
+
+    def _failure(self, status: int, text: str) -> str:
+        lines = [line for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(rf"interdistill {self.command}: error: ", line)]
+        reason = (errors or lines or ["it printed nothing"])[-1].partition(": error: ")
+        what = f"it was ended by signal {-status}" if status < 0 else (reason[2] or reason[0])
+        return (
+            f"The training in {self.folder} failed: {what} (All that it printed is in {self.folder / _LOG}.) What is "
+            "finished is kept, and the same command goes on from there."
+        )
+
+
+def start(words: Sequence[str], log: Path, lock: int) -> int:
+    """Run a command in a process of its own, which keeps a lock and writes to a file; returns its exit status."""
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock]).returncode
+
+
+@contextmanager
+def locked(folder: str) -> Iterator[int]:
+    """The lock of a comparison's folder; its trainings hold it too, so one that outlives a kill is not joined.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    require_writable("output", folder, "the comparison would be lost")
+    with (Path(folder) / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"`output` is {folder!r}, where another comparison, or a training that it started, is at work. Wait "
+                "for it or end it, or choose another `output`."
+            ) from None
+        yield file.fileno()
+
+
+def launcher(num_processes: int | None, accelerate_config: str | None) -> tuple[str, ...]:
+    """The words that start several processes; none where one is enough."""
+    if accelerate_config is None and num_processes in (None, 1):
+        return ()
+    words = ["-m", "accelerate.commands.launch"]
+    words += [] if accelerate_config is None else ["--config_file", accelerate_config]
+    words += [] if num_processes is None else ["--num_processes", str(num_processes)]
+    return (*words, "--main_process_port", "0")
+
+
+def refuse_launched() -> None:
+    """Raise `ValueError` if this process is one of several that a launcher started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"The comparison was started in {os.environ['WORLD_SIZE']} processes, but it starts those of each "
+            "training itself. Start it once, and set `num_processes` or `accelerate_config`."
+        )
+
+
+def digest_of_model(name: str) -> str:
+    """A digest of a model's files in a folder; a name on the Hub is its own. Large files count by size and ends."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    digest = blake2b(digest_size=8)
+    for path in (folder / file for file in _SMALL_FILES):
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(size - _SAMPLE, 0))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def time_left(seconds: Sequence[float], missing: int) -> str | None:
+    """What stands on the line of a training about those that are still to come, by how long the others took."""
+    if not seconds or not missing:
+        return None
+    left = missing * sum(seconds) / len(seconds)
+    return f"about {left / 60:.0f} min of training left" if left >= 90 else f"about {left:.0f} s of training left"
+
+
+class Clock:
+    """How long the trainings of this call took."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds.append(time.monotonic() - start)
+
+
+def _read_json(path: Path) -> Any:
+    """Content of a JSON file, `None` if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some changed; `None` removes one."""
+    return {key: value for key, value in {**settings, **changes}.items() if value is not None or key not in changes}
