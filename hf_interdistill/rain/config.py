@@ -186,7 +186,7 @@ class RainConfig:
         """Published settings: `harmless` (HH), `adversarial` (GCG attacks) or `truthful` (TruthfulQA); or `fast`.
 
         `fast` is ours, not published. It differs from `harmless` by several leaves per step, fewer iterations and
-        candidates, shorter token sets and rollouts, no encoder, and a short judge prompt in one calibrated order.
+        candidates, shorter rollouts, no encoder, and a short judge prompt in one calibrated order.
 
         Args:
             name: the preset.
@@ -254,12 +254,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "similarity_model": _ENCODER,
     },
     "fast": {
-        "edge_lengths": (1, 2, 4),
         "candidates": 5,
         "min_visits": 3,
         "iterations": 16,
         "extra_iterations": 4,
-        "leaves_per_step": 4,
+        "leaves_per_step": 8,
         "rollout_max_tokens": 8,
         "turn_markers": ("Human:",),
         "judge": "harmlessness_short",

@@ -58,12 +58,11 @@ def test_preset_holds_the_published_constants(name):
 def test_the_fast_preset_differs_from_the_published_one_in_what_costs_time():
     fast, harmless = RainConfig.preset("fast").to_dict(), RainConfig.preset("harmless").to_dict()
     assert {name: value for name, value in fast.items() if value != harmless[name]} == {
-        "edge_lengths": (1, 2, 4),
         "candidates": 5,
         "min_visits": 3,
         "iterations": 16,
         "extra_iterations": 4,
-        "leaves_per_step": 4,
+        "leaves_per_step": 8,
         "rollout_max_tokens": 8,
         "similarity_model": None,
         "judge": "harmlessness_short",

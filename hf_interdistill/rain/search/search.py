@@ -9,6 +9,8 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..config import RainConfig
 from .lookahead import predict_leaves, select_leaves
 from .requests import Commit, Decode, DecodeTask, Embed, Expansion, Judge, KnownCandidates, Request
@@ -39,6 +41,7 @@ class PromptSearch:
         self.iterations = 0
         self.rewinds: dict[Node, int] = {}
         self._pending_texts: dict[Node, list[str]] = {}
+        self._vectors: dict[str, np.ndarray] = {}  # of texts since the last commit; about half of them come again
         self._widenings: dict[Node, int] = {}
 
     def run(self) -> Steps:
@@ -53,6 +56,7 @@ class PromptSearch:
             self.rewinds[root] = max(0, self.iterations - before - 1)
             node = self.tree.commit()
             self.committed.extend(node.tokens)
+            self._vectors.clear()
             yield Commit(node)
             # A criterion that depends on more than the text (time, for example) may hold now and not before.
             if self.rules.finish_reason(self.committed):
@@ -169,10 +173,12 @@ class PromptSearch:
                 if visited or not siblings:
                     ready.update(dict.fromkeys((node, *visited)))
         texts = [(each, text) for each in ready for text in pending.pop(each, ())]
-        if texts:
-            vectors = yield Embed(tuple(text for _, text in texts))
-            for (each, _), vector in zip(texts, vectors, strict=True):
-                update_embedding(each, vector)
+        missing = tuple(dict.fromkeys(text for _, text in texts if text not in self._vectors))
+        if missing:
+            vectors = yield Embed(missing)
+            self._vectors.update(zip(missing, vectors, strict=True))
+        for each, text in texts:
+            update_embedding(each, self._vectors[text])
 
 
 def weight_candidates(greedy: tuple[Candidate, ...], sampled: Sequence[Candidate]) -> list[Candidate]:

@@ -142,6 +142,22 @@ def test_texts_are_embedded_in_one_call_per_backup_once_a_sibling_is_visited():
             assert node.embedded + pending == node.true_visits or node.is_committed
 
 
+def test_a_text_is_embedded_once_between_commits():
+    search, seen = PromptSearch(quick(iterations=30), Rules(limit=6), has_encoder=True), []
+
+    def embed(text):
+        seen[-1].append(text)
+        return np.array([1.0, len(text) % 3])
+
+    commit = search.tree.commit
+    search.tree.commit = lambda: seen.append([]) or commit()
+    seen.append([])
+    drive(search, judge=lambda text: 0.5, embed=embed)
+    assert len(seen) > 3 and all(len(texts) == len(set(texts)) for texts in seen)
+    visits = sum(node.embedded for node in search.tree.origin.subtree())
+    assert 0 < sum(map(len, seen)) < visits  # texts that came again count again in the means
+
+
 def test_without_an_encoder_nothing_is_embedded():
     requests = drive(PromptSearch(quick(), Rules(), has_encoder=False), judge=lambda text: -1.0)
     assert not any(isinstance(each, Embed) for each in requests)
