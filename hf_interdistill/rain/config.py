@@ -256,9 +256,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "candidates": 5,
         "min_visits": 3,
-        "iterations": 16,
+        "iterations": 12,
         "extra_iterations": 4,
-        "leaves_per_step": 8,
+        "leaves_per_step": 6,
         "rollout_max_tokens": 8,
         "turn_markers": ("Human:",),
         "judge": "harmlessness_short",

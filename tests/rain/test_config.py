@@ -60,9 +60,9 @@ def test_the_fast_preset_differs_from_the_published_one_in_what_costs_time():
     assert {name: value for name, value in fast.items() if value != harmless[name]} == {
         "candidates": 5,
         "min_visits": 3,
-        "iterations": 16,
+        "iterations": 12,
         "extra_iterations": 4,
-        "leaves_per_step": 8,
+        "leaves_per_step": 6,
         "rollout_max_tokens": 8,
         "similarity_model": None,
         "judge": "harmlessness_short",

@@ -70,5 +70,5 @@ def test_the_fast_preset_searches(model, tokenizer):
     output = search(model, tokenizer, PROMPTS, config)
     assert all(len(record.tokens) == 8 for record in output.rain)
     for record in output.rain:
-        assert record.stats["iterations"] <= 16 * 8
-        assert record.tree.root["true_visits"] <= 16
+        assert record.stats["iterations"] <= 12 * 8
+        assert record.tree.root["true_visits"] <= 12
