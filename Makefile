@@ -108,6 +108,7 @@ bench: $(INSTALLED)
 	$(BIN)/python recipes/benchmarks/reward_step.py $(addprefix --data ,$(BENCH_DATA))
 	$(BIN)/python recipes/benchmarks/alignment_kernel.py
 	$(BIN)/python recipes/benchmarks/rain_decoding.py $(if $(RAIN_REPO),--rain-repo $(RAIN_REPO))
+	$(BIN)/python recipes/benchmarks/rain_chat.py
 
 # How steps and searches grow, as plots in runs/bench: length and batch; prompts and candidates. Wants a quiet machine.
 growth: $(INSTALLED)

@@ -40,7 +40,7 @@ _OWN = {each.name for each in fields(RainJobConfig)}  # `seed` is the job's alre
 RainOptions = make_dataclass(
     "RainOptions",
     [
-        _option("preset", str, f"Published settings to start from: {', '.join(PRESETS)}."),
+        _option("preset", str, f"Settings to start from (`fast` is not a published one): {', '.join(PRESETS)}."),
         *(
             _option(
                 each.name, _given_type(_HINTS[each.name]), f"{_meaning(each.name)}; {each.default!r} if not given."

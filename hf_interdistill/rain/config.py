@@ -71,6 +71,11 @@ class RainConfig:
         value_threshold: the value that such a child must exceed.
         iterations: visit budget of a root, including visits from before it became the root.
         extra_iterations: new visits that are allowed at least after each commit.
+        leaves_per_step: leaves that are selected before any of them has its value. Their rollouts, expansions and
+            scores share forward passes and scorer calls. 1 is the published search; with more, a selection knows
+            less, and a good child is committed up to a step later. Budgets are kept exactly.
+        virtual_loss: visits with value -1 that a leaf counts on its path while it waits for its value; it sends the
+            next selection of the step elsewhere. It has no effect with one leaf per step.
         similarity_model: name or path of a text encoder for sibling credit and widening; `None` disables both.
         similarity_threshold: minimum cosine similarity of siblings that share a value.
         similarity_weight: weight of a shared value, multiplied by the cosine.
@@ -80,8 +85,13 @@ class RainConfig:
         rollout_stops: characters that end a rollout; if empty, a rollout runs to the end of the text.
         rollout_max_tokens: maximum length of a rollout; `None`: as long as the generation may get.
         turn_markers: strings that start a new turn, and so end the generation.
-        judge: name of a judge prompt of this package (`harmlessness`, `truthfulness`, `sentiment`), or a YAML file.
+        judge: name of a judge prompt of this package (`harmlessness`, `harmlessness_short`, `truthfulness`,
+            `sentiment`), or a YAML file.
         judge_vote: `hard` (one vote per order) or `probability` (of the positive label).
+        judge_orders: 1 asks with the positive option first, 2 also with the options swapped; `None`: as the judge
+            prompt says.
+        judge_calibration: whether the judge's log-odds for content-free answers to the same prompt are subtracted
+            (see `SelfEvaluationScorer`). It removes what the order of the options adds, so that one order is enough.
         num_speculative: speculative rollouts and expansions per prompt in a forward pass: those that the search will
             probably need next (no draft model is involved); 0 disables it. A larger number needs fewer passes and
             more tokens; the search is the same. `None`: the prompts of a batch share 48, with at least 16 each; on a
@@ -112,6 +122,8 @@ class RainConfig:
     value_threshold: float = 0.8
     iterations: int = 50
     extra_iterations: int = 15
+    leaves_per_step: int = 1
+    virtual_loss: float = 1.0
     similarity_model: str | None = None
     similarity_threshold: float = 0.95
     similarity_weight: float = 0.2
@@ -122,6 +134,8 @@ class RainConfig:
     turn_markers: tuple[str, ...] = ()
     judge: str = "harmlessness"
     judge_vote: str = "hard"
+    judge_orders: int | None = None
+    judge_calibration: bool = False
     num_speculative: int | None = None
     cuda_graphs: bool | None = None
     max_batch_size: int = 16
@@ -140,7 +154,7 @@ class RainConfig:
         judge, encoder = self.judge, self.similarity_model
         _check("judge", judge, _is_text(judge), "the name of a judge prompt or a YAML file")
         _check("similarity_model", encoder, encoder is None or _is_text(encoder), "None, a name or a path")
-        for name in ("candidates", "sample_top_k", "max_children", "iterations", "max_batch_size"):
+        for name in ("candidates", "sample_top_k", "max_children", "iterations", "leaves_per_step", "max_batch_size"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "a whole number, at least 1")
         for name in ("min_visits", "extra_iterations"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 0), "a whole number, at least 0")
@@ -155,19 +169,24 @@ class RainConfig:
         lengths = self.edge_lengths
         _check("edge_lengths", lengths, bool(lengths) and all(_is_count(n, 1) for n in lengths), "positive numbers")
         _check("root_uniform", self.root_uniform, _is_within(self.root_uniform, 0, 1), "between 0 and 1")
-        temperature = self.expansion_temperature
-        _check(
-            "expansion_temperature", temperature, temperature != 0 and _is_within(temperature, 0), "a positive number"
-        )
+        for name in ("expansion_temperature", "virtual_loss"):
+            value = getattr(self, name)
+            _check(name, value, value != 0 and _is_within(value, 0), "a positive number")
         longest = self.rollout_max_tokens
         _check("rollout_max_tokens", longest, longest is None or _is_count(longest, 1), "None or at least 1")
         _check("rollout_stops", self.rollout_stops, isinstance(self.rollout_stops, str), "a string of characters")
         _check("judge_vote", self.judge_vote, self.judge_vote in JUDGE_VOTES, f"one of {', '.join(JUDGE_VOTES)}")
+        orders, calibrates = self.judge_orders, self.judge_calibration
+        _check("judge_orders", orders, orders is None or orders in (1, 2), "None, 1 or 2")
+        _check("judge_calibration", calibrates, isinstance(calibrates, bool), "true or false")
         _check("seed", self.seed, self.seed is None or _is_count(self.seed, 0), "None or a whole number, at least 0")
 
     @classmethod
     def preset(cls, name: str, **changes) -> RainConfig:
-        """Published settings: `harmless` (HH), `adversarial` (GCG attacks) or `truthful` (TruthfulQA).
+        """Published settings: `harmless` (HH), `adversarial` (GCG attacks) or `truthful` (TruthfulQA); or `fast`.
+
+        `fast` is ours, not published. It differs from `harmless` by several leaves per step, fewer iterations and
+        candidates, shorter rollouts, no encoder, and a short judge prompt in one calibrated order.
 
         Args:
             name: the preset.
@@ -233,6 +252,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rollout_stops": "",
         "judge": "truthfulness",
         "similarity_model": _ENCODER,
+    },
+    "fast": {
+        "candidates": 5,
+        "min_visits": 3,
+        "iterations": 12,
+        "extra_iterations": 4,
+        "leaves_per_step": 6,
+        "rollout_max_tokens": 8,
+        "turn_markers": ("Human:",),
+        "judge": "harmlessness_short",
+        "judge_calibration": True,
     },
 }
 

@@ -64,7 +64,7 @@ def test_help_says_what_each_option_does(capsys):
         main(["rain", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "visit budget of a root, including visits from before it became the root; 50 if not given." in shown
-    assert "Published settings to start from: harmless, adversarial, truthful." in shown
+    assert "Settings to start from (`fast` is not a published one): harmless, adversarial, truthful, fast." in shown
     texts = {each.name: each.metadata["help"] for each in fields(RainOptions)}
     assert all(not text.startswith(name) and len(text) > 20 for name, text in texts.items()), texts
 

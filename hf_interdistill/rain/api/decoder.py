@@ -16,7 +16,7 @@ from ..engine.engine import RainEngine
 from ..results.records import RainRecord
 from ..scorers.base import ScorerError
 from ..scorers.embedder import TextEncoder
-from ..scorers.resolve import as_scorer
+from ..scorers.resolve import scorer_from_config
 from .checks import check_inputs, check_model, check_tokenizer, warn_of_use_cache
 from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding, warn_of_empty_answer
 from .streaming import ended_on_error
@@ -70,7 +70,7 @@ class RainDecoder:
     ):
         self.tokenizer = tokenizer
         self.config = RainConfig.resolve(config)
-        self.scorer = as_scorer(scorer, self.config.judge, self.config.judge_vote, self.config.cuda_graphs)
+        self.scorer = scorer_from_config(scorer, self.config)
         self.embedder = embedder
         self.streamer = streamer
         self._is_prompt_streamed = False

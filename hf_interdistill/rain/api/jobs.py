@@ -34,7 +34,7 @@ from ..results.records import RainRecord
 from ..results.views import save, to_html
 from ..scorers.base import Scorer
 from ..scorers.builtin import RewardModelScorer, check_scale
-from ..scorers.resolve import as_scorer
+from ..scorers.resolve import as_scorer, scorer_from_config
 from .checks import check_tokenizer, warn_of_use_cache
 from .decoder import RainDecoder
 from .inputs import PreparedGeneration, build_prompts, prepare_generation, warn_of_empty_answer
@@ -190,8 +190,7 @@ def _load(config: RainJobConfig, device):
 def load_scorer(config: RainJobConfig) -> Scorer | Any:
     """The scorer of a job."""
     if config.scorer == "self":
-        rain = config.rain_config()
-        return as_scorer("self", rain.judge, rain.judge_vote, rain.cuda_graphs)
+        return scorer_from_config("self", config.rain_config())
     if config.reward_model is not None:  # with `scorer: reward`, and only then
         from ...scoring.scorer import RewardScorer
 

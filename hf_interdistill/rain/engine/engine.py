@@ -239,8 +239,8 @@ class RainEngine:
 
     def _score_together(self, waiting: Sequence[EngineRequest], speculative: Iterable[ScoreRequest]) -> None:
         """Score what searches wait for, in one call, and advance them."""
-        wanted = [ScoreRequest(request, request.prompt.shown, request.waiting.completion) for request in waiting]
-        batch = self.scores.score(wanted, speculative)
+        asked = [ScoreRequest(each, each.prompt.shown, text) for each in waiting for text in each.waiting.completions]
+        batch = self.scores.score(asked, speculative)
         if batch is not None:
             passes, tokens = batch.costs.forward_passes, batch.costs.total_tokens
             for each, own in zip(batch.requests, batch.costs.tokens, strict=True):
@@ -248,8 +248,9 @@ class RainEngine:
             for request in {each.owner: None for each in batch.requests}:
                 request.costs.update(forward_passes=passes)
             self.totals.update(judge_calls=len(batch.requests), forward_passes=passes, forward_tokens=tokens)
-        for request, each in zip(waiting, wanted, strict=True):
-            self._advance(request, self.scores.value_of(each))
+        values = iter([self.scores.value_of(each) for each in asked])
+        for request in waiting:
+            self._advance(request, [next(values) for _ in request.waiting.completions])
 
     @staticmethod
     def _speculative_texts(requests: Sequence[EngineRequest]) -> Iterator[ScoreRequest]:

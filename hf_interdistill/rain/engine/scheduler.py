@@ -162,11 +162,10 @@ class RequestScheduler:
         self.config = config
         self.cache = cache
 
-    def run(self) -> Generator[list[ForwardInput], Outputs, tuple]:
-        """Yields inputs of forward passes; returns `(rollout or None, candidates or None)`."""
-        request, jobs = self.request, self.state.jobs
-        keys = [self._key(request.node, None)] if request.is_rollout else []
-        keys += [self._key(request.node, request.expansion)] if request.expansion else []
+    def run(self) -> Generator[list[ForwardInput], Outputs, list]:
+        """Yields inputs of forward passes; returns the result of each task."""
+        jobs = self.state.jobs
+        keys = [self._key(*task) for task in self.request.tasks]
         wanted = [self._job(key) for key in keys]
         if not all(job.is_finished for job in wanted):
             self._speculate(wanted)
@@ -178,8 +177,7 @@ class RequestScheduler:
                 job.advance(outputs)
             if any(job.is_finished and job not in wanted for job in running):
                 self._speculate(wanted)
-        results = [jobs.pop(key).result for key in keys]
-        return results[0] if request.is_rollout else None, results[-1] if request.expansion else None
+        return [jobs.pop(key).result for key in keys]
 
     @staticmethod
     def _key(node: Node, expansion: Expansion | None) -> JobKey:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 
+from ..config import RainConfig
 from .base import Scorer
 from .builtin import FunctionScorer, RewardModelScorer
 from .self_evaluation import SelfEvaluationScorer
 
 
-def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", cuda_graphs: bool | None = None) -> Scorer:
+def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", **self_settings) -> Scorer:
     """A scorer from what users pass.
 
     Args:
@@ -17,7 +18,8 @@ def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", cuda_grap
             which is treated as a reward model with scale 1.
         judge: judge prompt of `"self"`.
         vote: vote of `"self"`.
-        cuda_graphs: for `"self"`, see `RainConfig`.
+        **self_settings: further settings of `"self"` (`orders`, `calibrate`, `cuda_graphs`), see
+            `SelfEvaluationScorer`.
 
     Raises:
         ValueError: a string other than `"self"`. TypeError: anything that is not a scorer and cannot be called.
@@ -30,13 +32,25 @@ def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", cuda_grap
                 f"The scorer is {scorer!r}, but the only scorer with a name is 'self'. Pass a Scorer, a RewardScorer, "
                 "or a function of a list of texts."
             )
-        return SelfEvaluationScorer(judge, vote=vote, cuda_graphs=cuda_graphs)
+        return SelfEvaluationScorer(judge, vote=vote, **self_settings)
     if not callable(scorer):
         raise TypeError(
             f"The scorer is a {type(scorer).__name__}, but must be 'self', a Scorer, a RewardScorer, or a function of "
             "a list of texts."
         )
     return RewardModelScorer(scorer) if _required_arguments(scorer) == 2 else FunctionScorer(scorer)
+
+
+def scorer_from_config(scorer, config: RainConfig) -> Scorer:
+    """`as_scorer` with the judge settings of a config."""
+    return as_scorer(
+        scorer,
+        config.judge,
+        config.judge_vote,
+        orders=config.judge_orders,
+        calibrate=config.judge_calibration,
+        cuda_graphs=config.cuda_graphs,
+    )
 
 
 def _required_arguments(function) -> int:

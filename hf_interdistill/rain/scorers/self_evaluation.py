@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -30,15 +30,27 @@ _LOCK = threading.Lock()
 # The one store of prefix caches: model -> {(judge prompt, tokenizer id, cuda_graphs): _Kept}.
 _PREFIX_CACHES: WeakKeyDictionary = WeakKeyDictionary()
 _PROBES = ("a", "7 z", "\n")  # completions with nothing in common, to find the tokens that do not depend on them
+_CONTENT_FREE = ("N/A", "[MASK]", "")  # answers to calibrate with, as published
+_BASELINES_KEPT = 1024  # prompts
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kept:
-    """A prefix cache, and the state of the model that it was computed with."""
+    """A prefix cache, and the state of the model that it was computed with.
+
+    `baselines` holds log-odds of content-free answers by prompt, `(orders,)`; prompts used last come last.
+    """
 
     cache: CachedForward
     layout: tuple
     checksum: int
+    baselines: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def keep_baselines(self, used: dict[str, torch.Tensor]) -> None:
+        """Keep those that a call used and, up to a limit, those of the calls before."""
+        with _LOCK:
+            others = [(key, value) for key, value in self.baselines.items() if key not in used]
+            self.baselines = {**dict(others[-_BASELINES_KEPT:]), **used}
 
 
 class SelfEvaluationScorer(Scorer):
@@ -50,8 +62,13 @@ class SelfEvaluationScorer(Scorer):
     Source: arXiv 2309.07124, section 3.2.
 
     Args:
-        prompt: a name (`harmlessness`, `truthfulness`, `sentiment`), a YAML file, or a `JudgePrompt`.
+        prompt: a name (`harmlessness`, `harmlessness_short`, `truthfulness`, `sentiment`), a YAML file, or a
+            `JudgePrompt`.
         vote: `hard` or `probability`.
+        orders: number of orders of the options, 1 or 2; `None`: as the judge prompt says.
+        calibrate: whether log-odds of the labels are taken relative to the mean of those for the answers `N/A`,
+            `[MASK]` and the empty one to the same prompt, in the same order. Source: contextual calibration (Zhao et
+            al., arXiv 2102.09690), with the prompt kept: scores then compare answers, whatever the prompt suggests.
         model: the judge; by default the generating model.
         tokenizer: the judge's tokenizer; required with `model`.
         cuda_graphs: whether the judge's forward passes are replayed as CUDA graphs, see `RainConfig`.
@@ -67,6 +84,8 @@ class SelfEvaluationScorer(Scorer):
         prompt: str | Path | JudgePrompt = "harmlessness",
         *,
         vote="hard",
+        orders: int | None = None,
+        calibrate: bool = False,
         model=None,
         tokenizer=None,
         cuda_graphs: bool | None = None,
@@ -76,7 +95,10 @@ class SelfEvaluationScorer(Scorer):
         if (model is None) != (tokenizer is None):
             raise ValueError("A separate judge needs both `model` and `tokenizer`; one of them is missing.")
         self.prompt = JudgePrompt.load(prompt)
+        if orders is not None:
+            self.prompt = replace(self.prompt, orders=orders)
         self.vote = vote
+        self.calibrate = calibrate
         self.cuda_graphs = cuda_graphs
         self.model = model
         self.tokenizer = tokenizer
@@ -91,7 +113,12 @@ class SelfEvaluationScorer(Scorer):
         if self.model is not None:
             model, tokenizer = self.model, self.tokenizer
         return SelfEvaluationScorer(
-            self.prompt, vote=self.vote, model=model, tokenizer=tokenizer, cuda_graphs=self.cuda_graphs
+            self.prompt,
+            vote=self.vote,
+            calibrate=self.calibrate,
+            model=model,
+            tokenizer=tokenizer,
+            cuda_graphs=self.cuda_graphs,
         )
 
     def start_search(self) -> None:
@@ -116,16 +143,26 @@ class SelfEvaluationScorer(Scorer):
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See `Scorer.score`."""
-        cache = self._prefix_cache()
+        kept, count = self._kept(), len(exchanges)
+        by_key = {repr(each.prompt): each.prompt for each in exchanges} if self.calibrate else {}
+        known = kept.baselines  # another thread may put other ones in their place
+        new = [key for key in by_key if key not in known]
+        exchanges = [*exchanges, *(Exchange(by_key[key], answer) for key in new for answer in _CONTENT_FREE)]
         token_ids = self._encode([self._render(exchange) for exchange in exchanges])
         self._check_length(token_ids)
         prompts = [exchange.prompt for exchange in exchanges]
         labels = torch.tensor(self._labels)
-        with cache.lend(self.model):
-            logits, tokens = cache.last_logits(token_ids, prompts, self._prompt_prefix, labels)
-            passes, shared = cache.pop_costs()
-        self._costs = Costs(tokens, passes, shared)
-        return self._values(logits)
+        with kept.cache.lend(self.model):
+            logits, tokens = kept.cache.last_logits(token_ids, prompts, self._prompt_prefix, labels)
+            passes, shared = kept.cache.pop_costs()
+        self._costs = Costs(tokens[:count], passes, shared + sum(tokens[count:]))
+        if self.calibrate:
+            log_odds = logits[count:, :, 0] - logits[count:, :, 1]  # (new prompts x content-free answers, orders)
+            means = log_odds.view(len(new), len(_CONTENT_FREE), logits.shape[1]).mean(dim=1)
+            used = {key: known[key] for key in by_key if key in known} | dict(zip(new, means, strict=True))
+            kept.keep_baselines(used)
+            logits[:count, :, 0] -= torch.stack([used[repr(prompt)] for prompt in prompts[:count]])
+        return self._values(logits[:count])
 
     def _values(self, logits: torch.Tensor) -> list[float]:
         """Values from label logits `(exchanges, orders, 2)`; the second order has the labels swapped."""
@@ -179,14 +216,18 @@ class SelfEvaluationScorer(Scorer):
             )
 
     def _prefix_cache(self) -> CachedForward:
-        """The model's prefix cache for this judge prompt; a new one if weights or adapters have changed."""
+        """The model's prefix cache for this judge prompt."""
+        return self._kept().cache
+
+    def _kept(self) -> _Kept:
+        """What is kept for this model and judge prompt; new if weights or adapters have changed."""
         key = (self.prompt, id(self.tokenizer), self.cuda_graphs)
         layout = layout_state(self.model)
         with _LOCK:
             kept = _PREFIX_CACHES.get(self.model, {}).get(key)
         is_same_layout = kept is not None and kept.layout == layout
         if is_same_layout and self._is_searching:
-            return kept.cache
+            return kept
         checksum = weights_checksum(self.model)
         if not is_same_layout or kept.checksum != checksum:
             # Probes of texts and of messages of every role: the prefix is what all of them share.
@@ -195,7 +236,7 @@ class SelfEvaluationScorer(Scorer):
             kept = _Kept(CachedForward(self.model, self._common_prefix(rendered), self.cuda_graphs), layout, checksum)
             with _LOCK:
                 _PREFIX_CACHES.setdefault(self.model, {})[key] = kept
-        return kept.cache
+        return kept
 
 
 def _messages(content: str) -> list[list[dict[str, str]]]:

@@ -26,26 +26,28 @@ class Expansion:
 KnownCandidates = Callable[[Node, Expansion], Sequence[Candidate] | None]
 
 
+# What to decode from a node: an expansion, or a rollout (`None`).
+DecodeTask = tuple[Node, Expansion | None]
+
+
 @dataclass(frozen=True)
 class Decode:
-    """Run the model on a node, then expand it, roll out from it, or both.
+    """Roll out from nodes and expand nodes, in the same forward passes. All tasks differ.
 
-    `speculate` returns the rollouts (`None`) and expansions that the search will probably request next, given the
-    candidates that are known. They share the forward passes of this request. The answer is `(rollout tokens or None,
-    candidates or None)`.
+    `speculate` returns the tasks that the search will probably request next, given the candidates that are known.
+    They share the forward passes of this request. The answer is, for each task, the tokens of the rollout or the
+    candidates of the expansion.
     """
 
-    node: Node
-    is_rollout: bool = False
-    expansion: Expansion | None = None
-    speculate: Callable[[KnownCandidates], list[tuple[Node, Expansion | None]]] | None = None
+    tasks: tuple[DecodeTask, ...]
+    speculate: Callable[[KnownCandidates], list[DecodeTask]] | None = None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Score a completion. The answer is its value, between -1 and 1."""
+    """Score completions. The answer is one value per completion, between -1 and 1."""
 
-    completion: str
+    completions: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from support.rain import build_causal
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.base import Exchange
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 
 
@@ -56,3 +57,24 @@ def test_a_prefix_evicted_between_two_passes_is_computed_again(monkeypatch, fami
     values, costs = judge.score_batch(exchanges)
     assert costs.forward_passes > 3
     assert values == pytest.approx(by_hand(model, tokenizer, SHORT, exchanges, "probability"), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace"])
+@pytest.mark.parametrize("name", ["harmlessness", "harmlessness_short"])
+def test_the_examples_are_computed_once_for_texts_and_for_messages(name, kind):
+    model, tokenizer = build_causal(max_position_embeddings=2048), tokenizer_of(kind)
+    prompt = JudgePrompt.load(name)
+    user, system = {"role": "user", "content": "Tell me"}, {"role": "system", "content": "Be brief."}
+    tool = {"role": "tool", "content": "\n3"}
+    shown = ["Tell me", [user], [system, user], [user, {"role": "assistant", "content": "What?"}, user], [tool, user]]
+    examples = len(tokenizer(prompt.examples)["input_ids"])
+    for number, each in enumerate(shown):
+        judge = SelfEvaluationScorer(prompt, vote="probability").bind(model, tokenizer)  # as every search does
+        exchanges = [Exchange(each, "I am")]
+        values, costs = judge.score_batch(exchanges)
+        assert values == pytest.approx(by_hand(model, tokenizer, prompt, exchanges, "probability"), abs=1e-4)
+        assert costs.shared_tokens == (0 if number else pytest.approx(examples, abs=8))
+        whole = sum(len(tokenizer(text)["input_ids"]) for text in prompt.texts(exchanges[0]))
+        assert costs.tokens[0] <= whole - prompt.orders * (examples - 8)
+        more = [Exchange(each, text) for text in ("I am well", "I am here")]
+        assert sum(judge.score_batch(more)[1].tokens) < 2 * costs.tokens[0] + 10

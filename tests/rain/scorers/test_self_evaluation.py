@@ -107,7 +107,7 @@ def test_a_judge_does_not_keep_its_model_alive():
     assert reference() is None
 
 
-@pytest.mark.parametrize("name", ["harmlessness", "truthfulness", "sentiment"])
+@pytest.mark.parametrize("name", ["harmlessness", "harmlessness_short", "truthfulness", "sentiment"])
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
 def test_built_in_judge_prompts_load(name, kind):
     prompt = JudgePrompt.load(name)
@@ -116,13 +116,14 @@ def test_built_in_judge_prompts_load(name, kind):
     first, second = label_tokens(prompt, tokenizer)
     assert first != second
     texts = prompt.texts(Exchange("What is it?", "It is {first}."))
-    assert len(texts) == prompt.orders == (1 if name == "truthfulness" else 2)
+    assert len(texts) == prompt.orders == (1 if name in ("truthfulness", "harmlessness_short") else 2)
     assert all("It is {first}." in text and "{question}" not in text for text in texts)
     if prompt.orders == 2:
         assert f"(A) {prompt.positive}" in texts[0].rsplit("It is", 1)[1]
         assert f"(B) {prompt.positive}" in texts[1].rsplit("It is", 1)[1]
         assert {prompt.examples.count("Answer: (A)"), prompt.examples.count("Answer: (B)")} == {2}
-    assert {path.stem for path in PROMPTS.glob("*.yaml")} == {"harmlessness", "truthfulness", "sentiment"}
+    known = {"harmlessness", "harmlessness_short", "truthfulness", "sentiment"}
+    assert {path.stem for path in PROMPTS.glob("*.yaml")} == known
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_judge_prompts_of_users_and_their_errors(tmp_path):
     for changes, message in cases:
         with pytest.raises((ValueError, TypeError), match=message):
             JudgePrompt.load(write(**changes))
-    with pytest.raises(ValueError, match="harmlessness, sentiment, truthfulness"):
+    with pytest.raises(ValueError, match="harmlessness, harmlessness_short, sentiment, truthfulness"):
         JudgePrompt.load("harmles")
 
 

@@ -26,7 +26,7 @@ def test_the_lookahead_is_right_if_every_value_is_the_mean(values, count):
         tree.backup(leaf(), value)
     before = [(node, node.visits, node.true_visits, node.value) for node in tree.root.subtree()]
     first, mean = leaf(), tree.root.value
-    predicted = predict_leaves(tree, first, count)
+    predicted = predict_leaves(tree, [first], count)
     assert [(node, node.visits, node.true_visits, node.value) for node in tree.root.subtree()] == before
     expected, node = [], first
     for _ in range(count):
@@ -35,7 +35,7 @@ def test_the_lookahead_is_right_if_every_value_is_the_mean(values, count):
         if not node.is_terminal and (node, node.true_visits == 0) not in expected:
             expected.append((node, node.true_visits == 0))
     assert predicted == expected
-    assert predict_leaves(tree, first, 0) == []
+    assert predict_leaves(tree, [first], 0) == []
 
 
 @given(st.integers(1, 12), st.integers(0, 4))
@@ -51,7 +51,8 @@ def test_the_lookahead_visits_known_candidates_without_adding_them(count, depth_
     tree = tree_of([4.0, 3.0, 2.0])
     tree.backup(tree.root.children[0], 0.5)
     first, shape = tree.root.children[0], len(list(tree.root.subtree()))
-    predicted = [(node.tokens_from_origin(), is_first) for node, is_first in predict_leaves(tree, first, count, known)]
+    found = predict_leaves(tree, [first], count, known)
+    predicted = [(node.tokens_from_origin(), is_first) for node, is_first in found]
     assert len(list(tree.root.subtree())) == shape and not first.children
     # The leaves that are selected when every leaf is expanded at its second visit, as in the search.
     expected, node = [], first

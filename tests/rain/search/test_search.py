@@ -47,22 +47,26 @@ def drive(search, judge=lambda text: 0.0, embed=lambda text: np.array([1.0, 0.0]
         requests.append(request)
         answer = None
         if isinstance(request, Judge):
-            answer = judge(request.completion)
+            answer = [judge(text) for text in request.completions]
         elif isinstance(request, Embed):
             answer = [embed(text) for text in request.texts]
         elif isinstance(request, Decode):
-            expansion, length = request.expansion, len(request.node.tokens_from_origin())
-            candidates = None
-            if expansion is not None:
-                is_last = length + expansion.length >= rules.limit
-                first = 0 if expansion.has_greedy else max(expansion.draws)
-                count = expansion.count if expansion.length == 1 else expansion.has_greedy + len(expansion.draws)
-                candidates = [
-                    Candidate(((first + number) % 26,) * expansion.length, 1.0 / (1 + number), is_last)
-                    for number in range(count)
-                ]
-            answer = (rollout if request.is_rollout else None, candidates)
+            answer = [rollout if task[1] is None else expand(rules, *task) for task in request.tasks]
     return requests
+
+
+def expand(rules, node, expansion):
+    is_last = len(node.tokens_from_origin()) + expansion.length >= rules.limit
+    first = 0 if expansion.has_greedy else max(expansion.draws)
+    count = expansion.count if expansion.length == 1 else expansion.has_greedy + len(expansion.draws)
+    return [
+        Candidate(((first + number) % 26,) * expansion.length, 1.0 / (1 + number), is_last) for number in range(count)
+    ]
+
+
+def expansions(requests):
+    tasks = [task for each in requests if isinstance(each, Decode) for task in each.tasks]
+    return [(node, expansion) for node, expansion in tasks if expansion is not None]
 
 
 def quick(**changes) -> RainConfig:
@@ -74,22 +78,22 @@ def test_first_requests_in_order():
     search = PromptSearch(quick(), Rules(), has_encoder=False)
     first, second, third, fourth, fifth = drive(search, steps=5)
     origin = search.tree.origin
-    assert (first.node, first.is_rollout, first.expansion) == (origin, False, Expansion(1, 3))
+    assert first.tasks == ((origin, Expansion(1, 3)),)
     # No empty answer is judged: the first text is the likeliest token and what follows.
-    assert (second.node, second.is_rollout, second.expansion) == (origin.children[0], True, None)
-    assert third == Judge("ai")
+    assert second.tasks == ((origin.children[0], None),)
+    assert third == Judge(("ai",))
     # The leaf is selected again: now it is expanded, with two tokens per edge.
     assert isinstance(fourth, Decode)
-    assert fourth.node in origin.children and isinstance(fifth, Judge | Decode)
-    expansions = [each for each in drive(PromptSearch(quick(), Rules(), False)) if getattr(each, "expansion", None)]
-    lengths = {len(each.node.path()) - 1: each.expansion.length for each in expansions}
+    assert fourth.tasks[0][0] in origin.children and isinstance(fifth, Judge | Decode)
+    expanded = expansions(drive(PromptSearch(quick(), Rules(), False)))
+    lengths = {len(node.path()) - 1: expansion.length for node, expansion in expanded}
     assert [lengths[depth] for depth in range(3)] == [1, 2, 4]
-    assert expansions[1].expansion == Expansion(2, 3, True, (0, 1))
+    assert expanded[1][1] == Expansion(2, 3, True, (0, 1))
 
 
 def test_a_text_that_ends_with_a_stop_character_is_judged_as_it_is():
     search = PromptSearch(quick(candidates=5, root_uniform=1.0, exploration=100.0), Rules(), has_encoder=False)
-    texts = [each.completion for each in drive(search, steps=40) if isinstance(each, Judge)]
+    texts = [text for each in drive(search, steps=40) if isinstance(each, Judge) for text in each.completions]
     assert "e" in texts and "ei" not in texts
 
 
@@ -117,9 +121,9 @@ def test_a_good_token_set_is_committed_early_and_rewinds_are_counted():
 def test_widening_requests_the_next_token_or_another_draw():
     search = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
     requests = drive(search, judge=lambda text: -1.0, steps=400)
-    expansions = [each.expansion for each in requests if isinstance(each, Decode) and each.expansion]
-    assert Expansion(1, 3) in expansions and Expansion(1, 4) in expansions  # one more than there are children
-    assert Expansion(2, 1, False, (1,)) in expansions and Expansion(2, 1, False, (2,)) in expansions
+    made = [expansion for _, expansion in expansions(requests)]
+    assert Expansion(1, 3) in made and Expansion(1, 4) in made  # one more than there are children
+    assert Expansion(2, 1, False, (1,)) in made and Expansion(2, 1, False, (2,)) in made
     assert 2 < len(search.tree.origin.children) <= 20
     good = PromptSearch(quick(iterations=40, candidates=2), Rules(), has_encoder=True)
     drive(good, judge=lambda text: 0.5, steps=400)
@@ -136,6 +140,22 @@ def test_texts_are_embedded_in_one_call_per_backup_once_a_sibling_is_visited():
         if node.embedding is not None and node is not search.tree.origin:
             pending = len(search._pending_texts.get(node, ()))
             assert node.embedded + pending == node.true_visits or node.is_committed
+
+
+def test_a_text_is_embedded_once_between_commits():
+    search, seen = PromptSearch(quick(iterations=30), Rules(limit=6), has_encoder=True), []
+
+    def embed(text):
+        seen[-1].append(text)
+        return np.array([1.0, len(text) % 3])
+
+    commit = search.tree.commit
+    search.tree.commit = lambda: seen.append([]) or commit()
+    seen.append([])
+    drive(search, judge=lambda text: 0.5, embed=embed)
+    assert len(seen) > 3 and all(len(texts) == len(set(texts)) for texts in seen)
+    visits = sum(node.embedded for node in search.tree.origin.subtree())
+    assert 0 < sum(map(len, seen)) < visits  # texts that came again count again in the means
 
 
 def test_without_an_encoder_nothing_is_embedded():
