@@ -22,6 +22,7 @@ _MODULES = {
     "RAINLogitsProcessor": "rain.api.logits_processor",
     "RainConfig": "rain.config",
     "RainDecoder": "rain.api.decoder",
+    "RemoteRewardScorer": "scoring.remote",
     "RewardScorer": "scoring.scorer",
     "diagnose": "diagnostics.diagnosis",
     "metric_path": "metrics",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .reward_benchmarks.running import run_benchmark as run_benchmark
     from .scoring.ppo import ppo_reward_model as ppo_reward_model
     from .scoring.ppo import ppo_value_model as ppo_value_model
+    from .scoring.remote import RemoteRewardScorer as RemoteRewardScorer
     from .scoring.scorer import RewardScorer as RewardScorer
     from .selection.job import BestOfNConfig as BestOfNConfig
     from .selection.job import run_best_of_n as run_best_of_n

@@ -22,6 +22,7 @@ COMMANDS = {
     "diagnose": ("commands.diagnose", "report on attention hacking and other faults of reward models"),
     "best-of-n": ("commands.best_of_n", "sample candidates, score them, keep the best; curve of over-optimization"),
     "score": ("commands.score", "score completions or preferences with a reward model"),
+    "serve": ("commands.serve", "serve the rewards of a model over HTTP"),
 }
 
 

@@ -28,9 +28,10 @@ FLOORS = {
     "selection": {"utils", "scoring", "rain"},
     "reward_benchmarks": {"utils", "scoring"},
     "diagnostics": {"utils", "scoring", "interaction"},
+    "serving": {"utils", "scoring"},
     "commands": {
         *("utils", "embedded", "scoring", "metrics", "training", "hub", "interaction", "rain", "selection"),
-        *("reward_benchmarks", "diagnostics"),
+        *("reward_benchmarks", "diagnostics", "serving"),
     },
     "cli": {"utils", "commands"},
 }
