@@ -18,6 +18,7 @@ COMMANDS = {
     "reward": ("commands.reward", "train a reward model, plain or interaction-distilled"),
     "push": ("commands.push", "upload a reward model to the Hub"),
     "rain": ("commands.rain", "generate with RAIN for a file of prompts, resumable"),
+    "rain push": ("commands.rain_push", "put RAIN on the Hub as a decoding strategy that needs no package"),
     "eval": ("commands.eval", "compare reward models on published benchmarks"),
     "diagnose": ("commands.diagnose", "report on attention hacking and other faults of reward models"),
     "best-of-n": ("commands.best_of_n", "sample candidates, score them, keep the best; curve of over-optimization"),
@@ -38,16 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
-    command = parser.parse_args(arguments[:1]).command
+    command, rest = split_command(arguments)
+    parser.parse_args([command] if arguments else [])
     try:
         with known_noise_silenced():
             module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
-            settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
+            settings = parse(module.ARGUMENTS, rest, prog=f"interdistill {command}")
             module.run(*settings)
     except (ValueError, TypeError, OSError, FloatingPointError, RunError, ImportError) as error:
         print(f"interdistill {command}: error: {error}{recovery_hint(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command of one or two words that arguments begin with (unknown ones as they are), and the others."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:words]), list(arguments[words:])
 
 
 def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str | None = None) -> tuple:

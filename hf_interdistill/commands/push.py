@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
-from rich.table import Table
 
-from ..hub.files import HubFile, stage_model
+from ..hub.files import stage_model
 from ..hub.merging import merged_model
 from ..hub.push import push_files
-from .tables import console
+from .file_table import print_files
 
 
 @dataclass
@@ -60,7 +59,7 @@ def run(args: PushArguments) -> list[str]:
         )
     with merged_model(args.model, args.dtype) if args.merge else nullcontext(Path(args.model)) as folder:
         files = stage_model(folder, args.repo_id, base_model=args.base_model)
-        _print_files(args.repo_id, files)
+        print_files(f"To {args.repo_id}", files)
         if args.dry_run:
             print("A dry run: nothing was uploaded.")
         else:
@@ -73,14 +72,3 @@ def run(args: PushArguments) -> list[str]:
             )
             print(f"Pushed: {commit.commit_url}")
     return [file.path_in_repo for file in files]
-
-
-def _print_files(repo_id: str, files: list[HubFile]) -> None:
-    table = Table(title=f"To {repo_id}", title_justify="left")
-    table.add_column("file", overflow="fold")
-    table.add_column("bytes", justify="right")
-    for file in files:
-        table.add_row(file.path_in_repo, f"{file.size:,}")
-    table.add_section()
-    table.add_row("all", f"{sum(file.size for file in files):,}")
-    console().print(table)

@@ -70,7 +70,8 @@ def run(args: ServeArguments) -> None:
         from ..serving.running import run as run_server
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"`interdistill serve` needs {error.name}. Install the extra, in a clone of this package: pip install -e '.[serve]'."
+            f"`interdistill serve` needs {error.name}. Install the extra, in a clone of this package: "
+            "pip install -e '.[serve]'."
         ) from None
     for name in ("batch_size", "max_batch_tokens", "max_queue"):
         require_positive(name, getattr(args, name))
