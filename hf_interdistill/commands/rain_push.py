@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -42,7 +43,7 @@ class RainPushArguments:
         default=None, metadata={"help": "Causal language model to lay beside the strategy: folder or Hub name."}
     )
     preset: str | None = field(default=None, metadata={"help": "Published settings to start from."})
-    rain: dict | str | None = field(default=None, metadata={"help": "Settings of RainConfig, as JSON."})
+    rain: dict[str, Any] | str | None = field(default=None, metadata={"help": "Settings of RainConfig, as JSON."})
     private: bool = field(default=False, metadata={"help": "Make the repository private."})
     revision: str | None = field(default=None, metadata={"help": "Branch to commit to, made if it is not there."})
     commit_message: str = field(default="Upload RAIN decoding", metadata={"help": "First line of the commit."})
@@ -58,8 +59,8 @@ def run(args: RainPushArguments) -> list[str]:
         raise ValueError("Neither `repo_id` nor `output` is set. Name a repository, `user/name`, or a folder.")
     if args.repo_id is not None:
         validate_repo_id(args.repo_id)
-    given = {} if args.rain is None else as_mapping("rain", args.rain)
-    config = RainConfig.resolve({**({} if args.preset is None else RainConfig.preset(args.preset).to_dict()), **given})
+    preset = {} if args.preset is None else {"preset": args.preset}
+    config = RainConfig.from_dict({**preset, **as_mapping("rain", args.rain)})
     if args.model is not None:
         require_model("model", args.model)
     name = args.repo_id or Path(str(args.output)).name

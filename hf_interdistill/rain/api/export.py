@@ -20,7 +20,8 @@ _ENTRY = "rain.api.generate"
 _REQUIREMENTS = ("jinja2>=3.1.6", "numpy>=1.26", "pyyaml>=6", "torch>=2.6", "transformers>=5.1")
 _SECTION = re.compile(r"<!-- rain -->.*?<!-- /rain -->", re.DOTALL)
 
-_SOURCE = '''"""RAIN decoding (arXiv 2309.07124) as `custom_generate`; hf_interdistill (Apache-2.0) wrote it, and is not needed.
+_SOURCE = '''\
+"""RAIN decoding (arXiv 2309.07124) as `custom_generate`. hf_interdistill (Apache-2.0) wrote it, and is not needed.
 
     model.generate(**inputs, custom_generate="{name}", trust_remote_code=True, tokenizer=tokenizer, max_new_tokens=64)
 
