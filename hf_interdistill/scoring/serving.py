@@ -13,6 +13,7 @@ from typing import Any
 
 from .control_tokens import SANITIZE
 from .formatting import is_messages, normal_text, template_kwargs
+from .raw_reward import answer_with_raw_reward
 from .reloading import require_same_when_reloaded
 from .scorer import RewardScorer
 
@@ -39,8 +40,7 @@ def export_reward_model(scorer: RewardScorer, folder: str) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     config = model.config
-    config.problem_type = "regression"
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    answer_with_raw_reward(config)
     config.get_text_config().pad_token_id = scorer.tokenizer.pad_token_id
     if scorer.tokenizer.pad_token_id == scorer.tokenizer.eos_token_id:
         logger.warning(
