@@ -18,7 +18,7 @@ from ..utils.sources import load_tokenizer
 from .checks import as_list, check_same_length
 from .formatting import RewardFormatter, Text, normal_text
 from .normal_form import normal_value
-from .serving import read_answer, request_body, serving_text
+from .serving import TextReader, read_answer, request_body, serving_text
 
 APIS = ("interdistill", "classify")
 _COLUMNS = ("tools", "chat_template_kwargs")
@@ -80,8 +80,7 @@ class RemoteRewardScorer:
             raise ValueError(f"`retries` is {retries}, but must be 0 or more.")
         self.url, self.api, self.model = url.rstrip("/"), api, model
         self.batch_size, self.max_in_flight, self.timeout = batch_size, max_in_flight, timeout
-        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-        self.formatter = None if tokenizer is None else RewardFormatter(self.tokenizer)
+        self._reader = None if tokenizer is None else _reader(tokenizer)
         # TRL reads the name of a reward function to label its logs.
         self.__name__ = (model or urlsplit(url).netloc).rstrip("/").rpartition("/")[2]
         self._session = requests.Session()
@@ -126,8 +125,8 @@ class RemoteRewardScorer:
             return [reward for rewards in pool.map(lambda chunk: self._ask(*chunk), chunks) for reward in rewards]
 
     def _ask(self, start: int, rows: Sequence[dict[str, Any]]) -> list[float]:
-        if self.api == "classify":
-            texts = [serving_text(self, row, "completion") for row in rows]
+        if self._reader is not None:
+            texts = [serving_text(self._reader, row, "completion") for row in rows]
             answer = self._post("classify", request_body(texts, "classify", "tokens", self.model), start)
             rewards = read_answer(answer, "classify", len(rows))
         else:
@@ -170,6 +169,11 @@ class RemoteRewardScorer:
         if not isinstance(answer, dict):
             raise ValueError(f"{url} answered {answer!s:.200}, which is no JSON object. Is it a server of rewards?")
         return answer
+
+
+def _reader(tokenizer: Any) -> TextReader:
+    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    return TextReader(tokenizer, RewardFormatter(tokenizer))
 
 
 def _raise(response: requests.Response, url: str, start: int) -> None:

@@ -114,7 +114,7 @@ class RewardApp:
     async def _answer(self, request: Request, read: Callable[[Any], Job]) -> Response:
         try:
             self._authorize(request)
-            job = read(await self._body(request))
+            job = read(await asyncio.wait_for(self._body(request), self.limits.timeout))
             return JSONResponse(job.answer(await self._scored(request, job)))
         except HTTPException as error:
             return await _http_error(request, error)
