@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -15,7 +16,7 @@ class QueueMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        prefix = {"namespace": "interdistill", "registry": self.registry}
+        prefix: dict[str, Any] = {"namespace": "interdistill", "registry": self.registry}
         self.requests = Counter("requests", "Requests answered.", ["endpoint", "status"], **prefix)
         self.seconds = Histogram("request_seconds", "Time of a request.", ["endpoint"], buckets=_SECONDS, **prefix)
         self.waiting_rows = Gauge("waiting_rows", "Rows that are not scored yet.", **prefix)

@@ -16,7 +16,7 @@ def no_model(monkeypatch, tmp_path):
     """A folder that looks like a model; loading it is a failure."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rm").mkdir()
-    (tmp_path / "rm" / "config.json").write_text("{}")
+    (tmp_path / "rm" / "config.json").write_text('{"model_type": "llama"}')
     monkeypatch.delenv("INTERDISTILL_TOKEN", raising=False)
     monkeypatch.setattr(RewardScorer, "from_pretrained", lambda *args, **kwargs: pytest.fail("it was loaded"))
 

@@ -44,8 +44,9 @@ def assert_served_raw(folder):
 
 
 def test_a_trained_model_is_served_raw(tmp_path, dataset):
+    args = config(tmp_path, max_steps=1, alignment_weight=0)
     trainer = InteractionDistillationTrainer(
-        build_student(), config(tmp_path, max_steps=1), train_dataset=dataset, processing_class=tokenizer_of("bytes")
+        build_student(), args, train_dataset=dataset, processing_class=tokenizer_of("bytes")
     )
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))

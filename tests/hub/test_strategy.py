@@ -49,7 +49,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lm")
-    build_causal("llama").save_pretrained(folder)
+    build_causal("llama", max_position_embeddings=2048).save_pretrained(folder)
     tokenizer_of("bytes").save_pretrained(folder)
     return folder
 
@@ -68,7 +68,7 @@ def test_it_writes_the_same_tokens_without_the_package(hub: LoopbackHub, languag
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout.splitlines()[-1])
-    model, tokenizer = build_causal("llama"), tokenizer_of("bytes")
+    model, tokenizer = build_causal("llama", max_position_embeddings=2048), tokenizer_of("bytes")
     inputs = encode(tokenizer, PROMPTS)
     options = {"tokenizer": tokenizer, "max_new_tokens": 6, "return_dict_in_generate": True}
     expected = model.generate(**inputs, strategy="rain", rain_config=SETTINGS, **options).sequences.tolist()
@@ -157,7 +157,7 @@ def test_requirements_are_those_of_the_package():
 def test_the_tokens_do_not_depend_on_the_package_being_there(language_model, tmp_path):
     """Where it is imported too, the exported folder still runs its own code."""
     assert push("--output", str(tmp_path / "out"), model=language_model) == 0
-    model, tokenizer = build_causal("llama"), tokenizer_of("bytes")
+    model, tokenizer = build_causal("llama", max_position_embeddings=2048), tokenizer_of("bytes")
     inputs = encode(tokenizer, PROMPTS[:1])
     found = model.generate(
         **inputs,
