@@ -149,7 +149,7 @@ def _card(card: ModelCard | None, name: str, section: str, args: RainPushArgumen
         )
         card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name.split('/')[-1]}\n")
     else:
-        card.data.tags = list(dict.fromkeys([*(card.data.tags or []), TAG, "rain"]))
+        card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), TAG, "rain"]))
     card.text = with_strategy_section(card.text, section)
     refuse_private_values(f"the metadata of {CARD}", card.data.to_dict())
     refuse_private_text(CARD, card.text)

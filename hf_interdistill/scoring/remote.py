@@ -125,6 +125,7 @@ class RemoteRewardScorer:
             return [reward for rewards in pool.map(lambda chunk: self._ask(*chunk), chunks) for reward in rewards]
 
     def _ask(self, start: int, rows: Sequence[dict[str, Any]]) -> list[float]:
+        rewards: Any
         if self._reader is not None:
             texts = [serving_text(self._reader, row, "completion") for row in rows]
             answer = self._post("classify", request_body(texts, "classify", "tokens", self.model), start)

@@ -140,5 +140,5 @@ def require_positive(name: str, value: Any, *, is_optional: bool = False) -> Non
 
 def require_above_zero(name: str, value: Any) -> None:
     """Raise `ValueError` for a setting (a time, a size) that is no finite number above 0."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < math.inf:
         raise ValueError(f"`{name}` is {value!r}, but must be a finite number above 0.")
