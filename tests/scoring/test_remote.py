@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 from support.models import build_student
 from support.serving import ServerProcess, served
 from support.tokenizers import tokenizer_of
@@ -204,9 +206,22 @@ def test_a_real_server_scores_wants_its_token_and_stops_when_told(model_folder, 
             RemoteRewardScorer(server.url)([None], ["a"])
         with pytest.raises(ValueError, match="more than max_length=60"):
             remote([None], ["word " * 100])
+        many, found = [f"Text {n}." for n in range(1500)], []
+        patient = RemoteRewardScorer(server.url, token="secret", batch_size=len(many), retries=0)
+        asking = threading.Thread(target=lambda: found.append(patient([None] * len(many), many)))
+        asking.start()
+        while waiting_rows(server.url) < 1000 and asking.is_alive():
+            pass
         server.process.send_signal(signal.SIGTERM)
+        asking.join(120)
+        assert found[0][-2:] == pytest.approx(twin([None] * 2, many[-2:]), abs=1e-5)
         assert server.process.wait(60) == 0
         assert "Stopped." in server.process.stdout.read()
+
+
+def waiting_rows(url: str) -> float:
+    text = requests.get(f"{url}/metrics", headers={"Authorization": "Bearer secret"}, timeout=30).text
+    return float(re.search(r"^interdistill_waiting_rows (\S+)$", text, re.MULTILINE)[1])
 
 
 def test_it_is_a_reward_function_of_trl(url, tmp_path):
