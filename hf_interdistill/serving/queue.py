@@ -15,6 +15,9 @@ from .metrics import QueueMetrics
 
 logger = logging.getLogger(__name__)
 
+# Padding costs as much as text; a batch of fewer tokens costs little more than one row of it.
+_MOST_PADDING, _SMALL_BATCH = 1.15, 512
+
 
 class QueueFullError(Exception):
     """There is no room for a request now. `retry_after`: seconds after which there probably is."""
@@ -204,23 +207,24 @@ class ScoringQueue:
         order = sorted(range(len(self._rows)), key=lambda i: len(self._rows[i].ids))
         lengths = [len(self._rows[i].ids) for i in order]
         first = last = order.index(0)
-        while last - first + 1 < self.scorer.batch_size:
-            shorter = lengths[first] - lengths[first - 1] if first > 0 else None
-            longer = lengths[last + 1] - lengths[last] if last + 1 < len(order) else None
-            if longer is not None and (last - first + 2) * lengths[last + 1] > self.max_batch_tokens:
-                longer = None
-            if shorter is not None and (last - first + 2) * lengths[last] > self.max_batch_tokens:
-                shorter = None
-            if shorter is None and longer is None:
+        while True:
+            wider = [(first - 1, last)] if first > 0 else []
+            wider += [(first, last + 1)] if last + 1 < len(order) else []
+            wider = [(low, high) for low, high in wider if self._fits(lengths[low : high + 1])]
+            if not wider:
                 break
-            if longer is None or (shorter is not None and shorter <= longer):
-                first -= 1
-            else:
-                last += 1
+            first, last = min(wider, key=lambda ends: lengths[ends[1]] - lengths[ends[0]])
         taken = set(order[first : last + 1])
         batch = [row for i, row in enumerate(self._rows) if i in taken]
         self._rows = [row for i, row in enumerate(self._rows) if i not in taken]
         return batch
+
+    def _fits(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of such lengths, in order, may be one batch."""
+        padded = len(lengths) * lengths[-1]
+        if len(lengths) > self.scorer.batch_size or padded > self.max_batch_tokens:
+            return False
+        return padded <= max(_MOST_PADDING * sum(lengths), _SMALL_BATCH)
 
     def _score(self, batch: Sequence[_Row]) -> None:
         start = time.monotonic()

@@ -14,8 +14,10 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import requests
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -48,17 +50,18 @@ def main(arguments: list[str] | None = None) -> dict:
         scorer = RewardScorer.from_pretrained(model, batch_size=args.batch_size)
         expected, alone = in_process(scorer, pairs, args.rounds)
         del scorer
-        served, found, memory = over_http(model, pairs, args)
+        found, served, of_server = over_http(model, pairs, args)
     difference = max(abs(one - other) for one, other in zip(expected, found, strict=True))
     result = {
         "rows": args.rows,
         "clients": args.clients,
         "threads": torch.get_num_threads(),
-        "in_process_rows_a_second": round(args.rows / alone, 2),
-        "served_rows_a_second": round(args.rows / served, 2),
-        "ratio": round(alone / served, 3),
+        "in_process_rows_a_second": round(args.rows / alone.wall, 2),
+        "served_rows_a_second": round(args.rows / served.wall, 2),
+        "ratio": round(alone.wall / served.wall, 3),
+        "ratio_by_processor_time": round(alone.processor / served.processor, 3),
         "largest_difference": difference,
-        "server_mib_by_round": memory,
+        **of_server,
     }
     print(json.dumps(result, indent=2))
     if args.output:
@@ -81,18 +84,30 @@ def with_head(name: str, folder: str) -> str:
     return folder
 
 
-def in_process(scorer: RewardScorer, pairs: list, rounds: int) -> tuple[list[float], float]:
+@dataclass(frozen=True)
+class Seconds:
+    """Of one round: on the clock, and of the processor in the process that scores (other work does not count)."""
+
+    wall: float
+    processor: float
+
+
+def best(rounds: list[Seconds]) -> Seconds:
+    return Seconds(min(each.wall for each in rounds), min(each.processor for each in rounds))
+
+
+def in_process(scorer: RewardScorer, pairs: list, rounds: int) -> tuple[list[float], Seconds]:
     prompts, completions = zip(*pairs, strict=True)
     scorer(prompts[:4], completions[:4])
     times = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         rewards = scorer(prompts, completions)
-        times.append(time.perf_counter() - start)
-    return rewards, min(times)
+        times.append(Seconds(time.perf_counter() - start, time.process_time() - used))
+    return rewards, best(times)
 
 
-def over_http(model: str, pairs: list, args) -> tuple[float, list[float], list[float]]:
+def over_http(model: str, pairs: list, args) -> tuple[list[float], Seconds, dict]:
     command = [sys.executable, "-m", "hf_interdistill.cli", "serve", "--model", model, "--port", "0"]
     command += ["--batch_size", str(args.batch_size)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -103,13 +118,25 @@ def over_http(model: str, pairs: list, args) -> tuple[float, list[float], list[f
             RemoteRewardScorer(url)(*zip(*pairs[:4], strict=True))
             times, memory = [], []
             for _ in range(args.rounds):
-                start = time.perf_counter()
+                start, used = time.perf_counter(), processor_seconds(server.pid)
                 rewards = ask(url, pairs, args.clients, args.rows_per_request)
-                times.append(time.perf_counter() - start)
+                times.append(Seconds(time.perf_counter() - start, processor_seconds(server.pid) - used))
                 memory.append(resident_mib(server.pid))
+            text = requests.get(f"{url}/metrics", timeout=30).text
         finally:
             server.terminate()
-    return min(times), rewards, memory
+    counted = dict(re.findall(r"^interdistill_(\w+) (\S+)$", text, re.MULTILINE))
+    of_server = {
+        "server_mib_by_round": memory,
+        "rows_per_batch": round(float(counted["rows_total"]) / float(counted["batch_rows_count"]), 2),
+        "padding": round(float(counted["padding_tokens_total"]) / float(counted["tokens_total"]), 3),
+    }
+    return rewards, best(times), of_server
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ask(url: str, pairs: list, clients: int, rows_per_request: int) -> list[float]:

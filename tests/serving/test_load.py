@@ -72,6 +72,7 @@ def resident_mib(pid: int) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_memory_stays_flat(tmp_path):
     build_student("llama").save_pretrained(tmp_path)

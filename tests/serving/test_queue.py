@@ -76,6 +76,17 @@ def test_a_batch_holds_the_oldest_row_and_those_nearest_in_length(scorer):
     assert [sorted(batch) for batch in batches] == [[2], [19, 20, 21], [2, 3, 39], [40]]
 
 
+def test_a_batch_is_not_mostly_padding(scorer):
+    queue, batches = queue_of(scorer), batches_of(scorer)
+    go = held(queue)
+    futures = [queue.submit(1, lambda n=n: [[7] * n]) for n in (400, 100, 110, 380)]
+    go.set()
+    for future in futures:
+        future.result(60)
+    queue.close()
+    assert [sorted(batch) for batch in batches[1:]] == [[380, 400], [100, 110]]
+
+
 def test_a_batch_stays_within_its_tokens(scorer):
     queue, batches = queue_of(scorer, max_batch_tokens=50), batches_of(scorer)
     go = held(queue)
