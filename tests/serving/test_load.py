@@ -1,42 +1,13 @@
-"""32 clients at once: no answer is lost or another's, and the memory of the server stays as it is."""
+"""32 clients at once: no answer is lost or another's."""
 
 from __future__ import annotations
 
 import threading
 
 import pytest
-import requests
-from support.models import build_student
-from support.serving import ServerProcess, served
-from support.tokenizers import tokenizer_of
+from support.serving import CLIENTS, ask_all, rows_of, served
 
-from hf_interdistill import RemoteRewardScorer
 from hf_interdistill.serving.app import Limits, RewardApp
-
-CLIENTS = 32
-
-
-def rows_of(client: int, turn: int) -> tuple[list[str], list[str]]:
-    """Prompts and completions of many lengths; no two rows of all clients are alike."""
-    names = [f"{client} {turn} {number}" for number in range(1 + (client + turn) % 5)]
-    return [f"Question {name}: " for name in names], [f"so {name} " * (1 + (client * 7 + turn) % 11) for name in names]
-
-
-def ask_all(url: str, turns: int) -> dict[tuple[int, int], list[float]]:
-    """Rewards by client and turn; each client has one connection, and sends a request when the last is answered."""
-    found: dict[tuple[int, int], list[float]] = {}
-
-    def client(number: int) -> None:
-        scorer = RemoteRewardScorer(url, retries=50)
-        for turn in range(turns):
-            found[number, turn] = scorer(*rows_of(number, turn))
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
-    return found
 
 
 def test_no_answer_is_lost_or_anothers(scorer, twin):
@@ -65,24 +36,3 @@ def test_a_queue_that_is_too_small_delays_and_loses_nothing(scorer, twin, monkey
     assert waits and len(found) == CLIENTS
     for client in (0, 13, 31):
         assert found[client, 0] == pytest.approx(twin(*rows_of(client, 0)), abs=1e-5)
-
-
-def resident_mib(pid: int) -> float:
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
-
-
-@pytest.mark.slow
-@pytest.mark.soak
-def test_memory_stays_flat(tmp_path):
-    build_student("llama").save_pretrained(tmp_path)
-    tokenizer_of("bytes").save_pretrained(tmp_path)
-    with ServerProcess("--model", str(tmp_path)) as server:
-        used = []
-        for _ in range(6):
-            ask_all(server.url, turns=40)
-            used.append(resident_mib(server.process.pid))
-        waiting = requests.get(f"{server.url}/metrics", timeout=10).text
-    print("MiB after each of 6 rounds of 1,280 requests:", [round(each, 1) for each in used])
-    assert "interdistill_waiting_rows 0.0" in waiting
-    assert used[-1] - used[1] < 10

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 import requests
 import uvicorn
 
+from hf_interdistill import RemoteRewardScorer
 from hf_interdistill.serving.app import RewardApp
 from hf_interdistill.serving.running import bind, url_of
 from support.processes import environment_with
+
+CLIENTS = 32
 
 
 @contextlib.contextmanager
@@ -72,3 +75,26 @@ class ServerProcess:
             self.process.kill()
         self.process.stdout.close()
         self.process.wait(30)
+
+
+def rows_of(client: int, turn: int) -> tuple[list[str], list[str]]:
+    """Prompts and completions of many lengths; no two rows of all clients are alike."""
+    names = [f"{client} {turn} {number}" for number in range(1 + (client + turn) % 5)]
+    return [f"Question {name}: " for name in names], [f"so {name} " * (1 + (client * 7 + turn) % 11) for name in names]
+
+
+def ask_all(url: str, turns: int) -> dict[tuple[int, int], list[float]]:
+    """Rewards by client and turn; each client has one connection, and sends a request when the last is answered."""
+    found: dict[tuple[int, int], list[float]] = {}
+
+    def client(number: int) -> None:
+        scorer = RemoteRewardScorer(url, retries=50)
+        for turn in range(turns):
+            found[number, turn] = scorer(*rows_of(number, turn))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    return found
