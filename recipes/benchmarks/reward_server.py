@@ -125,6 +125,7 @@ def over_http(model: str, pairs: list, args) -> tuple[list[float], Seconds, dict
             text = requests.get(f"{url}/metrics", timeout=30).text
         finally:
             server.terminate()
+            server.stdout.read()
     counted = dict(re.findall(r"^interdistill_(\w+) (\S+)$", text, re.MULTILINE))
     of_server = {
         "server_mib_by_round": memory,
