@@ -6,10 +6,13 @@ import json
 import math
 import re
 import threading
+import time
 
 import pytest
+import requests
 import torch
 from starlette.testclient import TestClient
+from support.serving import served
 
 from hf_interdistill.serving.app import Limits, RewardApp
 
@@ -158,6 +161,20 @@ def test_a_request_that_takes_too_long_is_a_504_and_leaves_the_queue(scorer):
         assert late.status_code == 504 and "more than 0.2 s" in late.json()["error"]["message"]
         blocked.go.set()
         assert client.post("/score", json={"completions": ["a", "b"]}).status_code == 200
+
+
+def test_rows_of_a_client_that_left_leave_the_queue(scorer):
+    app = RewardApp(scorer, "tiny", limits=Limits(max_queue=2))
+    blocked = Blocked(scorer)
+    with served(app) as url:
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{url}/score", json={"completions": ["a", "b"]}, timeout=0.5)
+        end = time.monotonic() + 30
+        while app.queue._held:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        blocked.go.set()
+        assert requests.post(f"{url}/score", json={"completions": ["a", "b"]}, timeout=30).status_code == 200
 
 
 def test_a_row_that_breaks_the_model_does_not_take_others_with_it(scorer, twin):
