@@ -23,6 +23,7 @@ _MODULES = {
     "RAINLogitsProcessor": "rain.api.logits_processor",
     "RainConfig": "rain.config",
     "RainDecoder": "rain.api.decoder",
+    "RemoteRewardScorer": "scoring.remote",
     "RewardScorer": "scoring.scorer",
     "compare": "comparison.comparison",
     "diagnose": "diagnostics.diagnosis",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .reward_benchmarks.running import run_benchmark as run_benchmark
     from .scoring.ppo import ppo_reward_model as ppo_reward_model
     from .scoring.ppo import ppo_value_model as ppo_value_model
+    from .scoring.remote import RemoteRewardScorer as RemoteRewardScorer
     from .scoring.scorer import RewardScorer as RewardScorer
     from .selection.job import BestOfNConfig as BestOfNConfig
     from .selection.job import run_best_of_n as run_best_of_n

@@ -16,11 +16,13 @@ COMMANDS = {
     "reward": ("commands.reward", "train a reward model, plain or interaction-distilled"),
     "push": ("commands.push", "upload a reward model to the Hub"),
     "rain": ("commands.rain", "generate with RAIN for a file of prompts, resumable"),
+    "rain push": ("commands.rain_push", "put RAIN on the Hub as a decoding strategy that needs no package"),
     "eval": ("commands.eval", "compare reward models on published benchmarks"),
     "compare": ("commands.compare", "train with and without interaction distillation, and compare on held-out pairs"),
     "diagnose": ("commands.diagnose", "report on attention hacking and other faults of reward models"),
     "best-of-n": ("commands.best_of_n", "sample candidates, score them, keep the best; curve of over-optimization"),
     "score": ("commands.score", "score completions or preferences with a reward model"),
+    "serve": ("commands.serve", "serve the rewards of a model over HTTP"),
 }
 
 
@@ -36,17 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
-    command = parser.parse_args(arguments[:1]).command
+    command, rest = split_command(arguments)
+    parser.parse_args([command] if arguments else [])
     try:
         with known_noise_silenced():
             module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
-            settings = parse(module.ARGUMENTS, arguments[1:], prog=f"interdistill {command}")
-            words = {"words": arguments[1:]} if getattr(module, "TAKES_WORDS", False) else {}
+            settings = parse(module.ARGUMENTS, rest, prog=f"interdistill {command}")
+            words = {"words": rest} if getattr(module, "TAKES_WORDS", False) else {}
             module.run(*settings, **words)
     except (ValueError, TypeError, OSError, FloatingPointError, RunError, ImportError) as error:
         print(f"interdistill {command}: error: {error}{recovery_hint(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command of one or two words that arguments begin with (unknown ones as they are), and the others."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:words]), list(arguments[words:])
 
 
 if __name__ == "__main__":

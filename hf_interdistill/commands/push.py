@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
-from rich.table import Table
 
-from ..hub.files import HubFile, stage_model
+from ..hub.card import CardExtras
+from ..hub.files import CARD, stage_model
+from ..hub.licenses import license_of_base
 from ..hub.merging import merged_model
 from ..hub.push import push_files
-from .tables import console
+from ..utils.atomic_io import write_atomically
+from .evaluations import benchmark_section, evaluation_files, read_evaluations
+from .file_table import print_files
 
 
 @dataclass
@@ -28,7 +31,10 @@ class PushArguments:
         merge: merge an adapter into its base model and push the full model.
         dtype: data type of the merged weights; narrower than float32 rounds the rewards.
         base_model: Hub name of the base model, where training started from a folder.
-        dry_run: list what would be uploaded, and upload nothing.
+        license: as the Hub writes it (`apache-2.0`); by default that of the card, else of the base model.
+        language: languages that it was trained on, as ISO codes (`en`).
+        eval_results: `results.json` of `interdistill eval`, for the card and as `.eval_results/*.yaml` of the Hub.
+        dry_run: list what would be uploaded, write the card beside the model (`README.hub.md`), and upload nothing.
     """
 
     model: str = field(metadata={"help": "Folder of a trained reward model or adapter."})
@@ -44,7 +50,14 @@ class PushArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Hub name of the base model, where training started from a folder."}
     )
-    dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and upload nothing."})
+    license: str | None = field(
+        default=None, metadata={"help": "License, such as apache-2.0; default: the card's, else the base model's."}
+    )
+    language: list[str] | None = field(default=None, metadata={"help": "Languages as ISO codes, such as en."})
+    eval_results: str | None = field(default=None, metadata={"help": "results.json of `interdistill eval`."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "List the files, write the card beside the model, and upload nothing."}
+    )
 
 
 ARGUMENTS = (PushArguments,)
@@ -58,11 +71,22 @@ def run(args: PushArguments) -> list[str]:
             f"`dtype` is {args.dtype!r}, but it is the type of merged weights: other weights are pushed as they were "
             "saved. Set `merge: true` too, or leave `dtype` out."
         )
+    evaluations = [] if args.eval_results is None else read_evaluations(args.eval_results, args.model, args.repo_id)
+    extras = CardExtras(
+        **({"license": args.license} if args.license else license_of_base(args.model, args.base_model)),
+        language=args.language or [],
+        benchmarks=benchmark_section(evaluations) if evaluations else None,
+    )
     with merged_model(args.model, args.dtype) if args.merge else nullcontext(Path(args.model)) as folder:
-        files = stage_model(folder, args.repo_id, base_model=args.base_model)
-        _print_files(args.repo_id, files)
+        files = stage_model(folder, args.repo_id, base_model=args.base_model, extras=extras)
+        files += evaluation_files(evaluations)
+        print_files(f"To {args.repo_id}", files)
         if args.dry_run:
-            print("A dry run: nothing was uploaded.")
+            card = next(file.source for file in files if file.path_in_repo == CARD)
+            assert isinstance(card, bytes)
+            target = Path(args.model) / "README.hub.md"
+            write_atomically(target, card.decode())
+            print(f"A dry run: nothing was uploaded. The card is in {target}.")
         else:
             commit = push_files(
                 files,
@@ -73,14 +97,3 @@ def run(args: PushArguments) -> list[str]:
             )
             print(f"Pushed: {commit.commit_url}")
     return [file.path_in_repo for file in files]
-
-
-def _print_files(repo_id: str, files: list[HubFile]) -> None:
-    table = Table(title=f"To {repo_id}", title_justify="left")
-    table.add_column("file", overflow="fold")
-    table.add_column("bytes", justify="right")
-    for file in files:
-        table.add_row(file.path_in_repo, f"{file.size:,}")
-    table.add_section()
-    table.add_row("all", f"{sum(file.size for file in files):,}")
-    console().print(table)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import types
 from dataclasses import asdict, field, fields, make_dataclass, replace
 from typing import Any, Optional, get_args, get_origin, get_type_hints
 
 from ..rain.api.jobs import RainJobConfig
-from ..rain.config import PRESETS, RainConfig
+from ..rain.config import PRESETS, RainConfig, field_meaning
 from ..utils.fields import as_mapping
 
 _GENERATION = {"max_new_tokens": "Tokens of an answer at most (in `generation`)."}
@@ -26,14 +24,6 @@ def _option(name: str, kind: Any, text: str) -> tuple[str, Any, Any]:
     return name, Optional[kind], field(default=None, metadata={"help": text})  # noqa: UP045  # the parser wants it
 
 
-def _meaning(name: str) -> str:
-    """The first sentence of what `RainConfig` says of a field."""
-    text = inspect.getdoc(RainConfig) or ""
-    found = re.search(rf"^    {name}: (.*?)(?=^    \w+: |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
-    words = " ".join(found[1].split()).lstrip(". ") if found else name
-    return re.split(r"(?<!eq)[.;:] ", words)[0].rstrip(" .").replace("%", "%%")
-
-
 _HINTS = get_type_hints(RainConfig)
 _OWN = {each.name for each in fields(RainJobConfig)}  # `seed` is the job's already
 
@@ -43,7 +33,9 @@ RainOptions = make_dataclass(
         _option("preset", str, f"Settings to start from (`fast` is not a published one): {', '.join(PRESETS)}."),
         *(
             _option(
-                each.name, _given_type(_HINTS[each.name]), f"{_meaning(each.name)}; {each.default!r} if not given."
+                each.name,
+                _given_type(_HINTS[each.name]),
+                f"{field_meaning(each.name).replace('%', '%%')}; {each.default!r} if not given.",
             )
             for each in fields(RainConfig)
             if each.name not in _OWN

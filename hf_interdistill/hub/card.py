@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..utils.binomial import accuracy_interval
 from ..utils.privacy import hub_name
 from .citations import PAPER, citations
-from .loading_section import loading_section, with_loading_section
+from .loading_section import loading_section, with_loading_section, with_section
 
 METHOD_TAG = "interaction-distillation"
 _ADAPTER_TAGS = ("lora", "peft")
@@ -45,7 +45,7 @@ class TrainingFacts:
         dataset_name: Hub name of the training and evaluation dataset; `None` if it has none.
         data: description of the data.
         settings: settings by name.
-        metrics: metrics of the last evaluation.
+        metrics: metrics of the last evaluation. evaluation_pairs: how many pairs it was on; `None` if that is unknown.
         evaluation: what the last evaluation was on.
         explained: share of the teacher's map that the student explained before the first step and at the end of
             training, each `None` where unknown.
@@ -66,10 +66,29 @@ class TrainingFacts:
     is_adapter: bool
     is_conversational: bool
     teacher: TeacherFacts | None = None
+    evaluation_pairs: int | None = None
     has_maps: bool = False
     tags: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     explained: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class CardExtras:
+    """What a card says beside the run.
+
+    Args:
+        license: SPDX id in lower case, as the Hub writes it; the card's own comes first.
+        license_name, license_link: where the license is `other`.
+        language: ISO codes; those of the card come first.
+        benchmarks: Markdown about benchmarks; `None` leaves what the card has.
+    """
+
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: list[str] = field(default_factory=list)
+    benchmarks: str | None = None
 
 
 def build_card(facts: TrainingFacts) -> ModelCard:
@@ -86,6 +105,7 @@ def build_card(facts: TrainingFacts) -> ModelCard:
         teacher_accuracy=None if teacher is None else _teacher_accuracy(teacher),
         learnt=_learnt(*facts.explained),
         teacher_caution=_teacher_caution(facts.metrics),
+        headline=_headline(facts),
         citations=citations(None) if teacher is None else citations(teacher.model_type, is_decoder=teacher.is_decoder),
         **{
             name: getattr(facts, name)
@@ -135,7 +155,13 @@ def _relation(base_model: str | None, is_adapter: bool) -> str | None:
 
 
 def card_for_repository(
-    card: ModelCard | None, repo_id: str, *, base_model: str | None, is_adapter: bool, is_conversational: bool
+    card: ModelCard | None,
+    repo_id: str,
+    *,
+    base_model: str | None,
+    is_adapter: bool,
+    is_conversational: bool,
+    extras: CardExtras,
 ) -> ModelCard:
     """A run's card adapted to a repository: the repository's name and loading code, without local paths.
 
@@ -144,6 +170,7 @@ def card_for_repository(
             that only says how to load the model.
         repo_id: repository that the card is for.
         base_model: Hub name of the base model; `None` takes it from the card, if it is a Hub name there.
+        extras: license, language and benchmarks.
     """
     name = repo_id.split("/")[-1]
     card = ModelCard(f"---\ntags: [reward-model]\n---\n\n# {name}\n") if card is None else ModelCard(card.content)
@@ -159,9 +186,34 @@ def card_for_repository(
         for tag in data.tags or []
         if not tag.startswith("base_model:") and (is_adapter or tag not in _ADAPTER_TAGS)
     ]
+    if data.license is None and extras.license is not None:
+        data.license, data.license_name, data.license_link = extras.license, extras.license_name, extras.license_link
+    if extras.language and not data.language:
+        data.language = extras.language
     section = loading_section(repo_id, is_adapter=is_adapter, is_conversational=is_conversational)
     card.text = with_loading_section(card.text.replace(f"# {old}\n", f"# {name}\n", 1), section)
+    if extras.benchmarks is not None:
+        card.text = with_section(card.text, "benchmarks", extras.benchmarks)
     return card
+
+
+def _headline(facts: TrainingFacts) -> str | None:
+    """The accuracy with its interval, and what it is to be compared with; `None` without an evaluation."""
+    accuracy, pairs = facts.metrics.get("eval_accuracy"), facts.evaluation_pairs
+    if accuracy is None:
+        return None
+    text = f"**Accuracy {accuracy:.3f}**"
+    baselines = ["chance is 0.5"]
+    teacher = facts.metrics.get("eval_interaction/teacher_accuracy")
+    if teacher is not None:
+        baselines.append(f"its teacher has {teacher:.3f}")
+    if pairs:
+        low, high = accuracy_interval(accuracy, pairs)
+        text += f" (95 % interval {low:.3f} to {high:.3f}, {pairs:,} pairs)"
+        if low <= 0.5 <= high:
+            baselines.append("these pairs do not show that the model is better than that")
+    where = f" on [{facts.dataset_name}](https://huggingface.co/datasets/{facts.dataset_name})"
+    return f"{text} of preferring the better answer{where if facts.dataset_name else ''}; {', '.join(baselines)}."
 
 
 def _teacher_accuracy(teacher: TeacherFacts) -> str:

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..scoring.loading import holds_head, require_whole, require_whole_adapter
+from ..scoring.raw_reward import with_raw_reward
 from ..utils.privacy import hub_name, public_name, refuse_private_text, refuse_private_values
 from ..utils.sources import close_names
 from ..utils.whole_models import load_with_report
-from .card import card_for_repository
+from .card import CardExtras, card_for_repository
 from .loading_section import trained_on_messages
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class HubFile:
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
-def stage_model(folder: str | Path, repo_id: str, *, base_model: str | None = None) -> list[HubFile]:
+def stage_model(
+    folder: str | Path, repo_id: str, *, base_model: str | None = None, extras: CardExtras | None = None
+) -> list[HubFile]:
     """The files of a reward model (full, or a LoRA adapter) as they go to a repository.
 
     Weights (safetensors), tokenizer with its chat template, config, model card and its picture; nothing else in
@@ -55,6 +58,7 @@ def stage_model(folder: str | Path, repo_id: str, *, base_model: str | None = No
         folder: where the model was saved.
         repo_id: the repository, which the card names.
         base_model: Hub name of the base model, where training started from a folder.
+        extras: what the card says beside the run; see `CardExtras`.
 
     Raises:
         ValueError: no reward model, or one that others could not use: a teacher, no score head or another part of the
@@ -72,8 +76,15 @@ def stage_model(folder: str | Path, repo_id: str, *, base_model: str | None = No
     if is_adapter:
         base_model = _public_base(config, base_model)
         config = {**config, "base_model_name_or_path": base_model}
+    else:
+        config = with_raw_reward(config)
     card = card_for_repository(
-        card, repo_id, base_model=base_model, is_adapter=is_adapter, is_conversational=is_conversational
+        card,
+        repo_id,
+        base_model=base_model,
+        is_adapter=is_adapter,
+        is_conversational=is_conversational,
+        extras=extras or CardExtras(),
     )
     staged = [HubFile(name, _as_json(config)), HubFile(CARD, str(card).encode())]
     staged += [HubFile(path, folder / path) for path in weights]

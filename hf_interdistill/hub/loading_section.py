@@ -34,8 +34,21 @@ prompt, completion = "What is the capital of France?", " It is Paris."
 inputs = tokenizer(prompt + completion + tokenizer.eos_token, return_tensors="pt")"""
 
 _PIPELINE = """
-`pipeline("text-classification")` puts a single output through a sigmoid; pass `function_to_apply="none"` to get the
-reward itself."""
+The config says that this is a regression (`problem_type`), so that what serves it answers with the reward itself:
+
+| what | how | the reward |
+| --- | --- | --- |
+| transformers | `pipeline("text-classification", model="{name}")(text, add_special_tokens={adds})` | `[0]["score"]` |
+| vLLM | `--runner pooling --pooler-config '{{"use_activation": false}}'`, `POST /classify` | `data[0].probs[0]` |
+| SGLang | `--is-embedding`, `POST /classify`; `/v1/classify` answers 1 to one score (softmax) | `embedding[0]` |
+| text-embeddings-inference | encoders only: `POST /predict` with `"raw_scores": true` | `score` |
+| `hf_interdistill` | `interdistill serve --model {name}`, `POST /score` | `rewards[0]` |
+
+`text` is {text}."""
+_TEXT_OF = {
+    True: "the conversation after the chat template (`apply_chat_template(conversation, tokenize=False)`)",
+    False: "prompt, completion and EOS, as above",
+}
 
 _ADAPTER = """
 This is a LoRA adapter with its score head: PEFT loads the base model and puts both on it. For batches, set
@@ -63,7 +76,9 @@ def loading_section(name: str, *, is_adapter: bool, is_conversational: bool) -> 
         name=name,
         model=model,
         inputs=_MESSAGES if is_conversational else _TEXT,
-        notes=_ADAPTER if is_adapter else _PIPELINE,
+        notes=_ADAPTER
+        if is_adapter
+        else _PIPELINE.format(name=name, adds=not is_conversational, text=_TEXT_OF[is_conversational]),
     )
 
 
@@ -78,3 +93,12 @@ def with_loading_section(card_text: str, section: str) -> str:
     if _MARKED.search(card_text):
         return _MARKED.sub(lambda _: section, card_text, count=1)
     return f"{card_text.rstrip()}\n\n{section}\n"
+
+
+def with_section(card_text: str, name: str, section: str) -> str:
+    """The card's text with a section between marks of this name, in place of the one it has or at its end."""
+    marked = f"<!-- {name} -->\n{section.strip()}\n<!-- /{name} -->"
+    pattern = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    if pattern.search(card_text):
+        return pattern.sub(lambda _: marked, card_text, count=1)
+    return f"{card_text.rstrip()}\n\n{marked}\n"

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..scoring.raw_reward import answer_with_raw_reward
 from ..scoring.reloading import require_same_when_reloaded
 from ..scoring.scorer import RewardScorer
 from ..utils.privacy import public_name
@@ -35,6 +36,7 @@ def merged_model(folder: str | Path, dtype: str = "float32") -> Iterator[Path]:
         )
     scorer = RewardScorer.from_pretrained(str(folder))
     model = scorer.model.merge_and_unload().to(getattr(torch, dtype))
+    answer_with_raw_reward(model.config)
     with TemporaryDirectory(prefix="merged-") as scratch:
         model.save_pretrained(scratch)
         scorer.tokenizer.save_pretrained(scratch)

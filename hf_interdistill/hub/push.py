@@ -46,11 +46,12 @@ def push_files(
     private: bool = False,
     revision: str | None = None,
     commit_message: str = "Upload reward model",
+    superseded: Sequence[str] = _SUPERSEDED,
 ) -> CommitInfo:
     """Upload files in one commit, so that a repository never holds half a model; create it if it does not exist.
 
     What the Hub already has is not sent again, so an upload that failed, or whose process was killed, resumes when it
-    is run again. Weights and tokenizer files of an earlier push that this one does not have are deleted.
+    is run again. Files of an earlier push that this one does not have are deleted, where they are `superseded`.
 
     Args:
         files: see `stage_model`.
@@ -59,6 +60,7 @@ def push_files(
         private: make the repository private.
         revision: branch to commit to, made from `main` if it is not there.
         commit_message: first line of the commit.
+        superseded: patterns of paths; by default weights and tokenizer files at the top.
 
     Raises:
         HubPushError: no token, a refused one, no right to write; a public repository where a private one was asked
@@ -72,7 +74,7 @@ def push_files(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         # Made again in each attempt: the operations remember what the Hub had when they were made.
         operations: list = [CommitOperationAdd(file.path_in_repo, file.source) for file in files]
-        operations += [CommitOperationDelete(path) for path in _superseded(api, repo_id, revision, files)]
+        operations += [CommitOperationDelete(path) for path in _superseded(api, repo_id, revision, files, superseded)]
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
 
     return _with_retries(commit, repo_id, token)
@@ -107,12 +109,15 @@ def _api(token: str | None) -> HfApi:
     return HfApi(token=token, library_name="hf_interdistill", library_version=__version__)
 
 
-def _superseded(api: HfApi, repo_id: str, revision: str | None, files: Sequence[HubFile]) -> list[str]:
+def _superseded(
+    api: HfApi, repo_id: str, revision: str | None, files: Sequence[HubFile], patterns: Sequence[str]
+) -> list[str]:
     present, staged = api.list_repo_files(repo_id, revision=revision), {file.path_in_repo for file in files}
     paths = [
         path
         for path in present
-        if path not in staged and "/" not in path and any(fnmatch(path, pattern) for pattern in _SUPERSEDED)
+        if path not in staged
+        and any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
     ]
     if paths:
         logger.warning(f"Deleting what an earlier push left in {repo_id}: {', '.join(paths)}.")

@@ -226,6 +226,7 @@ class HubPublishing(_RewardTrainer):
             metrics={key: value for key, value in sorted(evaluation.items()) if _is_metric(key, value)},
             evaluation=f"step {evaluation.get('step')}, {_count(self.eval_dataset)}",
             explained=self.explained_share() if self.teacher is not None else (None, None),
+            evaluation_pairs=len(self.eval_dataset) if isinstance(self.eval_dataset, Dataset) else None,
             max_length=self.args.max_length,
             is_adapter=is_adapter,
             is_conversational=self._is_conversational(),

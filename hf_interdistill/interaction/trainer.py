@@ -23,6 +23,7 @@ from trl.trainer.utils import get_config_model_id
 from ..hub.citations import PAPER
 from ..scoring.batching import LengthScaling, require_padding_independence
 from ..scoring.formatting import RewardFormatter
+from ..scoring.raw_reward import answer_with_raw_reward
 from ..training.checkpoints import output_folder
 from ..training.label_smoothing import smoothed_loss
 from ..training.safeguards import TrainingSafeguards
@@ -123,6 +124,7 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
         bound, report = _checked_start(signature.bind(self, model, args, *rest, **kwargs))
         super().__init__(*bound.args[1:], **bound.kwargs)
         self._check_model(report)
+        answer_with_raw_reward(self.model.config)
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
             check_lengths(dataset, name, self.model)
         self._sharing = self._build_prompt_sharing()

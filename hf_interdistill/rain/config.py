@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -292,3 +294,11 @@ def _is_count(value, smallest: int) -> bool:
 def _check(name: str, value, holds: bool, rule: str) -> None:
     if not holds:
         raise ValueError(f"`{name}` is {value!r}, but must be {rule}.")
+
+
+def field_meaning(name: str) -> str:
+    """The first sentence of what `RainConfig` says of a field."""
+    text = inspect.getdoc(RainConfig) or ""
+    found = re.search(rf"^    {name}: (.*?)(?=^    \w+: |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    words = " ".join(found[1].split()).lstrip(". ") if found else name
+    return re.split(r"(?<!eq)[.;:] ", words)[0].rstrip(" .")

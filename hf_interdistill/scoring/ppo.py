@@ -17,13 +17,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from .rendered_answers import PROBE, apply_template, generation_prompt_of, render_answer
 from .scorer import RewardScorer
-
-_PROBE = [
-    {"role": "user", "content": "a question"},
-    {"role": "assistant", "content": "an answer"},
-    {"role": "user", "content": "another question"},
-]
 
 
 def ppo_reward_model(reward_model: str | RewardScorer, tokenizer) -> PPORewardModel:
@@ -115,7 +110,7 @@ class PPORewardModel(nn.Module):
         text = _decode(policy, ids)
         if self._generation_prompt is not None and self._generation_prompt in text:
             prompt, _, answer = text.rpartition(self._generation_prompt)
-            return reward(prompt + _render_answer(reward, answer), add_special_tokens=False)["input_ids"]
+            return reward(prompt + render_answer(reward, answer), add_special_tokens=False)["input_ids"]
         if ids[:1] == [policy.bos_token_id]:  # the reward model's tokenizer adds its own
             text = _decode(policy, ids[1:])
         return self._scorer.formatter.encode(None, text)
@@ -134,7 +129,7 @@ def require_ppo() -> None:
     if importlib.util.find_spec("trl.experimental.ppo") is None:
         raise ImportError(
             f"TRL {trl.__version__} has no PPOTrainer; it left TRL with 1.13. Install the extra that holds the last "
-            "versions with it: pip install 'hf_interdistill[ppo]' (or train with GRPO or RLOO)."
+            "versions with it, in a clone of this package: pip install -e '.[ppo]' (or train with GRPO or RLOO)."
         )
 
 
@@ -146,10 +141,6 @@ def _before_padding(mask: torch.Tensor) -> torch.Tensor:
 
 def _decode(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def _apply(tokenizer, messages: list[dict], **kwargs) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
 
 
 def _check_padding(tokenizer) -> None:
@@ -181,23 +172,13 @@ def _generation_prompt(policy, reward) -> str | None:
             "a format that the reward model was not trained on. Train the policy with the reward model's: "
             f"`tokenizer.chat_template = reward_tokenizer.chat_template`. {plain}"
         )
-    closed, opened = _apply(policy, _PROBE), _apply(policy, _PROBE, add_generation_prompt=True)
-    prompt = opened.removeprefix(closed)
+    prompt = generation_prompt_of(policy)
     answer = [{"role": "assistant", "content": "the answer"}]
-    is_regular = opened.startswith(closed) and prompt != ""
-    if not is_regular or _apply(reward, _PROBE + answer) != closed + _render_answer(reward, "the answer"):
+    closed = apply_template(policy, PROBE)
+    if prompt is None or apply_template(reward, PROBE + answer) != closed + render_answer(reward, "the answer"):
         raise ValueError(
             "With this chat template the answer cannot be told from the prompt in PPO's token ids: it writes no "
             "generation prompt (`add_generation_prompt=True` changes nothing), or rewrites earlier messages when an "
             f"answer follows. Use another template, or train with GRPO or RLOO, which keep messages. {plain}"
         )
     return prompt
-
-
-def _render_answer(tokenizer, answer: str) -> str:
-    """The assistant's message as the chat template writes it after a prompt, from its header to its end."""
-    closed = _apply(tokenizer, _PROBE)
-    end = _apply(tokenizer, [*_PROBE, {"role": "assistant", "content": "QQ"}]).rpartition("QQ")[2]
-    for written in (end, end.rstrip()):  # an end of turn that is not EOS
-        answer = answer.removesuffix(written)
-    return _apply(tokenizer, [*_PROBE, {"role": "assistant", "content": answer}]).removeprefix(closed)

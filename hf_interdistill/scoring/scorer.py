@@ -143,6 +143,10 @@ class RewardScorer:
             ValueError: lists of different lengths; a row that is neither text nor messages, or mixes both; a text
                 longer than `max_length`. The message names the row.
         """
+        return self.score_ids(self.encode_rows(prompts, completions, **kwargs), is_progress_shown=is_progress_shown)
+
+    def encode_rows(self, prompts: Iterable[Text | None], completions: Iterable[Text], **kwargs) -> list[list[int]]:
+        """The checked tokens of each row, for `score_ids`; arguments and errors as in a call."""
         prompts, completions = as_list("prompts", prompts), as_list("completions", completions)
         check_same_length({"prompts": prompts, "completions": completions})
         columns = {name: as_list(name, kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
@@ -155,7 +159,7 @@ class RewardScorer:
                 rows.append(self.encode(prompt, completion, own))
             except ValueError as error:
                 raise ValueError(f"Row {number}: {error}") from error
-        return self.score_ids(rows, is_progress_shown=is_progress_shown)
+        return rows
 
     def encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
         """The checked tokens of one text, for `score_ids`; arguments and errors as in a call.
@@ -175,12 +179,21 @@ class RewardScorer:
             )
         self._warn_of_control_tokens(prompt, completion, template_kwargs)
         ids = self.formatter.encode(prompt, completion, **template_kwargs)
-        if self.max_length is not None and len(ids) > self.max_length:
+        self._refuse_over_long(len(ids))
+        return ids
+
+    def _refuse_over_long(self, length: int) -> None:
+        if self.max_length is not None and length > self.max_length:
             raise ValueError(
-                f"A text has {len(ids)} tokens, more than max_length={self.max_length}. Truncation would change "
+                f"A text has {length} tokens, more than max_length={self.max_length}. Truncation would change "
                 "the reward: leave it out, or raise `max_length`."
             )
-        return ids
+
+    def check_length(self, length: int) -> None:
+        """Raise `ValueError` if `score_ids` would refuse a row of so many tokens, or `encode` its text."""
+        self._refuse_over_long(length)
+        self._check_positions(length)
+        self.batches([length])
 
     def _warn_of_control_tokens(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> None:
         """Warn, once per scorer, of a message that spells a control token."""

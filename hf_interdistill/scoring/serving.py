@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .control_tokens import SANITIZE
-from .formatting import is_messages, normal_text, template_kwargs
+from .formatting import RewardFormatter, is_messages, normal_text, template_kwargs
+from .raw_reward import answer_with_raw_reward
 from .reloading import require_same_when_reloaded
 from .scorer import RewardScorer
 
@@ -39,8 +40,7 @@ def export_reward_model(scorer: RewardScorer, folder: str) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     config = model.config
-    config.problem_type = "regression"
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    answer_with_raw_reward(config)
     config.get_text_config().pad_token_id = scorer.tokenizer.pad_token_id
     if scorer.tokenizer.pad_token_id == scorer.tokenizer.eos_token_id:
         logger.warning(
@@ -72,7 +72,15 @@ class ServingText:
     template_kwargs: dict[str, Any]
 
 
-def serving_text(scorer: RewardScorer, row: dict[str, Any], side: str) -> ServingText:
+@dataclass(frozen=True)
+class TextReader:
+    """What formats texts, where there is no model: the tokenizer of a reward model, and its formatter."""
+
+    tokenizer: Any
+    formatter: RewardFormatter
+
+
+def serving_text(scorer: RewardScorer | TextReader, row: dict[str, Any], side: str) -> ServingText:
     """The completion in column `side` of a row, after its `prompt`, if it has one."""
     prompt, completion = normal_text(row.get("prompt")), normal_text(row[side])
     if is_messages(prompt) and prompt and isinstance(completion, str):

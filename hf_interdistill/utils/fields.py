@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import os
 import types
 import warnings
@@ -135,3 +136,9 @@ def require_positive(name: str, value: Any, *, is_optional: bool = False) -> Non
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
+
+
+def require_above_zero(name: str, value: Any) -> None:
+    """Raise `ValueError` for a setting (a time, a size) that is no finite number above 0."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < math.inf:
+        raise ValueError(f"`{name}` is {value!r}, but must be a finite number above 0.")

@@ -24,6 +24,6 @@ def warn_if_untested() -> None:
     ]
     if newer:
         logger.warning(
-            f"hf_interdistill was not tested with {', '.join(newer)}. If something fails, install the tested versions "
-            "or a newer hf_interdistill."
+            f"hf_interdistill was not tested with {', '.join(newer)}. If something fails, install the tested "
+            "versions, or use a newer version of this package."
         )

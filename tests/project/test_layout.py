@@ -29,9 +29,10 @@ FLOORS = {
     "reward_benchmarks": {"utils", "scoring"},
     "diagnostics": {"utils", "scoring", "interaction"},
     "comparison": {"utils", "scoring", "training", "interaction", "reward_benchmarks", "diagnostics"},
+    "serving": {"utils", "scoring"},
     "commands": {
         *("utils", "embedded", "scoring", "metrics", "training", "hub", "interaction", "rain", "selection"),
-        *("reward_benchmarks", "diagnostics", "comparison"),
+        *("reward_benchmarks", "diagnostics", "comparison", "serving"),
     },
     "cli": {"utils", "commands"},
 }

@@ -22,7 +22,7 @@ from support.pipeline import Pipeline
 from transformers import GenerationConfig
 from trl import ModelConfig
 
-from hf_interdistill.cli import COMMANDS, main, parse
+from hf_interdistill.cli import COMMANDS, main, parse, split_command
 
 PAGES = [
     path
@@ -59,7 +59,7 @@ def found(*programs: str) -> list:
 
 @pytest.mark.parametrize("command", found("interdistill"))
 def test_commands_parse(command, tmp_path):
-    _, name, *words = shlex.split(command)
+    name, words = split_command(shlex.split(command)[1:])
     if name.startswith("-") or name == "COMMAND":
         return
     arguments = importlib.import_module(f"hf_interdistill.{COMMANDS[name][0]}").ARGUMENTS

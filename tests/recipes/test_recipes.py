@@ -15,7 +15,7 @@ import yaml
 from support.datasets import ROOT
 from support.models import OWN_ATTENTION, build_student
 
-from hf_interdistill.cli import COMMANDS, parse
+from hf_interdistill.cli import COMMANDS, parse, split_command
 from hf_interdistill.commands import rain, reward, teacher
 
 RECIPES = ROOT / "recipes"
@@ -231,9 +231,10 @@ def test_readme_commands_are_real(command, tmp_path, monkeypatch):
         words = _after_accelerate(words)
     if words[0] != "interdistill":
         return
-    arguments = importlib.import_module(f"hf_interdistill.{COMMANDS[words[1]][0]}").ARGUMENTS
-    given = [str(ROOT / word) if word.startswith("recipes/") else word for word in words[2:]]
-    if words[1] in ("teacher", "reward", "compare"):
+    name, given = split_command(words[1:])
+    arguments = importlib.import_module(f"hf_interdistill.{COMMANDS[name][0]}").ARGUMENTS
+    given = [str(ROOT / word) if word.startswith("recipes/") else word for word in given]
+    if name in ("teacher", "reward", "compare"):
         given += [*ON_CPU, "--output_dir", str(tmp_path)]
         given += [] if "--config" in given else ["--dataset_name", "any"]
     settings = parse(arguments, given)

@@ -1,43 +1,102 @@
-"""Export of RAIN as a `custom_generate` folder that can be pushed with a model."""
+"""RAIN as a `custom_generate` folder that works without this package, and the part of a model card about it."""
 
 from __future__ import annotations
 
 import json
+import pprint
+import re
+from importlib.resources import files
 from pathlib import Path
 
-from ..config import RainConfig
+from jinja2 import Environment, StrictUndefined
 
-_SOURCE = '''"""RAIN decoding (arXiv 2309.07124) for this model. Written by hf_interdistill.
+from ...utils.atomic_io import write_atomically
+from ..config import RainConfig, field_meaning
+from .flat_modules import flat_modules, flat_name
+
+FOLDER, TAG = "custom_generate", "custom_generate"
+_ENTRY = "rain.api.generate"
+# What the modules import; transformers brings the rest. transformers compares one version per line.
+_REQUIREMENTS = ("jinja2>=3.1.6", "numpy>=1.26", "pyyaml>=6", "torch>=2.6", "transformers>=5.1")
+_SECTION = re.compile(r"<!-- rain -->.*?<!-- /rain -->", re.DOTALL)
+
+_SOURCE = '''\
+"""RAIN decoding (arXiv 2309.07124) as `custom_generate`. hf_interdistill (Apache-2.0) wrote it, and is not needed.
 
     model.generate(**inputs, custom_generate="{name}", trust_remote_code=True, tokenizer=tokenizer, max_new_tokens=64)
+
+The files beside it are modules of hf_interdistill, with their names made flat.
 """
 
-import json
+from .{entry} import generate_custom
 
-from hf_interdistill.rain.api.generate import generate_custom
-
-
-RAIN_CONFIG = json.loads({config!r})
+RAIN_CONFIG = {config}
 
 
-def generate(model, **kwargs):
-    """RAIN with the settings above; accepts `rain_config`, `rain_scorer` and `rain_prompts`."""
-    return generate_custom(model, RAIN_CONFIG, kwargs)
+def generate(*args, model, **kwargs):
+    """RAIN with the settings above; accepts `rain_config`, `rain_scorer`, `rain_embedder` and `rain_prompts`."""
+    return generate_custom(model, RAIN_CONFIG, args, kwargs)
 '''
 
 
-def export_custom_generate(folder: str | Path, config: RainConfig | str | dict | None = None) -> Path:
-    """Write `custom_generate/generate.py` into a folder (for example a model's, to be pushed with it).
+def strategy_files(name: str, config: RainConfig | str | dict | None = None) -> dict[str, str]:
+    """The files of a strategy by their paths in a repository: `custom_generate/generate.py` and what it needs.
 
     Args:
-        folder: where to write; created if it does not exist.
+        name: repository or folder, for the example.
+        config: settings to write into `generate.py` (see `RainConfig.resolve`).
+    """
+    values = json.loads(json.dumps(RainConfig.resolve(config).to_dict()))
+    modules = {
+        "generate.py": _SOURCE.format(
+            name=name, entry=flat_name(_ENTRY), config=pprint.pformat(values, sort_dicts=False, width=100)
+        ),
+        "requirements.txt": "\n".join(_REQUIREMENTS) + "\n",
+        **flat_modules(_ENTRY),
+    }
+    return {f"{FOLDER}/{file}": text for file, text in modules.items()}
+
+
+def export_custom_generate(folder: str | Path, config: RainConfig | str | dict | None = None) -> Path:
+    """Write `custom_generate/` into a folder (for example a model's, to be pushed with it).
+
+    Args:
+        folder: where to write; created if it does not exist. Modules of an earlier export are removed.
         config: settings to write into the file (see `RainConfig.resolve`).
 
     Returns:
-        The path of the file. Loading it requires this package; transformers reports it if it is missing.
+        The path of `generate.py`. Loading it takes transformers and nothing of this package.
     """
-    path = Path(folder) / "custom_generate" / "generate.py"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = json.dumps(RainConfig.resolve(config).to_dict())
-    path.write_text(_SOURCE.format(name=Path(folder).name, config=values), encoding="utf-8")
-    return path
+    folder = Path(folder)
+    contents = strategy_files(folder.name, config)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    for old in (folder / FOLDER).glob("*.py"):
+        if f"{FOLDER}/{old.name}" not in contents:
+            old.unlink()
+    for path, text in contents.items():
+        write_atomically(folder / path, text)
+    return folder / FOLDER / "generate.py"
+
+
+def strategy_section(name: str, config: RainConfig | str | dict | None = None, *, has_model: bool = False) -> str:
+    """Markdown about the method: an example, its arguments, settings and costs.
+
+    Args:
+        name: repository or folder to load from. config: the settings of `strategy_files`.
+        has_model: whether a model lies beside the strategy.
+    """
+    settings = RainConfig.resolve(config)
+    rows = [
+        (field, json.dumps(value, ensure_ascii=False), field_meaning(field))
+        for field, value in settings.to_dict().items()
+    ]
+    text = files(__package__).joinpath("templates/strategy.md").read_text(encoding="utf-8")
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(text)  # no HTML
+    return template.render(name=name, rows=rows, settings=settings, has_model=has_model)
+
+
+def with_strategy_section(card_text: str, section: str) -> str:
+    """A card's text with this section in place of the one it has, or at its end."""
+    if _SECTION.search(card_text):
+        return _SECTION.sub(lambda _: section, card_text, count=1)
+    return f"{card_text.rstrip()}\n\n{section}\n"

@@ -132,16 +132,19 @@ def _stop_strings(model, kwargs: dict[str, Any]) -> tuple[list[str], Any]:
     return [strings] if isinstance(strings, str) else list(strings), config
 
 
-def generate_custom(model, config: dict[str, Any], kwargs: dict[str, Any]):
+def generate_custom(model, config: dict[str, Any], args: tuple, kwargs: dict[str, Any]):
     """The `generate` of an exported `custom_generate/generate.py`.
 
     Args:
         model: the model.
         config: the settings in the exported file; `rain_config` in `kwargs` replaces them.
-        kwargs: all arguments of `generate`, as transformers passes them (unset ones are `None`).
+        args: positional arguments of `generate`.
+        kwargs: all others, as transformers passes them (unset ones are `None`).
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    kwargs.setdefault("rain_config", config)
+    given = kwargs.setdefault("rain_config", config)
+    if hasattr(given, "to_dict"):  # a `RainConfig` of hf_interdistill, which is another class than the exported one
+        kwargs["rain_config"] = given.to_dict()
     # The generate of the class: on a model loaded with custom code, `model.generate` is this function.
     generate = type(model).generate
-    return generate_rain(getattr(generate, "_rain_wrapped", generate), model, (), kwargs)
+    return generate_rain(getattr(generate, "_rain_wrapped", generate), model, args, kwargs)

@@ -148,5 +148,5 @@ def _warn_of_unknown_fields(config: GenerationConfig) -> None:
 def _warn_once(name: str) -> None:
     logger.warning(
         f"`{name}` is set in the generation config, but this version of hf_interdistill does not know the field, so "
-        "it may have no effect on RAIN. Leave it out, or update hf_interdistill."
+        "it may have no effect on RAIN. Leave it out, or use a newer version."
     )

@@ -72,6 +72,7 @@ class Scorer:
     """
 
     supports_speculation: bool = False
+    is_rain_scorer = True  # an exported strategy checks this attribute: its own `Scorer` is another class
 
     def bind(self, model, tokenizer) -> Scorer:
         """This scorer, ready for a generating model."""

@@ -12,8 +12,8 @@ from ...scoring.formatting import is_messages
 from ...utils.fields import refuse_unknown
 from ...utils.sources import close_names
 from .base import Exchange
+from .prompt_texts import judge_prompts
 
-PROMPTS = Path(__file__).parent / "prompts"
 _ROLES = ("Human:", "User:", "Assistant:", "System:", "Tool:")
 _BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _QUOTE = "> "
@@ -68,17 +68,15 @@ class JudgePrompt:
         """A judge prompt of this package by name, or a YAML file with the fields above."""
         if isinstance(source, JudgePrompt):
             return source
-        path = PROMPTS / f"{source}.yaml"
-        if not path.is_file():
-            path = Path(source)
-        if not path.is_file():
-            names = sorted(each.stem for each in PROMPTS.glob("*.yaml"))
+        known, path = judge_prompts(), Path(source)
+        if str(source) not in known and not path.is_file():
             raise ValueError(
-                f"There is no judge prompt `{source}`: it is neither one of {', '.join(names)} nor a YAML file."
+                f"There is no judge prompt `{source}`: it is neither one of {', '.join(known)} nor a YAML file."
                 f"{close_names(path)}"
             )
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = known.get(str(source)) or path.read_text(encoding="utf-8")
+            values = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"The judge prompt {path} is no valid YAML, or not UTF-8: {error}") from None
         if not isinstance(values, dict):

@@ -24,7 +24,7 @@ def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", **self_se
     Raises:
         ValueError: a string other than `"self"`. TypeError: anything that is not a scorer and cannot be called.
     """
-    if isinstance(scorer, Scorer):
+    if isinstance(scorer, Scorer) or getattr(type(scorer), "is_rain_scorer", False):
         return scorer
     if isinstance(scorer, str):
         if scorer != "self":

@@ -11,7 +11,8 @@ from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.base import Exchange, ScorerError
 from hf_interdistill.rain.scorers.builtin import FunctionScorer, RewardModelScorer
-from hf_interdistill.rain.scorers.judge_prompt import PROMPTS, JudgePrompt, label_tokens
+from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt, label_tokens
+from hf_interdistill.rain.scorers.prompt_texts import judge_prompts
 from hf_interdistill.rain.scorers.resolve import as_scorer
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
 from hf_interdistill.rain.scorers.weighted import WeightedScorer
@@ -122,8 +123,7 @@ def test_built_in_judge_prompts_load(name, kind):
         assert f"(A) {prompt.positive}" in texts[0].rsplit("It is", 1)[1]
         assert f"(B) {prompt.positive}" in texts[1].rsplit("It is", 1)[1]
         assert {prompt.examples.count("Answer: (A)"), prompt.examples.count("Answer: (B)")} == {2}
-    known = {"harmlessness", "harmlessness_short", "truthfulness", "sentiment"}
-    assert {path.stem for path in PROMPTS.glob("*.yaml")} == known
+    assert set(judge_prompts()) == {"harmlessness", "harmlessness_short", "truthfulness", "sentiment"}
 
 
 @pytest.mark.parametrize(

@@ -270,5 +270,5 @@ def test_a_trl_without_ppo_names_the_extra(monkeypatch):
         "importlib.util.find_spec", lambda name: None if name == "trl.experimental.ppo" else real(name)
     )
     for build in (ppo_reward_model, ppo_value_model):
-        with pytest.raises(ImportError, match=r"has no PPOTrainer.*pip install 'hf_interdistill\[ppo\]'"):
+        with pytest.raises(ImportError, match=r"has no PPOTrainer.*pip install -e '\.\[ppo\]'"):
             build("runs/rm", left_padding("bytes"))
