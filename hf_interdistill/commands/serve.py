@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, field
 
 from ..scoring.scorer import RewardScorer
+from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_above_zero, require_positive
 from ..utils.model_config import require_model
 from ..utils.privacy import public_name
 from ..utils.sources import require_file
-from .devices import find_device
 
 _TOKEN = "INTERDISTILL_TOKEN"
 

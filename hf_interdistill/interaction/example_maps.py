@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..scoring.batching import evaluation_mode
 from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import atomic_replacement
 from .inspection import PairMaps, pair_maps, plot_maps
@@ -33,7 +34,8 @@ def example_maps(
     student_layer, teacher_layer = layers
     example = _example(bool(tokenizer.chat_template))
     try:
-        return pair_maps(example, teacher, scorers, student_layer=student_layer, teacher_layer=teacher_layer)
+        with evaluation_mode(model):
+            return pair_maps(example, teacher, scorers, student_layer=student_layer, teacher_layer=teacher_layer)
     finally:
         model.train(is_training)
 

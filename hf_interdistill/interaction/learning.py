@@ -10,6 +10,7 @@ from datasets import IterableDataset
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ..scoring.batching import evaluation_mode
 from .evaluation import PairEvaluation
 from .losses.explained import EXPLAINED_KEYS, LITTLE_EXPLAINED, ExplainedShare
 from .objective import AlignmentObjective, AlignmentOutput
@@ -112,16 +113,15 @@ class AlignmentLearning(PairEvaluation):
             collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="start"),
             generator=torch.Generator(),  # else the loader draws from the random numbers of training
         )
-        is_training, dropped = self.model.training, self._dropped.clone()
+        dropped = self._dropped.clone()
         self._is_measuring_start = True
-        self.model.eval()
         try:
-            for inputs in self.accelerator.prepare(loader):
-                with self.compute_loss_context_manager():
-                    self.compute_loss(self.model, self._prepare_inputs(inputs))
+            with evaluation_mode(self.model):
+                for inputs in self.accelerator.prepare(loader):
+                    with self.compute_loss_context_manager():
+                        self.compute_loss(self.model, self._prepare_inputs(inputs))
         finally:
             self._is_measuring_start = False
-            self.model.train(is_training)
             self._dropped.copy_(dropped)  # a stream has counted them now, and will count them again
             metrics = self._take_metrics("start")
         return {key.removeprefix("start_"): value for key, value in metrics.items() if "/explained" in key}

@@ -64,9 +64,7 @@ def main() -> None:
         shown, results["answers"] = table_of(answers, rewards)
     (RUNS / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
 
-    stages.console.print(
-        accuracy_table(comparison), *comparison.verdicts(), f"{explained}\n", shown, sep="\n"
-    )
+    stages.console.print(accuracy_table(comparison), *comparison.verdicts(), f"{explained}\n", shown, sep="\n")
     stages.console.print(
         "`reward` is what best-of-n and RAIN climb, so it is no measure of quality; the plain model's is "
         "closer to one.\n\n"

@@ -117,7 +117,7 @@ def test_the_teacher_may_be_a_language_model(folder):
     assert saved["is_causal"] is False and saved["num_hidden_layers"] == 2 and saved["model_type"] == "llama"
     assert main(["reward", "--config", reward, "--alignment_weight", "0.5", "--max_steps", "2"]) == 0
     history = json.loads((folder / "rm" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
-    assert history[0]["interaction/loss"] > 0
+    assert next(row["interaction/loss"] for row in history if "interaction/loss" in row) > 0
     assert "2404.05961" in (folder / "rm" / "README.md").read_text()  # whom to cite for a decoder that reads both ways
 
 

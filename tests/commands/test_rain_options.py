@@ -21,6 +21,8 @@ OTHER_VALUES = {
     "rollout_stops": ".!",
     "judge": "truthfulness",
     "judge_vote": "probability",
+    "judge_orders": 1,
+    "judge_calibration": True,
     "cuda_graphs": False,
     "rollout_max_tokens": 7,
     "num_speculative": 0,
@@ -106,7 +108,7 @@ def test_settings_of_earlier_jobs_still_fit():
         (["--presets", "harmless"], "Did you mean `preset`?"),
         (
             ["--preset", "harmles"],
-            "`harmles` is no preset of RainConfig. Choose one of harmless, adversarial, truthful.",
+            "`harmles` is no preset of RainConfig. Choose one of harmless, adversarial, truthful, fast.",
         ),
         (["--iterations", "0"], "`iterations` is 0, but must be a whole number, at least 1."),
         (["--iterations", "many"], "Argument --iterations: invalid int value: 'many'. (`--help` lists all keys.)"),

@@ -146,7 +146,7 @@ RUN = [each for each in commands(ROOT / "README.md") if each.split()[0] == "inte
 
 
 def test_every_command_of_the_readme_is_run_or_trains():
-    assert {each.split()[1] for each in RUN} == {*SMALLER, "teacher", "reward"}
+    assert {each.split()[1] for each in RUN} == {*SMALLER, "teacher", "reward", "compare"}
 
 
 @pytest.mark.parametrize("command", [each for each in RUN if each.split()[1] in SMALLER])

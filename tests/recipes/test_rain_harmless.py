@@ -7,13 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.datasets import ROOT, SHARED_DATA
+from support.datasets import SHARED_DATA
 from support.rain import build_causal
 from support.tokenizers import tokenizer_of
 
 from recipes.studies.rain_harmless import measuring, models, rows, systems
 
-STUDY = ROOT / "recipes" / "studies" / "rain_harmless"
 needs_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
 
 
@@ -164,9 +163,3 @@ def test_settings_that_changed_are_refused(tmp_path, monkeypatch):
     study.Study({**config, "systems": {"greedy": {}}})
     with pytest.raises(ValueError, match="other"):
         study.Study({**config, "seed": 1})
-
-
-def test_the_readme_shows_the_results():
-    results = json.loads((STUDY / "results.json").read_text(encoding="utf-8"))
-    table = measuring.results_table(results)
-    assert table.strip() in (STUDY / "README.md").read_text(encoding="utf-8")

@@ -181,7 +181,7 @@ def run_stage(
         network.load_state_dict(load_file(stage.folder / best / SAFE_WEIGHTS_NAME))  # it had stopped early
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    # Without the autocast of mixed precision, which would stay on the network: the teacher judges as when it is loaded.
+    # Without the autocast of mixed precision, which would stay: the teacher judges as when it is loaded.
     trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     network.to(trainer.args.device)
     trainer.accelerator.wait_for_everyone()
