@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
+from hf_interdistill.rain.api.decoder import RainDecoder
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.kv_cache.cuda_graphs import CudaGraphs
 from hf_interdistill.rain.kv_cache.forward import ForwardInput
@@ -148,3 +149,15 @@ def tree_node(text, *children, visits=1.0, **changes):
         "children": list(children),
         **changes,
     }
+
+
+def search(model, tokenizer, prompts=PROMPTS, config=None, scorer=likes_short_words, **changes):
+    decoder = RainDecoder(tokenizer, config or quick_config(), scorer, embedder=changes.pop("embedder", None))
+    settings = {"max_new_tokens": 8, "return_dict_in_generate": True, **changes}
+    return model.generate(**encode(tokenizer, prompts), custom_generate=decoder, **settings)
+
+
+def letters(texts):
+    """An embedder: counts of a few letters."""
+    rows = [[text.count(letter) + 0.1 for letter in "aeiounrst"] for text in texts]
+    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float64), dim=-1).numpy()

@@ -82,9 +82,10 @@ class Rereading:
         limit = self.max_length
         is_read = [limit is None or max(map(len, rows)) <= limit for _, rows in records]
         ids = [row for (_, rows), is_short in zip(records, is_read, strict=True) if is_short for row in rows]
+        kept = None
         if positions is not None:
-            positions = [row for rows, is_short in zip(positions, is_read, strict=True) if is_short for row in rows]
-        rewards = iter(self.scorer.score_ids(ids, positions=positions))
+            kept = [row for rows, is_short in zip(positions, is_read, strict=True) if is_short for row in rows]
+        rewards = iter(self.scorer.score_ids(ids, positions=kept))
         for (record, rows), is_short in zip(records, is_read, strict=True):
             if is_short:
                 record["rewards"] = [next(rewards) for _ in rows]

@@ -134,7 +134,7 @@ def _group(preference: Preference) -> Hashable:
     by the same ones."""
     if isinstance(preference.prompt, str):
         return "text"
-    sides = (preference.prompt[-1:], preference.chosen[:1], preference.rejected[:1])
+    sides: Any = (preference.prompt[-1:], preference.chosen[:1], preference.rejected[:1])
     return tuple(message["role"] for side in sides for message in side)
 
 

@@ -35,10 +35,11 @@ def score_turn_removal(reading: Rereading) -> TurnRemoval:
     columns = np.full((3, len(found), len(PLACES)), np.nan)  # without turns, without as many tokens, tokens
     for number, record in enumerate(found):
         rewards = np.array(record["rewards"]).reshape(-1, 2, 2)  # place, turn or control, answer
-        for place, (removed, control), tokens in zip(record["places"], rewards, record["tokens"], strict=True):
-            columns[:, number, PLACES.index(place)] = removed[0] - removed[1], control[0] - control[1], tokens
+        for place, (without, control), count in zip(record["places"], rewards, record["tokens"], strict=True):
+            columns[:, number, PLACES.index(place)] = without[0] - without[1], control[0] - control[1], count
     margins = np.array([own[record["id"]][0] - own[record["id"]][1] for record in found])
-    return measure_turn_removal(margins, *columns, config=reading.config, left_out=left_out)
+    removed, controls, tokens = columns
+    return measure_turn_removal(margins, removed, controls, tokens, config=reading.config, left_out=left_out)
 
 
 class _TurnScorer:

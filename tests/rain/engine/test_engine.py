@@ -12,8 +12,10 @@ from support.rain import (
     TREE_FAMILIES,
     build_causal,
     encode,
+    letters,
     likes_short_words,
     quick_config,
+    search,
 )
 from support.rain import tree_shape as shape
 
@@ -24,20 +26,8 @@ from hf_interdistill.rain.results.views import walk
 from hf_interdistill.rain.search.requests import Decode
 
 
-def search(model, tokenizer, prompts=PROMPTS, config=None, scorer=likes_short_words, **changes):
-    decoder = RainDecoder(tokenizer, config or quick_config(), scorer, embedder=changes.pop("embedder", None))
-    settings = {"max_new_tokens": 8, "return_dict_in_generate": True, **changes}
-    return model.generate(**encode(tokenizer, prompts), custom_generate=decoder, **settings)
-
-
 def tokens_of(output) -> list[list[int]]:
     return [record.tokens for record in output.rain]
-
-
-def letters(texts):
-    """An embedder: counts of a few letters."""
-    rows = [[text.count(letter) + 0.1 for letter in "aeiounrst"] for text in texts]
-    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float64), dim=-1).numpy()
 
 
 @pytest.mark.parametrize("family", [*TREE_FAMILIES, *COPYING_FAMILIES])

@@ -2,13 +2,11 @@
 
 import pytest
 from support.judges import SHORT
-from support.rain import PROMPTS, build_causal, likes_short_words, quick_config
+from support.rain import PROMPTS, build_causal, letters, likes_short_words, quick_config, search
 from support.rain import tree_shape as shape
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.scorers.self_evaluation import SelfEvaluationScorer
-
-from .test_engine import letters, search
 
 
 def likes_vowels(prompts, completions):

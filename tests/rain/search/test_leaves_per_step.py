@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rain import tree_of
+from support.search import Rules, drive
 
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.search.lookahead import select_leaves
 from hf_interdistill.rain.search.requests import Commit, Decode, Embed, Judge
 from hf_interdistill.rain.search.search import PromptSearch
 from hf_interdistill.rain.search.tree import Candidate
-
-from .test_search import Rules, drive
 
 
 def value_of(text: str, seed: int) -> float:

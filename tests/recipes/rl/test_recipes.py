@@ -122,7 +122,7 @@ def test_mistakes_are_named(folder):
 def test_without_ppo_the_extra_is_named(monkeypatch):
     script = load_script()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"hf_interdistill\[ppo\]"):
+    with pytest.raises(ImportError, match=r"\.\[ppo\]"):
         script.main(["ppo"])
 
 
