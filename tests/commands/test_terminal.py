@@ -104,7 +104,6 @@ def test_names_do_not_break_tables_of_markdown():
 NOISE = ("Failed to load CPU gemm_4bit_forward", "is deprecated", "pin_memory", "Warning", "mtime may not be")
 
 
-@pytest.mark.slow
 def test_the_noise_of_libraries_is_not_shown(tmp_path):
     """A run with LoRA, whose imports say most, in a process of its own: libraries say it once per process."""
     pytest.importorskip("peft")

@@ -51,7 +51,6 @@ def pull(hub, tmp_path, texts: dict[str, list]) -> dict[str, list[float]]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_pulled_full_adapter_and_merged_models_give_the_same_rewards(hub, tmp_path, capsys):
     hub.part_size = 100_000  # weights go in three parts, the picture and the rest in one
     full = save_full(tmp_path / "full")

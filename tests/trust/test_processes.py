@@ -25,7 +25,6 @@ def evaluated(pipeline, output: str) -> dict[str, float]:
     return next(row for row in history if "eval_loss" in row)
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(pipeline):
     """Teacher, reward model, evaluation of 13 pairs in batches of four a process, and RAIN over seven prompts.
 
