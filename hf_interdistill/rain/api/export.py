@@ -28,7 +28,12 @@ _SOURCE = '''\
 The files beside it are modules of hf_interdistill, with their names made flat.
 """
 
+from typing import TYPE_CHECKING
+
 from .{entry} import generate_custom
+
+if TYPE_CHECKING:  # never run: older versions of transformers copy only the files that this one names
+{files}
 
 RAIN_CONFIG = {config}
 
@@ -47,12 +52,13 @@ def strategy_files(name: str, config: RainConfig | str | dict | None = None) -> 
         config: settings to write into `generate.py` (see `RainConfig.resolve`).
     """
     values = json.loads(json.dumps(RainConfig.resolve(config).to_dict()))
+    modules = flat_modules(_ENTRY)
+    named = [f"    from .{Path(file).stem} import __doc__" for file in modules if file.endswith(".py")]
+    config_text = pprint.pformat(values, sort_dicts=False, width=100)
     modules = {
-        "generate.py": _SOURCE.format(
-            name=name, entry=flat_name(_ENTRY), config=pprint.pformat(values, sort_dicts=False, width=100)
-        ),
+        "generate.py": _SOURCE.format(name=name, entry=flat_name(_ENTRY), config=config_text, files="\n".join(named)),
         "requirements.txt": "\n".join(_REQUIREMENTS) + "\n",
-        **flat_modules(_ENTRY),
+        **modules,
     }
     return {f"{FOLDER}/{file}": text for file, text in modules.items()}
 
