@@ -59,7 +59,7 @@ def compare(
 
     The baseline is the recipe with `alignment_weight: 0`, that is, TRL's `RewardTrainer`. Each model is trained with
     several seeds, each in a process of its own. Where the recipe's `teacher_model` is an encoder, a teacher is fitted
-    once on the rows that the models train on. A call that was killed goes on where it stopped.
+    once on the rows that the models train on. A call that was killed resumes where it stopped.
 
     Args:
         recipe: of `interdistill reward`: a YAML file, or a mapping of its keys.

@@ -136,7 +136,7 @@ class Training:
         what = f"it was ended by signal {-status}" if status < 0 else (reason[2] or reason[0])
         return (
             f"The training in {self.folder} failed: {what} (All that it printed is in {self.folder / _LOG}.) What is "
-            "finished is kept, and the same command goes on from there."
+            "finished is kept, and the same command resumes there."
         )
 
 

@@ -38,6 +38,7 @@ def main() -> None:
         from steps import draw_maps, link_models, make_student, prepare_data, results_of
 
         from hf_interdistill import CompareConfig, InteractionTeacher, RewardScorer, compare, embedded
+        from hf_interdistill.commands.quiet import known_noise_silenced
         from hf_interdistill.comparison.report.text import accuracy_table
 
         folder, rows = prepare_data(data, RUNS)
@@ -49,14 +50,15 @@ def main() -> None:
     # Data, two trainings and the scoring, a stage each.
     config = CompareConfig(output=str(RUNS / "compare"), seeds=1, diagnosis_pairs=0, overlap="drop", overwrite=True)
     recipe = HERE / "reward" / "interaction.yaml"
-    comparison = compare(recipe, config, overrides=["--dataset_name", folder], stages=stages)
+    with known_noise_silenced():
+        comparison = compare(recipe, config, overrides=["--dataset_name", folder], stages=stages)
     with stages.stage("draw the maps"):
         link_models(RUNS / "compare", RUNS)
         results = results_of(comparison)
         teacher = InteractionTeacher.from_pretrained(str(RUNS / "teacher"))
         scorers = {name: RewardScorer.from_pretrained(str(RUNS / name)) for name in ("baseline", "interaction")}
-        start, end = RewardScorer.from_pretrained(str(RUNS / "student")), scorers["interaction"]
-        students = {"student before training": start, "student after training": end}
+        untrained = RewardScorer.from_pretrained(str(RUNS / "student"))
+        students = {"student before training": untrained, "student after training": scorers["interaction"]}
         explained = draw_maps(rows, teacher, students, RUNS / "maps.png")
     with stages.stage("answer three prompts: plain, best-of-n and RAIN, by the distilled reward model"):
         answers = answer_all(language_model, scorers["interaction"], RUNS)

@@ -1,4 +1,4 @@
-"""What a comparison refuses before it trains, what it says of failed trainings, and how it goes on after a kill."""
+"""What a comparison refuses before it trains, what it says of a failed training, and how it resumes after a kill."""
 
 from __future__ import annotations
 

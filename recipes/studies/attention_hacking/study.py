@@ -106,7 +106,7 @@ class Study:
         settings = self.bench.settings(run, arm)
         if self._record(run) is None:
             if time.monotonic() > self.deadline:
-                console.print(f"Out of time before {run.id}; the same command goes on from there.")
+                console.print(f"Out of time before {run.id}; the same command resumes there.")
                 return False
             with claim(self.bench.lock_path(run.id), is_waiting=is_waiting) as is_ours:
                 if not is_ours:
