@@ -124,7 +124,7 @@ def test_a_kill_anywhere_changes_nothing(made, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_others(made, tmp_path):
     broken = recipe_of(made, "broken", learning_rate=1e38, max_grad_norm=0.0, max_steps=6)
     config = config_of(tmp_path, recipes=[f"broken={broken}"])
-    with pytest.raises(RunError, match=r"runs/broken/seed-7 failed: .*not finite .*the same command goes on"):
+    with pytest.raises(RunError, match=r"runs/broken/seed-7 failed: .*not finite .*the same command resumes"):
         compare(made.recipe, config, is_progress_shown=False)
     assert starts(tmp_path) == {"baseline/seed-7": 1, "broken/seed-7": 1, "interaction/seed-7": 1}
     finished = [json.loads(path.read_text()).get("finished") for path in sorted(tmp_path.glob("runs/*/*/run.json"))]
