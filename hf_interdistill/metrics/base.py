@@ -1,4 +1,4 @@
-"""What the metrics of pairs have in common."""
+"""Common parts of the metrics of pairs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class PairMetric(evaluate.Metric):
     """A metric of chosen and rejected rewards.
 
     Inputs: `predictions`, rewards of the chosen completions; `references`, rewards of the rejected ones; both floats,
-    shape `(pairs,)`. `evaluate.combine` hands its keyword arguments to every metric, so each takes its siblings'
-    (`chosen_lengths`, `rejected_lengths`, `bins`, `seed`) beside its own, and refuses any other.
+    shape `(pairs,)`. `evaluate.combine` passes its keyword arguments to every metric, so each also accepts those of
+    the others (`chosen_lengths`, `rejected_lengths`, `bins`, `seed`), and refuses any other.
     """
 
     extra_inputs: ClassVar[tuple[str, ...]] = ()
@@ -33,7 +33,7 @@ class PairMetric(evaluate.Metric):
     def _compute(self, predictions, references, **options):
         for name in options:
             if name not in _SHARED:
-                raise TypeError(f"`{name}` is no input of a pair metric; there are {', '.join(_SHARED)}.")
+                raise TypeError(f"`{name}` is not an input of a pair metric; there are {', '.join(_SHARED)}.")
         return self.measure(predictions, references, **options)
 
     def measure(self, chosen, rejected, **options) -> dict[str, float]:

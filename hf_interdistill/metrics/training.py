@@ -1,4 +1,4 @@
-"""The measures while a `RewardTrainer` evaluates.
+"""Metrics for the evaluation of a `RewardTrainer`.
 
     RewardTrainer(..., compute_metrics=reward_metrics, preprocess_logits_for_metrics=pair_rewards)
 
@@ -18,7 +18,7 @@ __all__ = ["pair_rewards", "reward_metrics"]
 
 
 def reward_metrics(prediction) -> dict[str, float]:
-    """Accuracy with ties apart, and calibration, for `compute_metrics`.
+    """Accuracy, ties and calibration for `compute_metrics`.
 
     Args:
         prediction: an `EvalPrediction` whose predictions `pair_rewards` made.

@@ -133,7 +133,7 @@ def _checkpoints(folder: str | Path) -> list[Path]:
 
 
 def output_folder(args: TrainingArguments) -> str:
-    """The output folder of a run; `TrainingArguments` sets one when none is given, unlike its type says."""
+    """The output folder of a run; `TrainingArguments` sets one when none is given, contrary to its type."""
     assert args.output_dir is not None
     return args.output_dir
 

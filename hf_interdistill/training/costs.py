@@ -1,4 +1,4 @@
-"""What a training took of the machine."""
+"""The resources that a training used."""
 
 from __future__ import annotations
 

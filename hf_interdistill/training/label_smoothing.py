@@ -6,7 +6,7 @@ import torch
 
 
 def require_factor(factor: float) -> None:
-    """Raise `ValueError` for a `label_smoothing_factor` that would teach nothing, or the opposite."""
+    """Raise `ValueError` for a `label_smoothing_factor` that would teach nothing or the opposite."""
     if not 0 <= factor < 0.5:
         raise ValueError(
             f"`label_smoothing_factor` is {factor}, but it is the probability that a label is wrong: from 0 to below "

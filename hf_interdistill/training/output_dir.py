@@ -27,7 +27,7 @@ def prepare_output_dir(output_dir: OutputDirArguments, args: TrainingArguments, 
     """Refuse, remove or (when resuming) leave the checkpoints that are in `output_dir`.
 
     Args:
-        output_dir: what is to happen to them. args: name the folder, and say whether the run resumes.
+        output_dir: what to do with them. args: name the folder, and say whether the run resumes.
         is_removing: whether to remove them now. A command first asks without, and removes when nothing else can stop
             the new run.
 

@@ -1,4 +1,4 @@
-"""The precision of a training run: one that this machine can run, and one that the user chose or none."""
+"""The precision of a training run: one that this machine can run, chosen by the user or by default."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def choose_precision(args: TrainingArguments) -> None:
             )
     if args.fp16 and (args.use_cpu or not has_accelerator):
         raise ValueError(
-            "`fp16` is True, but fp16 training needs an accelerator, and this run is on the CPU, where it would train "
-            "in float32 without a word. Leave it out or set `fp16=False`; `bf16=True` with `use_cpu=True` runs."
+            "`fp16` is True, but fp16 training needs an accelerator, and this run is on the CPU, where it would "
+            "silently train in float32. Leave it out or set `fp16=False`; `bf16=True` with `use_cpu=True` runs."
         )

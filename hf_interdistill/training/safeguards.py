@@ -61,7 +61,7 @@ class TrainingSafeguards(_Trainer):
         return super().train(checkpoint, *args, **kwargs)
 
     def require_finite(self, loss: torch.Tensor, pair_index: torch.Tensor | None = None) -> None:
-        """Stop on a loss that is NaN or infinite: write down the batch, save a checkpoint, raise.
+        """Stop on a loss that is NaN or infinite: record the batch, save a checkpoint, raise.
 
         Args:
             loss: loss of this process's batch.

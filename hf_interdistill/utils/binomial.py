@@ -1,4 +1,4 @@
-"""Exact intervals of shares, so that few rows claim no more than they can."""
+"""Exact confidence intervals of shares, which stay honest with few rows."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def accuracy_interval(accuracy: float, pairs: int) -> tuple[float, float]:
 
 
 def unseen_share(trials: int, confidence: float = 0.95) -> float:
-    """The largest share of cases of which none may be among so many: the upper bound of a share of 0 (1 if there are
-    no trials). With 10 it is 0.31, with 72 it is 0.05."""
+    """The largest share of cases that may be absent from this many trials: the upper bound of a share of 0 (1 if there
+    are no trials). With 10 it is 0.31, with 72 it is 0.05."""
     return 1 - ((1 - confidence) / 2) ** (1 / trials) if trials else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Loads a causal language model to generate with, whole, and its tokenizer."""
+"""Loads a complete causal language model for generation, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def _refuse_virtual_tokens(name: str) -> None:
     if config.is_prompt_learning:
         raise ValueError(
             f"The adapter in {public_name(name)} is {getattr(config.peft_type, 'value', config.peft_type)} of PEFT, "
-            "whose virtual tokens stand before the prompt, but a job generates with weights alone. Use an adapter "
+            "whose virtual tokens come before the prompt, but a job generates with weights alone. Use an adapter "
             f"that changes weights, such as LoRA, or its base model {config.base_model_name_or_path}."
         )

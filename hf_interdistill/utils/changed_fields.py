@@ -1,4 +1,4 @@
-"""Fields of a result that its input does not have any more, as a text for a message."""
+"""Describes how the input of a result has changed, for a message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe_change(row: dict[str, Any], given: dict[str, Any], keys: Iterable[s
 
 
 def _difference(old: Any, new: Any) -> tuple[str, str]:
-    """Two values from where they begin to differ, as short texts."""
+    """Two values from their first difference on, as short texts."""
     texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in (old, new)]
     differs = (number for number, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1])
     same = next(differs, min(map(len, texts)))

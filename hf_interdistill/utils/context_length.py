@@ -43,7 +43,7 @@ def has_position_table(model: nn.Module) -> bool:
 
 
 def check_row_length(model: nn.Module, length: int, what: str) -> str | None:
-    """What to warn of where the longest row has more tokens than the model has positions; `None` if it fits.
+    """A warning if the longest row has more tokens than the model has positions; `None` if it fits.
 
     Args:
         model: the model. length: tokens of the longest row. what: what the row is, for the message (`A text`).

@@ -26,7 +26,7 @@ def load_preferences(name: str, config: str | None = None, is_streaming: bool = 
 
     Raises:
         FileNotFoundError: a path that is not there, or a name that is not found on the Hub either.
-        ValueError: a folder or a file without data that can be read, or with a configuration; a line that is no JSON
+        ValueError: a folder or a file without data that can be read, or with a configuration; a line that is not JSON
             object, named by file and number.
     """
     path = Path(name)
@@ -77,7 +77,7 @@ def _check_json(path: Path) -> None:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"Line {error.lineno} of {path} is no JSON ({error.msg}). Correct it.") from None
+        raise ValueError(f"Line {error.lineno} of {path} is not JSON ({error.msg}). Correct it.") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} is a JSON list without rows, or with other entries than objects. Write one per row.")
 

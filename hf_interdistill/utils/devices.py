@@ -1,4 +1,4 @@
-"""Where the commands run their models."""
+"""Chooses the device of a command's models."""
 
 from __future__ import annotations
 

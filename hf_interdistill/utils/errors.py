@@ -12,7 +12,7 @@ class RunError(RuntimeError):
 
 
 def recovery_hint(error: BaseException) -> str:
-    """What to add to the message of an error of the operating system, so that it says what to do."""
+    """Advice to add to the message of an error of the operating system."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return (
             ". There is no room to write. What was finished is kept: make room, then run the same command again "

@@ -20,7 +20,7 @@ class UnknownFieldError(TypeError, ValueError):
 
 
 def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.4) -> str | None:
-    """The known name most like `name`, or `None` if none is like it.
+    """The most similar known name, or `None` if none is similar.
 
     Args:
         name: what was written. known: what exists.
@@ -72,7 +72,7 @@ def accept_renamed(renamed: dict[str, str]):
         def init(self, *args, **kwargs):
             construct(self, *args, **new_names(cls.__name__, kwargs, renamed))
 
-        def get_attribute(self, name):  # only called for names that are no attributes
+        def get_attribute(self, name):  # only called for names that are not attributes
             if name in renamed:
                 new_names(cls.__name__, {name: None}, renamed)
                 return getattr(self, renamed[name])
@@ -131,14 +131,26 @@ def _is_of_kind(value: Any, kind: type) -> bool:
 
 
 def require_positive(name: str, value: Any, *, is_optional: bool = False) -> None:
-    """Raise `ValueError` for a setting that is no whole number of at least 1; with `is_optional`, `None` passes."""
+    """Raise `ValueError` for a setting that is not a whole number of at least 1; with `is_optional`, `None` passes."""
     if value is None and is_optional:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` is {value!r}, but must be a whole number of at least 1.")
 
 
+def refuse_unused(settings: Any, used: dict[str, tuple[bool, str]]) -> None:
+    """Raise `ValueError` for a field of a dataclass that is set where it changes nothing.
+
+    Args:
+        settings: the dataclass. used: for each field whether it counts, and what it needs to count.
+    """
+    defaults = {each.name: each.default for each in fields(settings)}
+    for name, (is_used, needs) in used.items():
+        if not is_used and getattr(settings, name) != defaults[name]:
+            raise ValueError(f"`{name}` changes nothing without {needs}. Set that too, or leave it out.")
+
+
 def require_above_zero(name: str, value: Any) -> None:
-    """Raise `ValueError` for a setting (a time, a size) that is no finite number above 0."""
+    """Raise `ValueError` for a setting (a time, a size) that is not a finite number above 0."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < math.inf:
         raise ValueError(f"`{name}` is {value!r}, but must be a finite number above 0.")

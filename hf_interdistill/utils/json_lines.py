@@ -14,11 +14,11 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, An
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no JSON object, or no UTF-8.
+        ValueError: a line that is not a JSON object, or no UTF-8.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, or is no file (looked from {Path.cwd()}).")
+        raise FileNotFoundError(f"{path} is not there, or is not a file (looked from {Path.cwd()}).")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             place = f"Line {number} of {path}"
@@ -39,8 +39,8 @@ def _parse(line: str, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{place} is no JSON object ({error.msg}, character {error.pos + 1}): {line[:60]!r}. {hint}"
+            f"{place} is not a JSON object ({error.msg}, character {error.pos + 1}): {line[:60]!r}. {hint}"
         ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{place} is no JSON object, but {line[:60]!r}. {hint}")
+        raise ValueError(f"{place} is not a JSON object, but {line[:60]!r}. {hint}")
     return row

@@ -62,7 +62,7 @@ class JsonlJob:
         """Compare settings and inputs with those of an earlier run, and remove partial lines. One process does this.
 
         Args:
-            settings: what decides the rows; `None` where each row says itself what it depends on.
+            settings: what decides the rows; `None` where each row itself records what it depends on.
             overwrite: start again where an earlier run had other settings or inputs; `None` where the user has no such
                 option.
             inputs: the rows that results are made of, each with an `id`, where results repeat their input's fields.
@@ -218,8 +218,8 @@ def run_sharded_job(
 
     Args:
         output: the file. rows: all rows, each with an `id`. settings, overwrite: as in `JsonlJob.open`.
-        work: appends a result with the same `id` for each row of this process, with the row's fields. What could not
-            be done gets a row with `error` instead, and the job goes on. It is not called if nothing is missing.
+        work: appends a result with the same `id` for each row of this process, with the row's fields. A failed row
+            gets an `error` instead, and the job continues. It is not called if nothing is missing.
 
     Returns:
         The job, and for how many rows results were missing.

@@ -1,4 +1,4 @@
-"""Configs of models: of the text part, and whether there is one where a model is said to be."""
+"""Configs of models: that of the text part, and a check that a name is a model."""
 
 from __future__ import annotations
 

@@ -7,27 +7,41 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .fields import nearest_name
+from .option_groups import describe_by_group
+from .option_names import field_names, rename_keys, rename_words
 from .sources import require_file
 
 
-def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str | None = None) -> tuple:
-    """Dataclasses from a YAML file and overrides, with TRL's parser.
+def parse(
+    dataclass_types: Sequence[type], arguments: Sequence[str], prog: str | None = None, is_launched: bool = False
+) -> tuple:
+    """Dataclasses from a YAML file and overrides, with TRL's parser. Synonyms of options are taken in both.
+
+    Args:
+        dataclass_types: what to make. arguments: of the command line. prog: name of the command, for `--help`.
+        is_launched: whether the help lists the options of `utils.launching`, which are taken out before.
 
     Raises:
-        ValueError: a key that no dataclass has (the message names the nearest one), one that is missing, or a value
-            of another type.
+        ValueError: a key that no dataclass has (the message names the nearest one), one that is missing or given by
+            two names, or a value of another type.
     """
     from trl import TrlParser
 
-    arguments = [part for each in arguments for part in _config_apart(each)]
+    own = field_names(dataclass_types)
+    arguments = rename_words([part for each in arguments for part in _config_apart(each)], own)
     parser = TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]  # transformers' name for any dataclass
     parser.error = _refuse  # type: ignore[method-assign]  # argparse would print all keys before its message
+    take = parser.set_defaults_with_config
+    parser.set_defaults_with_config = lambda **config: take(**rename_keys(config, own))  # type: ignore[method-assign]
     known = {action.dest for action in parser._actions} | {"env"}
+    if {"-h", "--help"} & set(arguments):
+        describe_by_group(parser, dataclass_types, is_launched)
+        parser.parse_args(["--help"])
     if arguments[-1:] == ["--config"]:
         raise ValueError("`--config` names no file. Write `--config recipe.yaml`.")
     if "--config" in arguments:
         path = arguments[arguments.index("--config") + 1]
-        _require_known(read_yaml(path), known, f"in {path}")
+        _require_known(rename_keys(read_yaml(path), own), known, f"in {path}")
     flags = [argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
     options = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     _require_known([flag for flag in flags if flag != "config"], options, "given")
@@ -51,12 +65,22 @@ def given_values(dataclass_types: Sequence[type], arguments: Sequence[str]) -> d
     """
     from trl import TrlParser
 
+    arguments = rename_words(arguments, field_names(dataclass_types))
     parser = TrlParser(dataclass_types)  # type: ignore[arg-type]
     parser.error = _refuse  # type: ignore[method-assign]
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     found, _ = parser.parse_known_args(list(arguments))
     return vars(found)
+
+
+def read_recipe(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
+    """The mapping in a YAML file, under the names of the dataclasses' options.
+
+    Raises:
+        SourceNotFoundError: there is no such file. ValueError: no YAML, no mapping, or one option by two names.
+    """
+    return rename_keys(read_yaml(path), field_names(dataclass_types))
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -71,7 +95,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from None
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a YAML mapping of keys to values, but holds {type(content).__name__}.")
     return content

@@ -13,7 +13,7 @@ def save_small_png(figure: Figure, path: Path, dpi: int = 110, colors: int = 48)
     """Write a figure as a PNG with a palette, which takes a quarter of the bytes of full color or less.
 
     Args:
-        colors: of the palette; 48 keep a dozen lines and their smooth edges apart.
+        colors: of the palette; 48 are enough to distinguish a dozen lines with smooth edges.
     """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)

@@ -12,8 +12,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=Bearer )\S+")
-# At least two parts, so that tokens of a vocabulary such as "/" are no paths.
+# At least two parts, so that tokens of a vocabulary such as "/" are not paths.
 _PATH = re.compile(r"(~|[A-Za-z]:)?[/\\][^\s/\\]+[/\\][^\n]*")
+# The same inside a word, such as a JSON value; an address (`http://host/a/b`) is none.
+_PATH_INSIDE = re.compile(r"(?<![\w.:/\\~])(~|[A-Za-z]:)?[/\\]+[^\s\"'/\\,:{}\[\]]+[/\\][^\s\"',{}\[\]]*")
+_OWNER = re.compile(r"^(~|([A-Za-z]:)?[/\\]+(home|Users)[/\\]+[^/\\]+|/root)(?=[/\\]|$)")
+_USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _HOME = re.compile(r"(?<![\w.:/-])(/(home|Users|root)/|[A-Za-z]:\\Users\\)\w")
 
 
@@ -24,6 +28,24 @@ def public_name(name: str | os.PathLike[str]) -> str:
         return str(name)
     path = Path(name).resolve()
     return path.name if path.parent in (Path.home(), Path.home().parent) else "/".join(path.parts[-2:])
+
+
+def public_word(word: str) -> str:
+    """A word of a command line that may be published: no tokens, and of absolute paths the last two parts alone.
+
+    Relative paths stay, so that the command still works where it was given. `KEY=VALUE` is read part by part.
+    """
+    key, separator, value = word.partition("=")
+    if separator and not _PATH.match(key):
+        return f"{public_word(key)}={public_word(value)}"
+    if _PATH.match(word):  # the whole word, since a folder's name may have spaces
+        return redact(_last_parts(word))
+    return redact(_USER_OF_URL.sub("", _PATH_INSIDE.sub(lambda found: _last_parts(found[0]), word)))
+
+
+def _last_parts(path: str) -> str:
+    """The last two parts of a path, without the folder that is named after a user."""
+    return "/".join([part for part in re.split(r"[/\\]", _OWNER.sub("", path)) if part][-2:]) or "~"
 
 
 def hub_name(name: str | None) -> str | None:

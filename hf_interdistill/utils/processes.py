@@ -11,6 +11,6 @@ def process_state() -> PartialState:
     """This process among those of its launch.
 
     Without an accelerator accelerate joins processes only if it is told that they run on the CPU. Otherwise each would
-    take itself for the only one, and all would do the whole job into the same files.
+    act as the only one, and all would write the whole job to the same files.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())

@@ -1,4 +1,4 @@
-"""Models, data and files that users name: what is said where there is none of that name."""
+"""Errors for models, data and files that users name and that do not exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SourceNotFoundError(FileNotFoundError, ValueError):
 
 
 def not_there(name: str | os.PathLike) -> str:
-    """A message that a file or folder does not exist: where it was looked for, and what there is of a like name."""
+    """A message that a file or folder does not exist, with the place searched and similar names."""
     return f"{name} is not there (looked from {Path.cwd()}).{close_names(Path(name))}"
 
 
@@ -62,13 +62,13 @@ def refuse_same_file(written: dict[str, str | os.PathLike | None], read: dict[st
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be that of a file or folder: a name on the Hub has one slash at most."""
+    """Whether a name can only be a file or folder: a name on the Hub has one slash at most."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.rstrip("/").count("/") > 1 or os.path.isabs(name)
 
 
 @contextmanager
 def loading(name: str | os.PathLike, kind: str = "model") -> Iterator[None]:
-    """Load a model or data set by a folder's or a Hub name inside the block; say what is wrong with the name.
+    """Load a model or data set by folder or Hub name inside the block; errors say what is wrong with the name.
 
     Args:
         name: what the user wrote. kind: what it should be, for the message: `model`, `teacher`, `dataset`, ...
@@ -91,7 +91,8 @@ def loading(name: str | os.PathLike, kind: str = "model") -> Iterator[None]:
             raise
         if not path.exists() and isinstance(error, (OSError, HFValidationError)):
             raise SourceNotFoundError(
-                f"The {kind} {name!r} is no folder here (looked from {Path.cwd()}).{close_names(path)} As a name on "
+                f"The {kind} {name!r} is not a folder here (looked from {Path.cwd()}).{close_names(path)} As a name "
+                "on "
                 f"the Hub it was not found either: {' '.join(str(error).split())}"
             ) from error
         if kind == "dataset" or not path.is_dir():
@@ -105,7 +106,7 @@ def loading(name: str | os.PathLike, kind: str = "model") -> Iterator[None]:
 
 
 def load_tokenizer(name: str | os.PathLike, **options: Any):
-    """`AutoTokenizer.from_pretrained`, which says little of a folder that has none.
+    """`AutoTokenizer.from_pretrained`, with a clear error for a folder without a tokenizer.
 
     Raises:
         SourceNotFoundError: the folder has no tokenizer.
@@ -125,7 +126,7 @@ def load_tokenizer(name: str | os.PathLike, **options: Any):
 
 
 def close_names(path: Path) -> str:
-    """A sentence with names like that of a missing path, beside the first part of it that is missing."""
+    """A sentence with names similar to a missing path, from the folder of its first missing part."""
     if str(path).startswith("~") and path.expanduser().exists():
         return f" `~` is not expanded here: write {path.expanduser()}."
     missing = path

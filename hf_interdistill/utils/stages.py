@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-_LINES_OF_LOG = 15  # that are shown of a stage that failed
+_LINES_OF_LOG = 15  # that are shown of a failed stage
 
 
 class Stages:
@@ -38,7 +38,7 @@ class Stages:
 
     @contextmanager
     def stage(self, title: str, *, is_log_shown: bool = True) -> Iterator[list[str]]:
-        """Run a block as a stage. Yields a list; what is put in it stands on the stage's line.
+        """Run a block as a stage. Yields a list; its entries are shown on the stage's line.
 
         Args:
             title: what is done. is_log_shown: print the end of the log if the block fails, before the error is raised;
@@ -83,7 +83,7 @@ class Stages:
 
 
 def _writes_to(stream, descriptor: int) -> bool:
-    """Whether a stream of Python is the process's own, and not one that a notebook or a test put in its place."""
+    """Whether a Python stream is the process's own, not one that a notebook or a test put in its place."""
     try:
         return stream.fileno() == descriptor and hasattr(stream, "reconfigure")
     except (AttributeError, OSError, ValueError):

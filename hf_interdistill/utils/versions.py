@@ -1,4 +1,4 @@
-"""Which versions of the libraries below this package its tests were run with."""
+"""The versions of the dependencies that the tests were run with."""
 
 from __future__ import annotations
 

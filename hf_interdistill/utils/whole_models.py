@@ -1,4 +1,4 @@
-"""Loads models whole or not at all: for weights that a checkpoint lacks, transformers takes random numbers."""
+"""Loads complete models only: transformers would fill weights that a checkpoint lacks with random numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from .fields import new_names
 from .privacy import public_name
+from .unsharded import load_unsharded
 
-# What says where files are: it goes to the tokenizer and to an adapter's files as well as to the model.
+# Options that say where files are: for the tokenizer and an adapter's files as well as the model.
 HUB_OPTIONS = (
     *("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"),
     "trust_remote_code",
@@ -25,7 +26,7 @@ _SHOWN = 6
 
 
 class IncompleteModelError(ValueError):
-    """A checkpoint holds only a part of a model, or more than the model takes; the message names the weights."""
+    """A checkpoint has only a part of a model, or more than the model uses; the message names the weights."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class LoadReport:
 
 
 def hub_options(options: dict[str, Any], *left_out: str) -> dict[str, Any]:
-    """Those of the options of `from_pretrained` that say where files are, but for `left_out`."""
+    """The options of `from_pretrained` that say where files are, without `left_out`."""
     return {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None and name not in left_out}
 
 
 def model_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `from_pretrained` with `torch_dtype` under its new name, which would win over it in silence."""
+    """Options of `from_pretrained` with `torch_dtype` under its new name, which would silently override it."""
     return new_names(kind, options, {"torch_dtype": "dtype"})
 
 
@@ -61,16 +62,17 @@ def refuse_options_of_loading(options: dict[str, Any]) -> None:
 
 
 def load_with_report(auto_class, name: str, **options) -> tuple[Any, LoadReport]:
-    """`auto_class.from_pretrained(name, **options)`, and what was missing.
+    """`auto_class.from_pretrained(name, **options)`, not sharded by FSDP or DeepSpeed, and what was missing.
 
     Raises:
         IncompleteModelError: a weight file that cannot be read.
     """
     try:
         # Other shapes are reported with the missing weights; by itself transformers raises without naming the fix.
-        model, info = auto_class.from_pretrained(
-            name, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        )
+        with load_unsharded():
+            model, info = auto_class.from_pretrained(
+                name, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            )
     except SafetensorError as error:
         raise IncompleteModelError(
             f"{public_name(name)} has a weight file that cannot be read ({error}). Copy or download it again."
@@ -93,7 +95,7 @@ def without_load_report() -> Iterator[None]:
 
 
 def is_head_weight(model: nn.Module, key: str) -> bool:
-    """Whether a weight is none that a language model has: it lies beside the base model, or in its pooler."""
+    """Whether a weight belongs to a head: it is outside the base model, or in its pooler."""
     base = getattr(model, "base_model_prefix", "")
     return not key.startswith(f"{base}.") or key.startswith(f"{base}.pooler.")
 
@@ -103,8 +105,8 @@ def refuse_missing(name: str, missing: Iterable[str], fix: str) -> None:
     missing = list(missing)
     if missing:
         raise IncompleteModelError(
-            f"{public_name(name)} holds only a part of its model. Without weights in it, or of another shape: "
-            f"{listed(missing)}. They would be random numbers, others after each load. {fix}"
+            f"{public_name(name)} holds only a part of its model. Missing or of another shape: {listed(missing)}. "
+            f"These weights would be random, and different after each load. {fix}"
         )
 
 
@@ -113,13 +115,13 @@ def refuse_unused(name: str, unused: Iterable[str], fix: str) -> None:
     unused = list(unused)
     if unused:
         raise IncompleteModelError(
-            f"{public_name(name)} holds weights that its model has no place for: {listed(unused)}. Without them it is "
-            f"another model than the one that was trained. {fix}"
+            f"{public_name(name)} has weights that its model does not use: {listed(unused)}. Without them it is not "
+            f"the model that was trained. {fix}"
         )
 
 
 def listed(keys: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of others."""
     keys = list(keys)
     return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 

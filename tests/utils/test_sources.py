@@ -44,7 +44,7 @@ def test_other_names_may_be_of_the_hub(name, runs):
 def test_a_name_with_a_slash_that_is_neither(runs):
     message = refused("runs/rmm")
     assert message.startswith(
-        f"The model 'runs/rmm' is no folder here (looked from {runs}). Beside it there is runs/rm."
+        f"The model 'runs/rmm' is not a folder here (looked from {runs}). Beside it there is runs/rm."
     )
     assert "As a name on the Hub it was not found either: We couldn't connect to the Hub. Check" in message
     assert "Beside it" not in refused("Qwen/Qwen3-0.6B")

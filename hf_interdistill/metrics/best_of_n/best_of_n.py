@@ -24,7 +24,7 @@ class BestOfN(evaluate.Metric):
 
     def _compute(self, predictions, references, sizes=None):
         if len({len(row) for row in [*predictions, *references]}) > 1:
-            raise ValueError("Every prompt needs as many candidates, rewards as well as true values.")
+            raise ValueError("Every prompt needs the same number of candidates, in rewards and true values.")
         sizes = doubling(len(predictions[0])) if sizes is None else sizes
         means = best_of_n_by_prompt(predictions, references, sizes).mean(0)
         return {f"best_of_{n}": float(mean) for n, mean in zip(sizes, means, strict=True)}

@@ -1,4 +1,4 @@
-"""Whether a reward model likes length."""
+"""Whether a reward model prefers longer completions."""
 
 import numpy as np
 

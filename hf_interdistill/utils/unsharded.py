@@ -15,8 +15,8 @@ def load_unsharded():
     """Context in which `from_pretrained` loads all weights on every process.
 
     Under DeepSpeed ZeRO-3 transformers would shard them. Under FSDP with `fsdp_cpu_ram_efficient_loading` only the
-    first process would load them, and FSDP would broadcast them. The teacher is not part of the sharded model, so
-    nothing would gather or broadcast its weights.
+    first process would load them, and FSDP would broadcast them. A teacher, a scorer or a saved model that is checked
+    is not part of the sharded model, so nothing would gather or broadcast its weights.
     """
     reference = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
     deepspeed.unset_hf_deepspeed_config()
