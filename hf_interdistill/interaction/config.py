@@ -14,6 +14,7 @@ from ..training.label_smoothing import require_factor
 from ..training.precision import choose_precision
 from ..utils.fields import as_mapping, require_positive
 from ..utils.whole_models import model_options
+from .loss_options import LOSS_CHOICES, RewardLossOptions, check_loss_options
 from .losses.alignment import ALIGNMENT_LOSSES, ALIGNMENT_SCOPES
 from .losses.schedules import ALIGNMENT_SCHEDULES
 from .losses.triton.dispatch import ALIGNMENT_KERNELS
@@ -30,16 +31,17 @@ OBJECTIVE_CHOICES = {
 
 
 @dataclass
-class InteractionDistillationConfig(RewardConfig):
-    """Configuration of `InteractionDistillationTrainer`: everything `RewardConfig` has, and the fields below.
+class InteractionDistillationConfig(RewardLossOptions, RewardConfig):
+    """Configuration of `InteractionDistillationTrainer`: everything `RewardConfig` has, the fields below,
+    and the options of the reward loss, which are in `RewardLossOptions`.
 
     Source: the method is that of arXiv 2508.02618; loss forms, scopes and defaults are ours.
 
     `label_smoothing_factor`, which `RewardTrainer` ignores, is the probability that a label is wrong: the reward loss
     is then cDPO's conservative one, `-(1 - factor) * log sigmoid(m) - factor * log sigmoid(-m)` for a margin m.
 
-    Where neither `bf16` nor `fp16` is set, training is in bf16, as in `RewardConfig`, or in float32 where bf16 cannot
-    run, which a warning says.
+    Where neither `bf16` nor `fp16` is set, training is in bf16, as in `RewardConfig`. Where bf16 cannot run it is in
+    float32, with a warning.
 
     Args:
         teacher_model: folder of a fitted teacher, or name of an encoder; the trainer's `teacher` argument takes
@@ -135,9 +137,10 @@ class InteractionDistillationConfig(RewardConfig):
             "share_prompt": SHARE_PROMPT_CHOICES,
             "teacher_cache_precision": MAP_PRECISIONS,
         }
-        require_choices(self, {**OBJECTIVE_CHOICES, **other_choices})
+        require_choices(self, {**OBJECTIVE_CHOICES, **LOSS_CHOICES, **other_choices})
         self.model_init_kwargs = _checked_init_kwargs(self.model_init_kwargs)
         require_factor(self.label_smoothing_factor)
+        check_loss_options(self)
         if self.label_names:
             raise ValueError(
                 f"`label_names` is {self.label_names}, but preferences have no labels and `RewardTrainer` clears it. "
@@ -176,7 +179,7 @@ class InteractionDistillationConfig(RewardConfig):
 
 
 def _checked_init_kwargs(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """`model_init_kwargs` without options that would be taken and change nothing."""
+    """A copy of `model_init_kwargs`, checked for options that would be accepted and change nothing."""
     if given is None:
         return None
     options = model_options("model_init_kwargs", as_mapping("model_init_kwargs", given))
@@ -187,7 +190,7 @@ def _checked_init_kwargs(given: dict[str, Any] | str | None) -> dict[str, Any] |
         )
     if "output_loading_info" in options:
         raise ValueError(
-            "`output_loading_info` in `model_init_kwargs`: the trainer takes a model alone. Leave it out."
+            "`model_init_kwargs` has `output_loading_info`, but the trainer needs the model alone. Leave it out."
         )
     return options
 
@@ -199,11 +202,16 @@ def require_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None
             raise ValueError(f"`{name}` is {getattr(settings, name)!r}, but must be one of {', '.join(allowed)}.")
 
 
-def refuse_reentrant_checkpointing(kwargs) -> None:
-    """Raise `ValueError` for `use_reentrant=True`."""
+def refuse_reentrant_checkpointing(kwargs, is_set_by_trl: bool = False) -> None:
+    """Raise `ValueError` for `use_reentrant=True`, of the user or of TRL."""
     if kwargs and kwargs.get("use_reentrant"):
+        fix = "Set `use_reentrant` to False (or remove it), or train with `alignment_weight=0`."
+        if is_set_by_trl:
+            fix = (
+                "TRL sets it for PEFT with DeepSpeed ZeRO-3. Set `gradient_checkpointing=False`, or shard with FSDP2 "
+                "(`fsdp2.yaml`)."
+            )
         raise ValueError(
             "`gradient_checkpointing_kwargs={'use_reentrant': True}`: reentrant checkpointing runs layers without a "
-            "graph, so the alignment loss would have no gradient. Set `use_reentrant` to False (or remove it), or "
-            "train with `alignment_weight=0`."
+            f"graph, so the alignment loss would have no gradient. {fix}"
         )

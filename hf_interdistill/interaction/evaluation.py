@@ -34,7 +34,7 @@ class PairEvaluation(_RewardTrainer):
     _num_evaluated = 0
 
     def evaluation_loop(self, *args, **kwargs):
-        """As in `Trainer`; the number of pairs is kept for what is said of their metrics."""
+        """As in `Trainer`; the number of pairs is kept for the warning about the teacher."""
         output = super().evaluation_loop(*args, **kwargs)
         self._num_evaluated = output.num_samples or 0
         return output
@@ -44,7 +44,7 @@ class PairEvaluation(_RewardTrainer):
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(datasets, dict):  # `Trainer` calls this method for each set
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        self._take_metrics(metric_key_prefix)  # of an evaluation that was broken off
+        self._take_metrics(metric_key_prefix)  # left over from an interrupted evaluation
         self._metric_prefix = metric_key_prefix
         try:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -61,9 +61,9 @@ class PairEvaluation(_RewardTrainer):
             ignore_keys, metric_key_prefix: as in `Trainer`.
 
         Returns:
-            `predictions`: float32 rewards, `(pairs, 2)`, chosen and rejected in the order of the rows; what
-            `preprocess_logits_for_metrics` makes of them, if the trainer has one. `metrics`: those of `evaluate`
-            (TRL's, `interaction/*`, and `compute_metrics` of these predictions), with the prefix.
+            `predictions`: float32 rewards, `(pairs, 2)`, chosen and rejected in the order of the rows; or the output
+            of `preprocess_logits_for_metrics`, if the trainer has one. `metrics`: those of `evaluate` (TRL's,
+            `interaction/*`, and `compute_metrics` of these predictions), with the prefix.
 
         Raises:
             TypeError: several datasets at once.
@@ -100,7 +100,7 @@ class PairEvaluation(_RewardTrainer):
 
 
 def _warn_of_weak_teacher(metrics: dict[str, Any], prefix: str, pairs: int) -> None:
-    """Warn if the teacher is right no more often than the student; how surely depends on the number of pairs."""
+    """Warn if the teacher is not more accurate than the student; how firmly depends on the number of pairs."""
     teacher, student = metrics.get(f"{prefix}_interaction/teacher_accuracy"), metrics.get(f"{prefix}_accuracy")
     if teacher is None or student is None or teacher > student or not pairs:
         return

@@ -26,7 +26,7 @@ def example_maps(
         teacher: the teacher.
         model: the reward model, or a PEFT model; its mode (training or evaluation) is restored.
         tokenizer: its tokenizer. With a chat template the example is formatted as messages.
-        name: what the model's map is called.
+        name: name of the model's map in the image.
         layers: layer of the student and of the teacher.
     """
     is_training = model.training

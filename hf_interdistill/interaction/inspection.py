@@ -21,7 +21,7 @@ from .losses.explained import ExplainedShare
 from .teacher.teacher import InteractionTeacher
 
 _PARTS = ("prompt", "chosen", "rejected")
-_MOST_TIMES = 16.0  # the scale's end: a word with as many times the equal share, or more
+_MOST_TIMES = 16.0  # end of the color scale: this many times the equal share, or more
 _TICKS = (1 / 16, 1 / 4, 1, 4, 16)
 
 
@@ -123,7 +123,7 @@ def plot_maps(maps: PairMaps):
     """
     from matplotlib import rc_context
 
-    with rc_context({"text.parse_math": False}):  # words and names with dollars are no formulas
+    with rc_context({"text.parse_math": False}):  # dollar signs in words and names do not start formulas
         return _plot_maps(maps)
 
 

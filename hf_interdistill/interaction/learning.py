@@ -1,4 +1,5 @@
-"""What a run says of its alignment: metrics of each batch, and how much of the teacher's map the student explains."""
+"""What a run logs about its alignment: metrics of each batch, and how much of the teacher's map the student
+explains."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ START_PAIRS = 64
 
 
 class AlignmentLearning(PairEvaluation):
-    """Trainer mixin that logs the alignment, and the share of the teacher's map that the student explains.
+    """Trainer mixin that logs alignment and reward loss, and the share of the teacher's map that the student explains.
 
     The share, `interaction/explained`, is that of whole rows, `interaction/explained_intra` and `_inter` are those of
     parts of rows: see `ExplainedShare`. Before the first step it is measured on `START_PAIRS` training pairs, and
-    logged as step 0; a resumed run has that entry already. Without a teacher nothing of this happens.
+    logged as step 0; a resumed run has that entry already. Without a teacher none of this happens.
 
     Overrides `train` (warns at the end if little was learnt), `log` and `evaluate`'s metrics.
     """
@@ -63,7 +64,7 @@ class AlignmentLearning(PairEvaluation):
         return {**super()._take_metrics(prefix), **explained}
 
     def _visit(self) -> dict[str, Any]:
-        """Which visit of its pairs a batch is, and of how many, as in `AlignmentObjective`."""
+        """Which visit to its pairs a batch is, and how many there are, as in `AlignmentObjective`."""
         if self.model.training or self._is_measuring_start:  # the start reads the maps that the first epoch needs
             return {"visit": int(self.state.epoch or 0) + 1, "num_visits": self.state.num_train_epochs}
         return {"visit": 0, "num_visits": 1}
@@ -93,6 +94,17 @@ class AlignmentLearning(PairEvaluation):
         self._metrics[mode]["interaction/weight"].append(weight)
         if self.model.training and int(self._dropped):  # of a stream; those of a dataset are logged when prepared
             self._metrics[mode]["interaction/dropped_pairs"] = [int(self._dropped)]
+
+    def _log_reward_loss(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Log values of pairs, `(pairs,)` each: their mean over processes, without those that are NaN."""
+        if not metrics:
+            return
+        values = torch.stack(list(metrics.values()))[:, : self._num_new_pairs(len(next(iter(metrics.values()))))]
+        sums = self.accelerator.gather(torch.stack([values.nansum(1), (~values.isnan()).sum(1)], 1)[None]).sum(0)
+        mode = "train" if self.model.training else "eval"
+        for name, (total, count) in zip(metrics, sums.tolist(), strict=True):
+            if count:  # as in `_log_alignment`, in evaluation each pair is one entry
+                self._metrics[mode][name] += [total / count] * (int(count) if mode == "eval" else 1)
 
     def log_start(self) -> None:
         """Log the explained share of the student as it is, on a sample of the training pairs."""
@@ -154,7 +166,7 @@ class _BeforeTraining(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._explained["train"].take()  # of a run that was broken off
+        self.trainer._explained["train"].take()  # left over from an interrupted run
         if self.trainer.objective is not None and state.global_step == 0:
             self.trainer.log_start()
 

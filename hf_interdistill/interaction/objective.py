@@ -181,7 +181,7 @@ class AlignmentObjective:
         """One simulated map per record; arguments as in `__call__`."""
         index, units = batch["student_index"], batch["student_units"]
         if token_index is None:
-            records = [concatenate_rows(record) for record in records]
+            records = [concatenate_rows(record, len(index)) for record in records]
         else:
             index = token_index.gather(1, index)
         tokens = UnitTokens.from_units(units, units >= 0, batch["segments"].shape[1])

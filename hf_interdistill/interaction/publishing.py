@@ -28,6 +28,7 @@ from ..scoring.reloading import require_same_when_reloaded
 from ..training.checkpoints import output_folder
 from ..utils.privacy import hub_name, public_name
 from .example_maps import draw_example_maps, example_maps
+from .loss_options import changed_loss_options
 from .teacher.reading import is_decoder
 
 if TYPE_CHECKING:
@@ -202,9 +203,9 @@ class HubPublishing(_RewardTrainer):
             self._maps_before = self.example_maps("student before training")
 
     def example_maps(self, name: str) -> PairMaps:
-        """Maps of the teacher and of the model as it is now, of the example of model cards.
+        """Maps of the teacher and of the current model, for the example of model cards.
 
-        Of several pairs of layers that are aligned, the last.
+        If several pairs of layers are aligned, the maps are of the last pair.
         """
         model = self.accelerator.unwrap_model(self.model)
         layers = self.args.student_layers[-1], self.args.teacher_layers[-1]
@@ -245,7 +246,7 @@ class HubPublishing(_RewardTrainer):
 
     def _settings(self) -> dict[str, Any]:
         names = (*_METHOD_SETTINGS, *_TRAINING_SETTINGS) if self.teacher is not None else _TRAINING_SETTINGS
-        values = {name: getattr(self.args, name) for name in names}
+        values = {name: getattr(self.args, name) for name in names} | changed_loss_options(self.args)
         values = {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
         if self.teacher is not None:
             values["teacher_max_length"] = self.teacher_max_length
@@ -286,7 +287,7 @@ def _count(dataset) -> str:
 
 
 def _last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was logged of the last evaluation, of all its sets."""
+    """The metrics of the last evaluation, for all its sets."""
     evaluations = [entry for entry in log_history if any(re.match(r"eval_(.+_)?accuracy$", key) for key in entry)]
     last = evaluations[-1].get("step") if evaluations else None
     return {key: value for entry in evaluations if entry.get("step") == last for key, value in entry.items()}

@@ -1,8 +1,9 @@
-"""What a training starts from: a model that is stored whole, its tokenizer, and an adapter that trains the head."""
+"""What a training starts from: a complete checkpoint, its tokenizer, and an adapter that trains the head."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from typing import Any
 
@@ -12,9 +13,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import is_peft_available
 
 from ..scoring.loading import adapter_prefix, is_adapter, require_sequence_classification
-from ..training.unsharded import load_unsharded
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
+from ..utils.sources import loading
 from ..utils.whole_models import (
     SCORE_HEADS,
     LoadReport,
@@ -35,7 +36,7 @@ _PLACEMENT = ("device_map", "max_memory", "offload_folder", "quantization_config
 
 
 def require_whole_start(name: str, args: InteractionDistillationConfig) -> LoadReport:
-    """What the checkpoint of a model to start from lacks, of which a score head alone is allowed.
+    """Weights that are missing from the checkpoint to start from: at most the score head.
 
     It reads names and shapes: the weights go to the meta device.
 
@@ -57,7 +58,7 @@ def require_whole_start(name: str, args: InteractionDistillationConfig) -> LoadR
     stored = AutoConfig.from_pretrained(name, **hub_options(options))
     if getattr(stored, "quantization_config", None) is None:  # quantizers need the device that they run on
         options = {key: value for key, value in options.items() if key not in _PLACEMENT} | {"device_map": "meta"}
-    with load_unsharded(), without_load_report():
+    with without_load_report():
         model, report = load_with_report(AutoModelForSequenceClassification, name, num_labels=1, **options)
     reshaped = [shown for key, shown in report.missing.items() if key != shown and is_head_weight(model, key)]
     if reshaped and not options.get("ignore_mismatched_sizes"):
@@ -70,7 +71,8 @@ def require_whole_start(name: str, args: InteractionDistillationConfig) -> LoadR
     refuse_missing(
         name,
         lost,
-        "A model to train from may lack its score head alone. Copy or download all of its files (each shard that the "
+        "Of a model to train from, only the score head may be missing. Copy or download all of its files (each shard "
+        "that the "
         "index names).",
     )
     return report
@@ -112,6 +114,20 @@ def adapter_for_rewards(peft_config, args: InteractionDistillationConfig):
     return peft_config
 
 
+def checked_start(bound: inspect.BoundArguments) -> tuple[inspect.BoundArguments, LoadReport | None]:
+    """Arguments of `RewardTrainer` with the right tokenizer and adapter, and what the model's checkpoint lacks."""
+    given, report = bound.arguments, None
+    model, args = given["model"], given["args"]
+    if isinstance(model, str):
+        with loading(model):
+            report = require_whole_start(model, args)
+            if given.get("processing_class") is None:
+                given["processing_class"] = load_tokenizer(model, args)
+    if given.get("peft_config") is not None:
+        given["peft_config"] = adapter_for_rewards(given["peft_config"], args)
+    return bound, report
+
+
 def require_trained_head(model: Any, report: LoadReport | None = None) -> None:
     """Raise `ValueError` for an adapter that leaves a part of the reward untrained or unsaved.
 
@@ -144,8 +160,8 @@ def require_trained_head(model: Any, report: LoadReport | None = None) -> None:
     untrained = sorted(_untrained(model, base, report))
     if untrained:
         raise ValueError(
-            f"The adapter does not train and save {listed(untrained)}, so rewards would come from numbers that nobody "
-            f"trained, or would not be those of the saved adapter. Set `task_type='SEQ_CLS'` and "
+            f"The adapter does not train and save {listed(untrained)}, so rewards would come from untrained weights, "
+            "or would differ from those of the saved adapter. Set `task_type='SEQ_CLS'` and "
             f"`modules_to_save={sorted({name.split('.')[0] for name in untrained})}` in the PEFT config; load an "
             "adapter with `is_trainable=True`."
         )

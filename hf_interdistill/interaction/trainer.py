@@ -25,25 +25,28 @@ from ..scoring.batching import LengthScaling, require_padding_independence
 from ..scoring.formatting import RewardFormatter
 from ..scoring.raw_reward import answer_with_raw_reward
 from ..training.checkpoints import output_folder
-from ..training.label_smoothing import smoothed_loss
 from ..training.safeguards import TrainingSafeguards
 from ..utils.atomic_io import require_writable
-from ..utils.sources import loading
+from ..utils.model_config import text_config
 from ..utils.versions import warn_if_untested
 from ..utils.whole_models import LoadReport
+from .attribute_head import AttributeSaving, AttributeStates
 from .config import InteractionDistillationConfig, refuse_reentrant_checkpointing
+from .data.attributes import ATTRIBUTE_COLUMNS, mean_scores
 from .data.collator import ALIGNMENT_KEYS, AlignmentCollator, PairIndexCollator
+from .data.dataset_checks import check_columns, check_lengths, check_rows
+from .data.labels import SHARES
 from .data.preference_tokenizer import PreferenceTokenizer
 from .data.preparation import (
     add_pair_index,
-    check_columns,
-    check_lengths,
-    check_rows,
     log_pair_statistics,
     tokenize_conversations,
     tokenize_pairs,
     warn_of_date,
 )
+from .data.rankings import RANKING_COLUMNS, read_rankings, without_long
+from .grouping import LengthGrouping, with_lengths
+from .language_head import LanguageHead
 from .learning import AlignmentLearning
 from .losses.schedules import scheduled_weight
 from .losses.triton.dispatch import require_device
@@ -52,7 +55,9 @@ from .map_cache.codec import MapFormat
 from .objective import AlignmentObjective, AlignmentSettings
 from .prompt_sharing.sharing import PromptSharing
 from .publishing import HubPublishing
-from .starting_point import adapter_for_rewards, load_tokenizer, require_trained_head, require_whole_start
+from .responses import ResponseRows
+from .reward_loss import RewardLoss
+from .starting_point import checked_start, require_trained_head
 from .teacher.teacher import InteractionTeacher
 from .teacher.training import chance_warning
 from .validation import check_arguments, load_teacher, named_datasets, require_trainable_below
@@ -60,7 +65,9 @@ from .validation import check_arguments, load_teacher, named_datasets, require_t
 logger = logging.getLogger(__name__)
 
 
-class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubPublishing, RewardTrainer):
+class InteractionDistillationTrainer(
+    AlignmentLearning, AttributeSaving, LengthGrouping, TrainingSafeguards, HubPublishing, RewardTrainer
+):
     """Trains a reward model that simulates the token-interaction map of a bidirectional teacher.
 
     Source: our reconstruction of arXiv 2508.02618: `loss = RewardTrainer's loss + weight * alignment loss`, where
@@ -69,13 +76,16 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
     Args:
         model, args, data_collator, train_dataset, eval_dataset, ...: as in `RewardTrainer`, with an
             `InteractionDistillationConfig` for `args`.
-        teacher: an `InteractionTeacher`, or the folder or name of one; `args.teacher_model` by default. Not needed
-            with `alignment_weight=0`.
+        teacher: an `InteractionTeacher`, or its folder or name; `args.teacher_model` by default. Not needed with
+            `alignment_weight=0`.
 
     Logs, in addition to RewardTrainer's keys: `interaction/loss`, `interaction/intra`, `interaction/inter` (nats for
     `kl`), `interaction/explained`, `interaction/explained_intra`, `interaction/explained_inter` (the share of the
     teacher's map that was learnt, see `AlignmentLearning`; also at step 0), `interaction/weight`,
-    `interaction/teacher_accuracy`; with the prefix `eval_` in evaluation.
+    `interaction/teacher_accuracy`; those of the options of the reward loss, where they are on (see
+    `RewardLossOptions`): `label/accuracy` (of the pairs with a winner), `label/tie_probability`, `length/loss`,
+    `length/correlation`, `regularization/loss`, `regularization/logps_chosen`; `label/concordance` of ranked
+    responses; `attribute/loss` and `attribute/NAME`, squared errors. With the prefix `eval_` in evaluation.
 
     Raises:
         ValueError: no teacher; slow tokenizers; layers that do not exist or have no softmax attention; reentrant
@@ -84,9 +94,8 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
             saved first.
         CheckpointError: a checkpoint to resume from is damaged, or a checkpoint cannot be written.
 
-    Relations: with `alignment_weight=0` it trains exactly as `RewardTrainer`. `RewardScorer` loads the result, as does
-    any code that loads an `AutoModelForSequenceClassification`. A subclass overrides `build_objective` to train with
-    another alignment objective.
+    Relations: with `alignment_weight=0` it trains exactly as `RewardTrainer`. `RewardScorer` loads the result, as any
+    loader of an `AutoModelForSequenceClassification`. A subclass overrides `build_objective` for another alignment.
     """
 
     args: InteractionDistillationConfig
@@ -121,15 +130,17 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
         self._is_date_checked = False
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         signature = inspect.signature(RewardTrainer.__init__)
-        bound, report = _checked_start(signature.bind(self, model, args, *rest, **kwargs))
+        bound, report = checked_start(signature.bind(self, model, args, *rest, **kwargs))
         super().__init__(*bound.args[1:], **bound.kwargs)
         self._check_model(report)
         answer_with_raw_reward(self.model.config)
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
             check_lengths(dataset, name, self.model)
         self._sharing = self._build_prompt_sharing()
+        self._reward_loss = self._build_reward_loss(model if isinstance(model, str) else None)
         if self.teacher is None:
-            self.data_collator = PairIndexCollator(self.data_collator)
+            pad = text_config(self.model).pad_token_id
+            self.data_collator = PairIndexCollator(self.data_collator, pad, list(args.attributes))
         else:
             self._set_up_alignment(args, self.teacher)
 
@@ -145,7 +156,7 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
 
     def _set_up_alignment(self, args: InteractionDistillationConfig, teacher: InteractionTeacher) -> None:
         if args.gradient_checkpointing:  # checked again: RewardTrainer may have changed it (PEFT with ZeRO-3)
-            refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs)
+            refuse_reentrant_checkpointing(args.gradient_checkpointing_kwargs, is_set_by_trl=True)
         require_device(args.alignment_kernel, self.accelerator.device)
         teacher.freeze().to(self.accelerator.device)
         self.teacher_max_length = teacher.check_length(args.teacher_max_length or teacher.max_length)
@@ -156,6 +167,8 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
             self.data_collator,
             replace(teacher.layout, max_length=self.teacher_max_length),
             has_map_keys=args.teacher_cache is not None,
+            pad_token_id=text_config(self.model).pad_token_id,
+            attributes=list(args.attributes),
         )
         warning = chance_warning(teacher.name, teacher.metrics)
         if warning:
@@ -194,10 +207,23 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         return PromptSharing(self.model, choice, autocast)
 
+    def _build_reward_loss(self, start: str | None) -> RewardLoss:
+        head, weights = None, self.args.attributes
+        if weights:
+            self._attributes = AttributeStates(self.model, weights, self._mean_scores, self._is_sharded)
+        if self.args.regularization_weight:
+            head = LanguageHead(self.model, start, self.args, is_sharded=self._is_sharded)
+            head = head.to(self.accelerator.device)
+        return RewardLoss(self.args, head, self._attributes)
+
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, Dataset):  # rows are read as Python values, whatever form they are given out in
             dataset = dataset.with_format(None)
         check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
+        if args.attributes:
+            means = mean_scores(dataset, list(args.attributes), dataset_name)
+            self._mean_scores = self.__dict__.get("_mean_scores", means)  # of the training data, which come first
+        dataset = read_rankings(dataset, processing_class, name=dataset_name, num_proc=args.dataset_num_proc)
         if "pair_index" not in get_dataset_column_names(dataset):
             check_rows(dataset, dataset_name, RewardFormatter(processing_class))
         if self.teacher is None:
@@ -217,6 +243,8 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
             self._is_date_checked = True
             warn_of_date(dataset, processing_class)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        prepared = without_long(prepared, args.max_length)
+        prepared = with_lengths(prepared, args) if dataset_name == "train" else prepared
         log_pair_statistics(dataset, prepared, dataset_name, args.max_length)
         if hasattr(self, "model"):  # else checked when the model is there
             check_lengths(prepared, dataset_name, self.model)
@@ -225,27 +253,34 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         known = self._signature_columns or []
-        self._signature_columns = known + [column for column in PreferenceTokenizer.COLUMNS if column not in known]
+        added = (*PreferenceTokenizer.COLUMNS, *SHARES, *RANKING_COLUMNS, *ATTRIBUTE_COLUMNS)
+        self._signature_columns = known + [column for column in added if column not in known]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = {key: inputs[key] for key in ALIGNMENT_KEYS if key in inputs}
         inputs = {key: value for key, value in inputs.items() if key not in batch}
-        rows = inputs["input_ids"], inputs["attention_mask"]
-        self._sharing.verify_once(model, *rows, gather=self.accelerator.gather)
-        packed = self._sharing.pack(*rows)
-        with self._recorder if self.objective is not None else nullcontext():
+        labels = self._reward_loss.take_labels(inputs)
+        rows = ResponseRows.take(inputs)
+        self._sharing.verify_once(model, inputs["input_ids"], inputs["attention_mask"], gather=self.accelerator.gather)
+        packed = rows.pack(self._sharing)
+        if rows.ranks is not None and self.model.training:  # `RewardTrainer` counts those of pairs
+            self._total_train_tokens += int(self.accelerator.gather_for_metrics(rows.num_other_tokens).sum())
+        token_index = None if packed is None else packed.token_index
+        with self._recorder if self.objective is not None else nullcontext(), self._reward_loss.recording():
             loss, outputs = super().compute_loss(
-                model if packed is None else self._sharing.packed_model(model, packed),
+                rows.model(model, self._sharing, packed),
                 inputs,
                 return_outputs=True,
                 num_items_in_batch=num_items_in_batch,
             )
-        loss = smoothed_loss(loss, _margins(outputs.logits, inputs.get("margin")), self.args.label_smoothing_factor)
+        reward = self._reward_loss(loss, outputs.logits, inputs, labels, rows, token_index)
+        self._log_reward_loss(reward.metrics)
+        loss = reward.loss
         if self.objective is not None:
             alignment = self.objective(
                 batch,
                 self._recorder.records,
-                token_index=None if packed is None else packed.token_index,
+                token_index=token_index,
                 num_pairs=self._num_new_pairs(len(batch["pair_key"])),
                 **self._visit(),
             )
@@ -269,23 +304,3 @@ class InteractionDistillationTrainer(AlignmentLearning, TrainingSafeguards, HubP
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self.require_reloadable(output_dir)
-
-
-def _margins(logits: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
-    """Chosen minus rejected rewards `(pairs,)`, minus the margins that the data ask for."""
-    chosen, rejected = logits.squeeze(-1).chunk(2)
-    return chosen - rejected if wanted is None else chosen - rejected - wanted
-
-
-def _checked_start(bound: inspect.BoundArguments) -> tuple[inspect.BoundArguments, LoadReport | None]:
-    """Arguments of `RewardTrainer` with the right tokenizer and adapter, and what the model's checkpoint lacks."""
-    given, report = bound.arguments, None
-    model, args = given["model"], given["args"]
-    if isinstance(model, str):
-        with loading(model):
-            report = require_whole_start(model, args)
-            if given.get("processing_class") is None:
-                given["processing_class"] = load_tokenizer(model, args)
-    if given.get("peft_config") is not None:
-        given["peft_config"] = adapter_for_rewards(given["peft_config"], args)
-    return bound, report

@@ -8,13 +8,18 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 from transformers.trainer_utils import IntervalStrategy
+from trl.data_utils import get_dataset_column_names
 
 from ..utils.fields import as_mapping
 from ..utils.model_config import require_model
 from ..utils.whole_models import hub_options
 from .attention.interceptor import layer_of_modules
 from .config import InteractionDistillationConfig
-from .data.preparation import check_columns
+from .data.attributes import check_attribute_columns
+from .data.dataset_checks import check_columns
+from .data.labels import check_label_columns
+from .data.rankings import check_ranking_options, is_ranked
+from .grouping import check_grouping
 from .teacher.teacher import InteractionTeacher
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,15 @@ def check_arguments(args: InteractionDistillationConfig, given: Mapping[str, Any
         raise ValueError("`eval_dataset` is an empty mapping. Give it at least one dataset, or leave it out.")
     for name, dataset in named_datasets(given.get("train_dataset"), eval_dataset).items():
         check_columns(dataset, name, is_text_needed=bool(args.alignment_weight))
+    if given.get("train_dataset") is not None:
+        columns = get_dataset_column_names(given["train_dataset"])
+        if args.attributes:
+            check_attribute_columns(columns, "train")
+        if is_ranked(columns):
+            check_ranking_options(args)
+        else:
+            check_label_columns(columns, args)
+        check_grouping(given["train_dataset"], args)
     if eval_dataset is None and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError(
             f"`eval_strategy` is '{IntervalStrategy(args.eval_strategy).value}', but there is no `eval_dataset`. Pass "
@@ -48,7 +62,7 @@ def check_arguments(args: InteractionDistillationConfig, given: Mapping[str, Any
 
 
 def _check_model(model: Any, load_options: dict[str, Any]) -> None:
-    """Raise an error for a model that is not there, has several outputs, or is no sequence classifier."""
+    """Raise an error for a model that is not there, has several outputs, or is not a sequence classifier."""
     base: Any = model
     labels: Any = 1
     if isinstance(model, str):

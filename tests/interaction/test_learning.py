@@ -1,4 +1,4 @@
-"""What a run says of how much was learnt: the explained share in logs and evaluation, at the start and at the end."""
+"""How much was learnt: the explained share in logs and evaluation, at the start and at the end."""
 
 from __future__ import annotations
 

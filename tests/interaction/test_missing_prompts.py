@@ -60,7 +60,7 @@ def test_a_dataset_of_another_format_is_the_same_rows(tmp_path, tokenizer, form,
 
 def test_bad_tools_are_named_by_row(tmp_path, tokenizer):
     row = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-    with pytest.raises(ValueError, match=r"train dataset: Row 1: `tools` is the text '.x', which is no JSON"):
+    with pytest.raises(ValueError, match=r"train dataset: Row 1: `tools` is the text '.x', which is not JSON"):
         InteractionDistillationTrainer(
             build_student(),
             config(tmp_path, alignment_weight=0),

@@ -16,7 +16,8 @@ from hf_interdistill.interaction.attention.map_sources import DenseMapSource
 from hf_interdistill.interaction.attention.maps import UnitTokens, concatenate_rows, student_map
 from hf_interdistill.interaction.attention.recorder import AttentionRecorder
 from hf_interdistill.interaction.losses.alignment import alignment_loss
-from hf_interdistill.training.unsharded import load_unsharded
+from hf_interdistill.utils.unsharded import load_unsharded
+from hf_interdistill.utils.whole_models import load_with_report
 
 
 def gradients(is_sharded: bool) -> dict[str, torch.Tensor]:
@@ -82,6 +83,31 @@ def test_teacher_is_whole_and_gradients_are_exact(encoder_without_pooler):
     settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     printed = forked_ranks(2, lambda: check_teacher_and_gradients(str(encoder_without_pooler)), **settings)
     assert ["sharded 0" in printed[0], "sharded 1" in printed[1]] == [True, True]
+
+
+def test_models_beside_the_trained_one_are_loaded_whole(monkeypatch):
+    """Teachers, scorers and saved models that are read back: ZeRO-3 would shard them, FSDP leave them empty."""
+    from transformers.integrations import deepspeed
+
+    class Config:
+        def is_zero3(self):
+            return True
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(name, **options):
+            seen.append((deepspeed.is_deepspeed_zero3_enabled(), os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")))
+            return name, {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
+
+    seen, config = [], Config()
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        assert load_with_report(Loader, "folder")[0] == "folder"
+        Loader.from_pretrained("folder")
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    assert seen == [(False, None), (True, "true")]
 
 
 def test_loading_whole_leaves_the_settings_as_they_were(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a training starts from: a model stored whole, its tokenizer, and an adapter that trains the head."""
+"""What a training starts from: a complete checkpoint, its tokenizer, and an adapter that trains the head."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_a_head_may_be_missing_and_nothing_else(base, build, caplog):
     stored = read_weights(base / FULL)
     assert all(torch.equal(value, stored[key]) for key, value in weights(trainer).items() if key != "score.weight")
     rewrite(base / FULL, lambda all_: {key: value for key, value in all_.items() if "layers.1." not in key})
-    with pytest.raises(ValueError, match=r"base holds only a part of its.*layers.1.*may lack its score head alone"):
+    with pytest.raises(
+        ValueError, match=r"base holds only a part of its.*layers.1.*only the score head may be missing"
+    ):
         build(base)
     rewrite(base / FULL, lambda all_: {key.replace("model.", "decoder."): value for key, value in stored.items()})
     with pytest.raises(ValueError, match=r"base holds only a part of its model.*model.embed_tokens.weight"):
@@ -211,7 +213,7 @@ def test_an_adapter_is_no_model_to_start_from(base, build):
 
 def test_prompt_tuning_is_refused_with_the_rewards_that_show_why(base, build):
     peft = pytest.importorskip("peft")
-    message = r"another reward in a batch than alone: padded on the right, \[.*\] instead of \[.*so use LoRA"
+    message = r"different rewards in a batch and alone: padded on the right, \[.*\] instead of \[.*so use LoRA"
     with pytest.raises(ValueError, match=message):
         build(base, peft_config=peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
 

@@ -15,7 +15,7 @@ from .recorder import RecordedAttention
 
 
 class MapSource(Protocol):
-    """A batch of maps of which a range of rows can be computed at a time."""
+    """A batch of maps, computed a range of rows at a time."""
 
     present: torch.Tensor
     """`(batch, units)` bool: units that the model behind the map has read."""

@@ -232,13 +232,15 @@ def teacher_map(record: RecordedAttention, tokens: UnitTokens) -> AttentionMap:
     return AttentionMap(record.query.gather(2, order), record.key, tokens, record.scaling, record.softcap)
 
 
-def concatenate_rows(record: RecordedAttention) -> RecordedAttention:
+def concatenate_rows(record: RecordedAttention, pairs: int | None = None) -> RecordedAttention:
     """Concatenate the two rows of each pair: `(2 * pairs, heads, length, ...)` to `(pairs, heads, 2 * length, ...)`.
 
     Args:
         record: attention of a batch with the chosen rows in its first half and the rejected rows in its second half.
+        pairs: number of pairs; rows of further responses, behind those of the pairs, are left out.
     """
-    query, key = (torch.cat(states.chunk(2), dim=2) for states in (record.query, record.key))
+    rows = None if pairs is None else 2 * pairs
+    query, key = (torch.cat(states[:rows].chunk(2), dim=2) for states in (record.query, record.key))
     return replace(record, query=query, key=key)
 
 

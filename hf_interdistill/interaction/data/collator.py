@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from .attributes import collate_scores
+from .labels import check_labels, collate_labels
 from .map_keys import map_keys
 from .preference_tokenizer import tokenized_pair
-from .preparation import check_margin
+from .rankings import collate_rankings
 from .teacher_inputs import PairLayout
 from .units import NO_UNIT
 
@@ -29,18 +31,21 @@ ALIGNMENT_KEYS = (
 
 
 class PairIndexCollator:
-    """A reward collator that adds the dataset row of each pair (`pair_index`, `(pairs,)`)."""
+    """A reward collator that adds the dataset row (`pair_index`, `(pairs,)`), the label shares of each pair, the
+    other responses of rankings (`collate_rankings`), and the scores of attributes (`collate_scores`)."""
 
-    def __init__(self, inner: Callable):
-        self.inner = inner
+    def __init__(self, inner: Callable, pad_token_id: int | None = None, attributes: Sequence[str] = ()):
+        self.inner, self.pad_token_id, self.attributes = inner, pad_token_id, list(attributes)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         for example in examples:
             try:
-                check_margin(example)
+                check_labels(example)
             except ValueError as error:
                 raise ValueError(f"Row {example['pair_index']}: {error}") from None
         batch = self.inner(examples)
+        batch.update(collate_labels(examples) | collate_rankings(examples, batch, self.pad_token_id))
+        batch.update(collate_scores(examples, self.attributes))
         batch["pair_index"] = torch.tensor([example["pair_index"] for example in examples])
         return batch
 
@@ -60,8 +65,15 @@ class AlignmentCollator(PairIndexCollator):
     `(pairs, 2, 2)`: 128 bits for each reading order.
     """
 
-    def __init__(self, inner: Callable, layout: PairLayout, has_map_keys: bool = False):
-        super().__init__(inner)
+    def __init__(
+        self,
+        inner: Callable,
+        layout: PairLayout,
+        has_map_keys: bool = False,
+        pad_token_id: int | None = None,
+        attributes: Sequence[str] = (),
+    ):
+        super().__init__(inner, pad_token_id, attributes)
         self.layout, self.has_map_keys = layout, has_map_keys
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -109,7 +109,7 @@ def read_preferences(rows: Any, name: str) -> list[Preference]:
         rows: a dataset, a stream, or any other collection of rows. name: what they are, for messages.
 
     Raises:
-        TypeError: no collection of rows. ValueError: a row that is no preference, named by its number; no row.
+        TypeError: no collection of rows. ValueError: a row that is not a preference, named by its number; no row.
     """
     check_rows_of_data(name, rows)
     found = []

@@ -1,9 +1,8 @@
-"""Prepares preference datasets for alignment: checks, tokenization, counts of unusual rows."""
+"""Tokenizes preference datasets for alignment, and counts unusual rows."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,113 +13,11 @@ from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 from trl.data_utils import get_dataset_column_names
 
-from ...scoring.checks import check_preference_columns
 from ...scoring.formatting import RewardFormatter, normal_text, template_kwargs
 from ...scoring.normal_form import is_missing
-from ...utils.context_length import check_row_length
-from .pairs import read_preference
 from .preference_tokenizer import PreferenceTokenizer
 
 logger = logging.getLogger(__name__)
-
-_TOKENIZED = ("chosen_ids", "rejected_ids")
-_TEXT = ("chosen", "rejected")
-_UNREAD = ("images", "image", "videos", "video", "audio", "pixel_values")
-
-
-def check_columns(dataset: Dataset | IterableDataset, name: str, is_text_needed: bool) -> None:
-    """Check that a dataset has rows and the columns of a preference dataset.
-
-    Raises:
-        TypeError: it is no `Dataset` and no `IterableDataset`.
-        ValueError: it is empty, or lacks columns; the message names those that resemble them.
-    """
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise TypeError(
-            f"The {name} dataset is a {type(dataset).__name__}, but must be a `Dataset` or `IterableDataset` of "
-            "`datasets`. Make one of rows with `Dataset.from_list(rows)`; of several splits choose one."
-        )
-    if next(iter(dataset), None) is None:
-        raise ValueError(f"The {name} dataset is empty. Give it at least one row.")
-    columns = get_dataset_column_names(dataset)
-    if is_text_needed and set(_TOKENIZED) <= set(columns) and not set(_TEXT) <= set(columns):
-        raise ValueError(
-            f"The {name} dataset is tokenized (`chosen_ids`, `rejected_ids`) without its text, but the teacher "
-            "reads text. Keep the columns `prompt`, `chosen`, `rejected`, or train with `alignment_weight=0`."
-        )
-    if not (set(_TOKENIZED) <= set(columns) or {"chosen_input_ids", "rejected_input_ids"} <= set(columns)):
-        check_preference_columns(columns, f"The {name} dataset")
-
-
-def check_rows(dataset: Dataset | IterableDataset, name: str, formatter: RewardFormatter) -> None:
-    """Check every row of a dataset (of a stream, the first) and warn of what `RewardTrainer` would not notice.
-
-    Raises:
-        ValueError: a row that is no preference, or a margin that is no number; the message names the row.
-    """
-    columns = get_dataset_column_names(dataset)
-    unread = [column for column in _UNREAD if column in columns]
-    if unread:
-        logger.warning(f"The {name} dataset has the column `{unread[0]}`, which a reward model of text does not read.")
-    is_text = set(_TEXT) <= set(columns) and not set(_TOKENIZED) <= set(columns)
-    read = ("prompt", *_TEXT, "tools", "chat_template_kwargs", "margin")
-    used = [column for column in read if column in columns and (is_text or column == "margin")]
-    if not used:
-        return
-    rows = dataset.select_columns(used) if isinstance(dataset, Dataset) else [next(iter(dataset))]
-    repeated = 0
-    for index, row in enumerate(rows):
-        try:
-            check_margin(row)
-            repeated += is_text and _check_preference(row, formatter)
-        except ValueError as error:
-            raise ValueError(f"{name} dataset: Row {index}: {error}") from None
-    if repeated:
-        logger.warning(
-            f"{name} dataset: in {repeated} of {len(rows)} pairs both responses begin with the prompt, which is read "
-            "twice, as in RewardTrainer. If they hold the whole conversation, remove the column "
-            "(`dataset.remove_columns('prompt')`)."
-        )
-
-
-def check_margin(row: dict[str, Any]) -> None:
-    """Raise `ValueError` if a row has a `margin` that is no finite number."""
-    margin = row.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise ValueError(
-            f"`margin` is {margin!r}, but must be a finite number in every row. Fill it in (0 for no margin), or "
-            "remove the column."
-        )
-
-
-def _check_preference(row: dict[str, Any], formatter: RewardFormatter) -> bool:
-    """Whether both responses begin with the prompt."""
-    prompt: Any = row.get("prompt")
-    preference = read_preference(row)
-    for response in (preference.chosen, preference.rejected):
-        formatter.check(preference.prompt, response)
-    if preference.is_conversation:
-        template_kwargs(row)
-    if is_missing(prompt) or not len(prompt):
-        return False
-    if isinstance(prompt, str):
-        return bool(prompt.strip()) and all(row[side].startswith(prompt) for side in _TEXT)
-    return all(row[side][: len(prompt)] == prompt for side in _TEXT)
-
-
-def check_lengths(dataset: Dataset | IterableDataset, name: str, model) -> None:
-    """Warn of prepared texts with more tokens than the model has positions.
-
-    Raises:
-        ValueError: the model has a table of positions, and cannot read them.
-    """
-    if not isinstance(dataset, Dataset):
-        return
-    batches = dataset.select_columns(list(_TOKENIZED)).iter(1000)
-    longest = max(len(ids) for batch in batches for column in _TOKENIZED for ids in batch[column])
-    warning = check_row_length(model, longest, f"The longest text of the {name} dataset")
-    if warning:
-        logger.warning(warning)
 
 
 class CountingTokenizer:

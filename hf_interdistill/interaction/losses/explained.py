@@ -7,7 +7,7 @@ import torch
 from .alignment import ALIGNMENT_SCOPES
 
 LITTLE_EXPLAINED = 0.3
-"""Below this share a run has learnt little of the map, which `InteractionDistillationTrainer` says at its end."""
+"""Below this share little of the map was learnt, and `InteractionDistillationTrainer` warns at the end of the run."""
 
 EXPLAINED_KEYS = {"joint": "explained", "intra": "explained_intra", "inter": "explained_inter"}
 """Name of the share of each scope."""
@@ -28,7 +28,8 @@ class ExplainedShare:
         self._sums += divergences.detach().to("cpu", torch.float64)
 
     def take(self) -> dict[str, float]:
-        """The share by the names of `EXPLAINED_KEYS`, without scopes that have nothing to explain; then start anew."""
+        """The share by the names of `EXPLAINED_KEYS`, without scopes that have nothing to explain; the sums are then
+        reset."""
         to_student, to_uniform = self._sums.tolist()
         self._sums.zero_()
         return {

@@ -1,13 +1,13 @@
-"""A teacher whose maps and margins are cached on the disk, so that it computes those of a pair only once.
+"""A teacher whose maps and margins are cached on disk, so that each pair is computed only once.
 
 A record holds margin and maps of one pair in one reading order (in both orders with late interaction). Its key is a
 hash of the teacher's input (ids, token types, units, score positions). So it depends on reading order, truncation,
 both tokenizers and the units, and no two different inputs share a record. The folder is named by a hash of everything
 else that the maps depend on: the teacher's weights and config, the layers, its precision, the format of stored maps.
-Another teacher or setting thus has an empty folder. Other seeds, losses, scopes, controls, weights and students with
-the same tokenizer share the records.
+So another teacher or setting gets a folder of its own. Other seeds, losses, scopes, controls, weights and students
+with the same tokenizer share the records.
 
-The reading order is a new coin at every visit. Where it matters, both orders of a pair are computed at its first visit
+The reading order is drawn anew at every visit. Where it matters, both orders of a pair are computed at its first visit
 in a run that will visit it again: otherwise nearly every batch of the next epochs would need the teacher. Runs of one
 epoch, streams (of unknown length) and evaluation (always in one order) compute only the order that they use.
 """
@@ -104,7 +104,7 @@ class CachedTeacher:
         }
 
     def open(self) -> None:
-        """Open the folder of the teacher's present weights, and find its records.
+        """Open the folder of the teacher's current weights, and find its records.
 
         Raises:
             OSError: the folder cannot be made.

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from ...utils.model_config import text_config
+from .implementations import FLASH, IMPLEMENTATIONS, accept_layouts, attention_inputs, flash_reason
 from .packing import PackedPairs
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,10 @@ def unsupported_reason(model: nn.Module) -> str | None:
     """Why a model cannot process a pair in one packed row, or `None` if it can."""
     config = text_config(model)
     attention = getattr(config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        return f"its attention implementation is {attention!r}, which takes no custom mask ('sdpa' and 'eager' do)"
+    if attention not in IMPLEMENTATIONS:
+        return f"its attention implementation is {attention!r}, but must be one of {', '.join(IMPLEMENTATIONS)}"
+    if reason := flash_reason(attention):
+        return reason
     # Jamba and others named this field `layers_block_type` in earlier releases.
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
     other = sorted({*kinds} - {_FULL, _SLIDING, "attention"})
@@ -47,8 +50,11 @@ def unsupported_reason(model: nn.Module) -> str | None:
     if not isinstance(getattr(base, "score", None), nn.Module):
         return "it has no score head named `score`"
     decoder = getattr(base, base.base_model_prefix, base)
-    if "position_ids" not in inspect.signature(decoder.forward).parameters:
+    taken = inspect.signature(decoder.forward).parameters
+    if "position_ids" not in taken:
         return "it takes no `position_ids`"
+    if attention in FLASH and not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+        return f"it passes no arguments on to its attention function, which {attention} needs"
     return None
 
 
@@ -93,6 +99,8 @@ class PromptSharing:
             )
         if choice == "auto" and self.disabled_reason is not None:
             logger.info(f"Each pair takes two passes instead of one (`share_prompt`): {self.disabled_reason}.")
+        if self.disabled_reason is None:
+            accept_layouts(text_config(model)._attn_implementation)
         self._window = sliding_window(model)
         self._base = _base_model(model)
         self.precision = precision or self._base.dtype
@@ -105,7 +113,7 @@ class PromptSharing:
         attention_mask: torch.Tensor,
         gather: Callable[[torch.Tensor], torch.Tensor] = lambda error: error,
     ) -> None:
-        """On the first call, run a batch in one row and in two, and disable packing if the rewards differ.
+        """On the first call, run a batch in one row and in two, and disable packing if that fails or rewards differ.
 
         Args:
             model: the reward model as the trainer calls it.
@@ -113,12 +121,18 @@ class PromptSharing:
             gather: collects a tensor of all processes along the first dimension (`accelerator.gather`).
 
         Raises:
-            ValueError: the rewards differ and `choice` is `true`.
+            ValueError: the rewards differ and `choice` is `true`; then also what the model raises.
         """
         if self._is_verified:
             return
         self._is_verified = True
-        own_error = self.relative_reward_error(model, input_ids, attention_mask)
+        failure = None
+        try:
+            own_error = self.relative_reward_error(model, input_ids, attention_mask)
+        except (AttributeError, TypeError, ValueError) as problem:  # of a model file that uses a mask in its own way
+            if self.choice == "true":
+                raise
+            own_error, failure = torch.full((1,), torch.inf, device=input_ids.device), problem
         error = float(gather(own_error.reshape(1)).max())
         if error <= 1:
             return
@@ -126,13 +140,18 @@ class PromptSharing:
             f"{self._model_name} gives different rewards for a pair in one row and in two rows (their relative "
             f"difference is {error:.3g} times what rounding explains)"
         )
+        if failure is not None:
+            message = f"{self._model_name} cannot read a pair in one row ({type(failure).__name__}: {failure})"
         if self.choice == "true":
             raise ValueError(f"{message}. Set `share_prompt` to 'auto' or 'false'.")
         logger.warning(f"{message}: falling back to two passes.")
         self.disabled_reason = message
 
-    def pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PackedPairs | None:
-        """Pack a batch into one row per pair; `None` if two passes are cheaper or required.
+    def pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, responses: int = 2) -> PackedPairs | None:
+        """Pack a batch into one row per prompt; `None` if separate rows are cheaper or required.
+
+        Args:
+            input_ids, attention_mask, responses: as in `PackedPairs.from_rows`.
 
         Raises:
             ValueError: `choice` is `true` and a row is longer than the attention window.
@@ -147,7 +166,7 @@ class PromptSharing:
                     "'auto'."
                 )
             return None
-        packed = PackedPairs.from_rows(input_ids, attention_mask, text_config(self._base).pad_token_id)
+        packed = PackedPairs.from_rows(input_ids, attention_mask, text_config(self._base).pad_token_id, responses)
         is_smaller = packed.input_ids.numel() <= (1 - _LEAST_SAVING) * input_ids.numel()
         return packed if is_smaller or self.choice == "true" else None
 
@@ -156,7 +175,7 @@ class PromptSharing:
         return lambda use_cache, **inputs: self.forward(model, packed, use_cache=use_cache)
 
     def forward(self, model: nn.Module, packed: PackedPairs, **kwargs) -> SequenceClassifierOutputWithPast:
-        """Rewards `(2 * pairs, 1)`, chosen then rejected, from one pass over packed rows.
+        """Rewards `(responses * pairs, 1)`, chosen, rejected, then others, from one pass over packed rows.
 
         Args:
             model: the reward model as the trainer calls it (wrapped or not).
@@ -165,37 +184,26 @@ class PromptSharing:
         return SequenceClassifierOutputWithPast(logits=self._rewards(model, packed, **kwargs))
 
     def _rewards(self, model: nn.Module, packed: PackedPairs, **kwargs) -> torch.FloatTensor:
+        attention = text_config(self._base)._attn_implementation
+        seen = attention_inputs(packed, attention, self._base.dtype)
         with self._scores_at(packed.last_token_index):
-            output = model(
-                input_ids=packed.input_ids,
-                attention_mask=self._mask(packed.visible),
-                position_ids=packed.position_ids,
-                **kwargs,
-            )
+            output = model(input_ids=packed.input_ids, position_ids=packed.position_ids, **seen, **kwargs)
         return output.logits.transpose(0, 1).reshape(-1, 1)
 
     @contextmanager
     def _scores_at(self, last_token_index: torch.Tensor):
-        """Put the scores of the two last tokens at every position, so that any pooling of the model returns them."""
+        """Put the scores of the last tokens at every position, so that any pooling of the model returns them."""
 
         def select_scores(module, inputs, scores):
             pairs, length, _ = scores.shape
-            both = scores[..., 0].gather(1, last_token_index)
-            return both[:, None].expand(pairs, length, 2)
+            last = scores[..., 0].gather(1, last_token_index)
+            return last[:, None].expand(pairs, length, last.shape[1])
 
         handle = self._base.get_submodule("score").register_forward_hook(select_scores)
         try:
             yield
         finally:
             handle.remove()
-
-    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
-        """`(pairs, 1, packed, packed)`: bool for sdpa, added to the scores for eager attention."""
-        if text_config(self._base)._attn_implementation == "sdpa":
-            return visible[:, None]
-        dtype = self._base.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
     @torch.no_grad()
     def relative_reward_error(

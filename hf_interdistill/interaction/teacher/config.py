@@ -27,7 +27,7 @@ class InteractionTeacherConfig(TrainingArguments):
     """Settings for `InteractionTeacher.fit`: those of `TrainingArguments` and the fields below.
 
     `label_smoothing_factor` is the probability that a label is wrong, as in `InteractionDistillationConfig`. `fit`
-    chooses itself when to evaluate and to save, and keeps the weights with the lowest held-out loss.
+    itself decides when to evaluate and save, and keeps the weights with the lowest held-out loss.
 
     Args:
         teacher_model: encoder or causal language model to start from (command line only; `fit` has its model already).

@@ -70,7 +70,7 @@ def load_head_and_state(name: str, where: dict[str, Any]) -> tuple[dict[str, tor
 
 
 def require_whole_encoder(name: str, encoder, report: LoadReport, *, is_fitted: bool) -> None:
-    """Raise `IncompleteModelError` for a part of an encoder; one that is not a teacher yet may lack its pooler."""
+    """Raise `IncompleteModelError` for an incomplete encoder; one that is not a teacher yet may lack its pooler."""
     lost = (shown for key, shown in report.missing.items() if is_fitted or not key.startswith("pooler."))
     refuse_missing(name, lost, _AGAIN if is_fitted else "Copy or download all of its files.")
     if is_fitted:
@@ -79,7 +79,7 @@ def require_whole_encoder(name: str, encoder, report: LoadReport, *, is_fitted: 
 
 
 def load_head(name: str, network: PairEncoder, head: dict[str, torch.Tensor]) -> None:
-    """Load the score head; raise `IncompleteModelError` for a part of one, or for one of another shape."""
+    """Load the score head; raise `IncompleteModelError` if it is incomplete or has another shape."""
     own = network.score.state_dict()
     lost = (key for key, value in own.items() if key not in head or head[key].shape != value.shape)
     refuse_missing(f"{_HEAD_FILE} of the teacher in {public_name(name)}", lost, _AGAIN)
@@ -87,7 +87,7 @@ def load_head(name: str, network: PairEncoder, head: dict[str, torch.Tensor]) ->
 
 
 def require_same_teacher(teacher, reloaded, pairs) -> None:
-    """Raise `ValueError` if a teacher that was saved and loaded again judges a few pairs otherwise.
+    """Raise `ValueError` if a saved teacher scores a few pairs differently after loading.
 
     Args:
         teacher: in memory. reloaded: the one that was loaded.
@@ -97,7 +97,7 @@ def require_same_teacher(teacher, reloaded, pairs) -> None:
     error = (expected - found).abs().max() / expected.abs().max().clamp(min=1e-8)
     if not error <= tolerance(teacher.network.encoder):
         raise ValueError(
-            f"The teacher that was saved judges pairs otherwise when it is loaded: margins {found.tolist()} instead "
-            f"of {expected.tolist()}. What makes the difference is not in its weights, config and tokenizer: use an "
+            f"The saved teacher scores pairs differently after loading: margins {found.tolist()} instead "
+            f"of {expected.tolist()}. The cause is not in its weights, config and tokenizer: use an "
             "encoder class that `AutoModel` loads, and a tokenizer that `save_pretrained` stores."
         )

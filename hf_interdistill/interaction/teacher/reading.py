@@ -70,7 +70,7 @@ def base_of(model: PreTrainedModel) -> PreTrainedModel:
             "`model.merge_and_unload()`."
         )
     if model.config.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder, but a teacher is one stack of layers. {_FIX}")
+        raise ValueError(f"{name} is an encoder-decoder, but a teacher is a single stack of layers. {_FIX}")
     if model.config.get_text_config() is not model.config:
         raise ValueError(
             f"{name} reads images or sound beside text, but a teacher reads text alone. Pass its text part (often "
@@ -159,7 +159,7 @@ def has_recordable_attention(model: PreTrainedModel) -> bool:
 
 
 def _probe(model: PreTrainedModel, *, has_padding: bool) -> AttentionProbe:
-    """Probe a model; one with a kernel for GPUs, where it may not be yet, by another implementation."""
+    """Probe a model. One with a GPU kernel may not be on a GPU yet, so it is probed with another implementation."""
     own = model.config._attn_implementation
     if own not in LATE_INTERACTION_IMPLEMENTATIONS:
         model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"

@@ -12,17 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...training.checkpoints import as_checkpoint_error, last_complete_checkpoint, weights_error
 from ...training.label_smoothing import smoothed_loss
 from ...training.safeguards import TrainingSafeguards
+from ...training.sampling import SimilarLengths
 from ...utils.atomic_io import atomic_replacement
 from ..data.teacher_inputs import PairLayout, TokenizedPair
 from .config import InteractionTeacherConfig
@@ -70,30 +72,6 @@ class StageCollator:
         return {**batch, "labels": torch.ones(len(pairs))}  # `Trainer` computes a loss only where there are labels
 
 
-class SimilarLengths(torch.utils.data.Sampler):
-    """Batches of examples of similar length, in random order: less padding.
-
-    Its order depends only on seed and epoch, so a resumed run has the batches of an uninterrupted one.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        whole = len(batches) - (len(batches[-1]) < self.batch_size)  # a short batch stays last
-        order = [*torch.randperm(whole, generator=generator).tolist(), *range(whole, len(batches))]
-        return (index for batch in order for index in batches[batch])
-
-
 class _StageTrainer(TrainingSafeguards, Trainer):
     """`Trainer` with the Bradley-Terry loss on the two rewards of a pair, and batches of similar lengths.
 
@@ -110,9 +88,7 @@ class _StageTrainer(TrainingSafeguards, Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset=None):
-        lengths = [pair.length for pair in train_dataset or self.train_dataset]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SimilarLengths(lengths, batch_size, self.args.data_seed or self.args.seed)
+        return SimilarLengths([pair.length for pair in train_dataset or self.train_dataset], self.args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -122,6 +98,18 @@ class _StageTrainer(TrainingSafeguards, Trainer):
         if model.training:
             self.require_finite(loss)
         return (loss, {"margins": margins.mean(1)}) if return_outputs else loss
+
+    def train_sharded_copy(self, checkpoint: str | None) -> None:
+        """As `train`, but FSDP or DeepSpeed takes a copy apart: the network itself is whole before and afterwards."""
+        network = self.model
+        self.model = self.model_wrapped = copy.deepcopy(network)
+        self.train(resume_from_checkpoint=checkpoint)
+        gathered = self.accelerator.get_state_dict(self.model_wrapped)  # whole on the first process alone
+        state = {}
+        for name, value in network.state_dict().items():
+            held = gathered[name] if self.accelerator.is_main_process else torch.empty_like(value)
+            state[name] = broadcast(held.to(self.accelerator.device, value.dtype))
+        network.load_state_dict(state)
 
 
 def _accuracy(prediction) -> dict[str, float]:
@@ -179,6 +167,8 @@ def run_stage(
     )
     if best is not None and stopping.early_stopping_patience_counter >= args.early_stopping_patience:
         network.load_state_dict(load_file(stage.folder / best / SAFE_WEIGHTS_NAME))  # it had stopped early
+    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.train_sharded_copy(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
     # Without the autocast of mixed precision, which would stay: the teacher judges as when it is loaded.
@@ -195,6 +185,8 @@ def run_stage(
         for folder in stage.folder.glob("checkpoint-*"):
             shutil.rmtree(folder)
     trainer.accelerator.wait_for_everyone()
+    if trainer.is_deepspeed_enabled:
+        AcceleratorState._reset_state()  # else accelerate refuses the next `Trainer` of this process
 
 
 def _early_stopping_state(checkpoint: str | None) -> tuple[int, str | None]:

@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 from ...training.checkpoints import as_checkpoint_error
-from ...training.unsharded import load_unsharded
 from ...utils.atomic_io import require_writable
 from ...utils.context_length import context_length
 from ...utils.dtypes import check_dtype
@@ -50,7 +49,7 @@ class InteractionTeacher:
     Args:
         model: an encoder of transformers (BERT, RoBERTa, MPNet, ModernBERT, ELECTRA, DeBERTa-v2/v3, ...), or a decoder
             (Llama, Qwen, Mistral, Gemma, ...), with or without its head. The causal mask of a decoder is lifted **in
-            place**, by its config: no longer generate with this object. A head is left out.
+            place**, by its config: do not generate with this object afterwards. A head is left out.
         tokenizer: its fast tokenizer. A decoder's rows are `<bos> prompt <eos> response <eos>`, where `<eos>` is the
             tokenizer's end token and `<bos>` what it puts before a text, if anything.
         max_length: tokens per row (the prompt and one response; the prompt and both if `interaction_layers` is 0);
@@ -63,9 +62,9 @@ class InteractionTeacher:
         metrics: held-out metrics of an earlier `fit`.
 
     Raises:
-        ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder, a model of more
-            than text, or one in which some layer cannot be made to read both ways; `interaction_layers` that it does
-            not have or support.
+        ValueError: a slow tokenizer, or one without padding token or separator; an encoder-decoder, a model that reads
+            more than text, or one in which some layer cannot be made to read both ways; `interaction_layers` that it
+            does not have or support.
 
     Relations: `fit` trains it, `InteractionDistillationTrainer(teacher=...)` uses it. It is never published.
     """
@@ -122,8 +121,7 @@ class InteractionTeacher:
         options = {"dtype": torch.float32, **model_options("InteractionTeacher.from_pretrained", model_kwargs)}
         check_dtype("dtype", options["dtype"])
         with loading(name, "teacher"):
-            with load_unsharded():
-                model, report = load_with_report(AutoModel, name, **options)
+            model, report = load_with_report(AutoModel, name, **options)
             if tokenizer is None:
                 tokenizer = load_tokenizer(name, **hub_options(options))
             saved = load_head_and_state(name, hub_options(options, "trust_remote_code"))
@@ -154,7 +152,7 @@ class InteractionTeacher:
         return context_length(self.network.encoder, self.tokenizer) or _LONGEST_ROW
 
     def check_length(self, length: int) -> int:
-        """`length`, if it is enough for a pair and no more than the encoder can read; else `ValueError`."""
+        """`length`, if it is enough for a pair and at most what the encoder can read; otherwise `ValueError`."""
         if not _SHORTEST_ROW <= length <= self._longest_row:
             raise ValueError(
                 f"A teacher input of {length} tokens was asked for (`max_length`, `teacher_max_length`), but "
@@ -217,7 +215,9 @@ class InteractionTeacher:
         orders at each visit, so that no step rewards a position. Source: ours.
 
         Args:
-            preferences: rows of any preference format (a `Dataset` or a list).
+            preferences: rows of any preference format (a `Dataset` or a list). With `preference_probability` or
+                `tie_probability` the response that won is the chosen one, and pairs without a winner are left out. Of
+                ranked responses the best and the worst are read.
             output_dir: for checkpoints and the finished teacher; without it nothing is kept.
             args: settings; `output_dir` overrides theirs.
             eval_dataset: held-out rows; without them `args.eval_fraction` of the prompts is held out.
@@ -304,7 +304,7 @@ class InteractionTeacher:
             preferences: rows of any preference format.
 
         Raises:
-            ValueError: a row that is no preference, named by its number; no row.
+            ValueError: a row that is not a preference (the message has its number); no rows.
 
         Returns:
             `(pairs, 2)` float32: margin with the chosen response read first, and with the rejected one read first.

@@ -16,6 +16,7 @@ from ...utils.binomial import accuracy_interval
 from ..data.pairs import Preference, read_preferences
 from ..data.preference_tokenizer import tokenize_without_units
 from ..data.teacher_inputs import PairLayout
+from ..data.winners import rows_with_winners
 from .config import InteractionTeacherConfig
 from .pair_encoder import PairEncoder
 from .stages import Stage, StageData, clear, run_stage
@@ -44,10 +45,14 @@ def split_by_prompt(preferences: Sequence[Preference], fraction: float, seed: in
 def split_preferences(
     preferences, eval_dataset, args: InteractionTeacherConfig
 ) -> tuple[list[Preference], list[Preference]]:
-    """Preferences for training and held-out ones: `eval_dataset`, or `args.eval_fraction` of the prompts."""
-    rows = read_preferences(preferences, "preferences")
+    """Preferences for training and held-out ones: `eval_dataset`, or `args.eval_fraction` of the prompts.
+
+    Of rows with label columns `chosen` is the response that won, of ranked ones the best; rows without a winner are
+    left out.
+    """
+    rows = read_preferences(rows_with_winners(preferences, "preferences"), "preferences")
     if eval_dataset is not None:
-        return rows, read_preferences(eval_dataset, "eval_dataset")
+        return rows, read_preferences(rows_with_winners(eval_dataset, "eval_dataset"), "eval_dataset")
     training, held_out = split_by_prompt(rows, args.eval_fraction, args.seed)
     return [rows[i] for i in training], [rows[i] for i in held_out]
 

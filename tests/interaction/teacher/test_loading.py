@@ -96,6 +96,6 @@ def test_a_teacher_that_loads_as_another_is_named_at_the_end_of_fit(tmp_path):
     teacher = small_teacher()
     teacher.fit(LEARNABLE, args=settings(tmp_path / "plain", max_steps=1))
     own = Shifted(teacher.network.encoder.config)
-    with pytest.raises(ValueError, match=r"judges pairs otherwise when it is loaded.*that `AutoModel` loads"):
+    with pytest.raises(ValueError, match=r"scores pairs differently after loading.*that `AutoModel` loads"):
         InteractionTeacher(own, teacher.tokenizer).fit(LEARNABLE, args=settings(tmp_path / "own", max_steps=1))
     assert (tmp_path / "own" / "interaction_teacher.json").exists()

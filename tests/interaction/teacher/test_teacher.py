@@ -19,7 +19,7 @@ from hf_interdistill.interaction.attention.maps import pool_attention
 from hf_interdistill.interaction.data.orders import select_order
 from hf_interdistill.interaction.data.pairs import Preference, read_preference
 from hf_interdistill.interaction.data.preference_tokenizer import tokenize_without_units
-from hf_interdistill.interaction.teacher.stages import SimilarLengths, StageCollator, _StageTrainer
+from hf_interdistill.interaction.teacher.stages import StageCollator, _StageTrainer
 from hf_interdistill.interaction.teacher.training import chance_warning, held_out_metrics, split_by_prompt
 
 
@@ -178,22 +178,6 @@ def test_the_loss_is_that_of_bradley_and_terry():
         loss = _StageTrainer.compute_loss(trainer, teacher.network, batch)
         expected = -margins.sigmoid().log().mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_batches_have_similar_lengths_and_every_example_once():
-    lengths = torch.randint(1, 200, (103,), generator=torch.Generator().manual_seed(0)).tolist()
-    sampler = SimilarLengths(lengths, 8, seed=1)
-    epochs = []
-    for epoch in (0, 1, 1):
-        sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
-        assert sorted(epochs[-1]) == list(range(103)) and len(sampler) == 103
-    assert epochs[0] != epochs[1] == epochs[2]
-    spreads = [
-        max(lengths[i] for i in batch) - min(lengths[i] for i in batch)
-        for batch in (epochs[0][i : i + 8] for i in range(0, 96, 8))
-    ]
-    assert sum(spreads) / len(spreads) < 80 < max(lengths) - min(lengths)
 
 
 def test_held_out_part_shares_no_prompt():
