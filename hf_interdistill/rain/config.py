@@ -1,6 +1,7 @@
-"""Settings of RAIN, and the published presets.
+"""Settings of the search: `RainConfig`.
 
-`DEVIATIONS` lists where this implementation departs from the released code, and why.
+Relations: `presets.py` holds its presets, `strategies.py` what each strategy reads, `deviations.py` where this
+implementation departs from the released code.
 """
 
 from __future__ import annotations
@@ -15,36 +16,10 @@ from numbers import Real
 from typing import Any
 
 from ..utils.fields import accept_renamed, new_names, refuse_unknown
+from .presets import PRESETS
+from .strategies import STRATEGIES, is_read, readers
 
 JUDGE_VOTES = ("hard", "probability")
-
-DEVIATIONS: dict[str, str] = {
-    "eos": "A token set that ends a text (EOS, stop string, new turn) ends the generation. The released HH script "
-    "never stops at EOS.",
-    "labels": "The token ids of the judge's labels come from the tokenizer. Labels that are not distinct single "
-    "tokens are refused. The released code contains LLaMA's token ids.",
-    "lone_child": "A lone child has variance 0, so its parent may be widened. In the released code the variance of "
-    "one embedding is NaN, and the parent is never widened.",
-    "empty_answer": "The root is expanded before the first iteration, so no empty answer is judged. The released "
-    "code spends its first iteration on one.",
-    "lazy_expansion": "A leaf is expanded when it is selected again, not at its first visit. The search is the same, "
-    "token for token, but candidates that are never visited are never drawn.",
-    "similarity_off": "Without `similarity_model` there is neither sibling credit nor widening, because both need an "
-    "encoder. A plain `RainConfig` has none; the presets use the encoder of the published runs.",
-    "lazy_embeddings": "Texts are embedded when a sibling is visited, in one call per backup. The mean is the same.",
-    "speculation": "Rollouts and expansions that the search will probably need next are decoded in the same forward "
-    "passes as those that it needs now (`num_speculative`). A model that is its own judge scores such rollouts in "
-    "calls that are necessary anyway. The search is the same, token for token, and needs fewer passes.",
-    "duplicates": "Duplicate candidates are dropped and not drawn again. The released attack script draws again.",
-    "random_numbers": "Every draw has its own counter-based random stream (seed, prompt, prefix), so results do not "
-    "depend on the batch. The released code uses one global generator.",
-    "candidate_processors": "Logits processors of the generation config are applied to rollouts, and to candidates "
-    "before the expansion's temperature and top-k. The released code has none. Rollouts are always sampled, whatever "
-    "`do_sample` says.",
-    "turn_tokens": "The tokens that start a new turn stay in the output, as stop strings do in `generate`. The judge "
-    "does not see them.",
-}
-
 
 # Old names of fields; they will be removed in the version after this one.
 _RENAMED = {"read_ahead": "num_speculative", "prompts_in_flight": "max_batch_size"}
@@ -107,6 +82,12 @@ class RainConfig:
             extra memory. Space for the keys and values of 2,048 tokens is also reserved at the start for each of the
             first four prompts.
         max_batch_size: prompts searched at the same time; the others wait.
+        strategy: how the engine searches: `rain` (the tree search that all of the above is about), `best_of_n`,
+            `beam`, `args` or `rad`. The others than `rain` read few of the settings, and refuse the rest; each has
+            the preset of its name, which says which (see `strategies.py`).
+        reward_weight: weight of the score (-1 to 1) beside the log probability of a token, of `args` and `rad`.
+            `None`: that of the preset.
+        beams: texts that `beam` keeps; it draws chunks of `edge_lengths` tokens. `None`: that of the preset.
         seed: the same seed gives the same output; `None` draws a seed from torch's generator (so `set_seed` applies).
 
     Raises:
@@ -141,6 +122,9 @@ class RainConfig:
     num_speculative: int | None = None
     cuda_graphs: bool | None = None
     max_batch_size: int = 16
+    strategy: str = "rain"
+    reward_weight: float | None = None
+    beams: int | None = None
     seed: int | None = None
 
     def __new__(cls, *args, **kwargs):
@@ -182,32 +166,76 @@ class RainConfig:
         _check("judge_orders", orders, orders is None or orders in (1, 2), "None, 1 or 2")
         _check("judge_calibration", calibrates, isinstance(calibrates, bool), "true or false")
         _check("seed", self.seed, self.seed is None or _is_count(self.seed, 0), "None or a whole number, at least 0")
+        weight, beams = self.reward_weight, self.beams
+        _check("reward_weight", weight, weight is None or _is_within(weight, 0), "None, 0 or a positive number")
+        _check("beams", beams, beams is None or _is_count(beams, 1), "None or a whole number, at least 1")
+        _check("strategy", self.strategy, self.strategy in list(STRATEGIES), f"one of {', '.join(STRATEGIES)}")
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """Raise `ValueError` for a setting that the strategy does not read."""
+        for each in fields(self):
+            if getattr(self, each.name) != each.default and not is_read(self.strategy, each.name):
+                raise ValueError(
+                    f"`{each.name}` is {getattr(self, each.name)!r}, but the strategy {self.strategy!r} does not read "
+                    f"it ({', '.join(readers(each.name))} {'does' if len(readers(each.name)) == 1 else 'do'}). Leave "
+                    "it out, or change `strategy`."
+                )
 
     @classmethod
     def preset(cls, name: str, **changes) -> RainConfig:
         """Published settings: `harmless` (HH), `adversarial` (GCG attacks) or `truthful` (TruthfulQA); or `fast`.
 
-        `fast` is ours, not published. It differs from `harmless` by several leaves per step, fewer iterations and
-        candidates, shorter rollouts, no encoder, and a short judge prompt in one calibrated order.
+        `fast` is ours, not published. It differs from `harmless` by longer edges and more exploration, several leaves
+        per step, fewer iterations and candidates, bounded rollouts, no encoder, and a short judge prompt in one
+        calibrated order.
+
+        `best_of_n`, `beam`, `args` and `rad` are the strategies of these names. `args` has the constants that its
+        paper uses for HH-RLHF. `rad` ranks 20 tokens as its authors do, with a weight that would be 30 for scores of
+        0 to 1. The other two are ours.
 
         Args:
             name: the preset.
             **changes: fields with other values than in the preset.
         """
         if name not in list(PRESETS):  # a list, as YAML may give what cannot be hashed
-            raise ValueError(f"`{name}` is no preset of RainConfig. Choose one of {', '.join(PRESETS)}.")
+            raise ValueError(f"`{name}` is not a preset of RainConfig. Choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **new_names(cls.__name__, changes, _RENAMED)})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RainConfig:
-        """A config from plain values, as in YAML; `preset` names the preset to start from."""
+        """A config from plain values, as in YAML.
+
+        `preset` names the preset to start from. Another `strategy` than `rain` starts from the preset of its name.
+        """
         values = dict(values)
         preset = values.pop("preset", None)
+        if preset is None and values.get("strategy", "rain") != "rain" and values["strategy"] in list(STRATEGIES):
+            preset = values["strategy"]
         return cls(**values) if preset is None else cls.preset(preset, **values)
 
     @classmethod
-    def resolve(cls, config: RainConfig | str | dict[str, Any] | None) -> RainConfig:
-        """A config, the name of a preset, a dict of fields (`from_dict`), or `None` for the defaults."""
+    def resolve(cls, config: RainConfig | str | dict[str, Any] | None, strategy: str | None = None) -> RainConfig:
+        """A config, the name of a preset, a dict of fields (`from_dict`), or `None` for the defaults.
+
+        Args:
+            config: one of these. strategy: the strategy that is asked for beside it, if one is.
+
+        Raises:
+            ValueError: the config has another strategy than the one that is asked for.
+        """
+        if strategy is not None:
+            if config is None:
+                config = {}
+            if isinstance(config, dict):
+                config = config if {"preset", "strategy"} & set(config) else {**config, "strategy": strategy}
+            resolved = cls.resolve(config)
+            if resolved.strategy != strategy:
+                raise ValueError(
+                    f"`strategy` is {strategy!r}, but the config's is {resolved.strategy!r}. Give a config of "
+                    f"{strategy!r} (`RainConfig(strategy={strategy!r}, ...)`), or leave one of them out."
+                )
+            return resolved
         if config is None or isinstance(config, cls):
             return cls() if config is None else config
         if isinstance(config, str):
@@ -229,44 +257,16 @@ class RainConfig:
         refuse_unknown(type(self).__name__, changes, (field.name for field in fields(self)))
         return replace(self, **changes)
 
+    @property
+    def samples_token_sets(self) -> bool:
+        """Whether token sets of several tokens are sampled, not only single tokens ranked."""
+        if self.strategy in ("args", "rad"):
+            return False
+        return self.strategy == "best_of_n" or max(self.edge_lengths) > 1
+
     def edge_length(self, depth: int) -> int:
         """Tokens per edge at this depth."""
         return self.edge_lengths[min(depth, len(self.edge_lengths) - 1)]
-
-
-_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-PRESETS: dict[str, dict[str, Any]] = {
-    "harmless": {
-        "min_visits": 6,
-        "judge": "harmlessness",
-        "turn_markers": ("Human:",),
-        "similarity_model": _ENCODER,
-    },
-    "adversarial": {
-        "similarity_model": _ENCODER,
-        "min_visits": 5,
-        "expansion_temperature": 2.0,
-        "judge": "harmlessness",
-        "turn_markers": ("USER:",),
-    },
-    "truthful": {
-        "min_visits": 16,
-        "rollout_stops": "",
-        "judge": "truthfulness",
-        "similarity_model": _ENCODER,
-    },
-    "fast": {
-        "candidates": 5,
-        "min_visits": 3,
-        "iterations": 12,
-        "extra_iterations": 4,
-        "leaves_per_step": 6,
-        "rollout_max_tokens": 8,
-        "turn_markers": ("Human:",),
-        "judge": "harmlessness_short",
-        "judge_calibration": True,
-    },
-}
 
 
 def _as_tuple(name: str, value) -> tuple[str, ...]:

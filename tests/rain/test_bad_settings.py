@@ -21,8 +21,8 @@ from hf_interdistill.rain.scorers.judge_prompt import JudgePrompt
         ({"similarity_model": 5}, "`similarity_model` is 5, but must be None, a name or a path"),
         ({"similarity_model": True}, "`similarity_model` is True"),
         ({"judge_vote": ["hard"]}, "`judge_vote` is"),
-        ({"preset": ["harmless"]}, r"`\['harmless'\]` is no preset of RainConfig"),
-        ({"preset": {}}, "`{}` is no preset of RainConfig"),
+        ({"preset": ["harmless"]}, r"`\['harmless'\]` is not a preset of RainConfig"),
+        ({"preset": {}}, "`{}` is not a preset of RainConfig"),
     ],
 )
 def test_settings_of_another_kind_are_named(settings, message):
@@ -33,8 +33,8 @@ def test_settings_of_another_kind_are_named(settings, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"question: [", "judge.yaml is no valid YAML"),
-        (b"question: \xff", "judge.yaml is no valid YAML"),
+        (b"question: [", "judge.yaml is not valid YAML"),
+        (b"question: \xff", "judge.yaml is not valid YAML"),
         (b"", "must hold the fields of a judge prompt, but holds a NoneType"),
     ],
 )

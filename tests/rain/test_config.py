@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from hf_interdistill.rain.config import DEVIATIONS, PRESETS, RainConfig
+from hf_interdistill.rain.config import PRESETS, RainConfig
+from hf_interdistill.rain.deviations import DEVIATIONS
 from hf_interdistill.utils.fields import UnknownFieldError
 
 # The constants of the paper and the released code.
@@ -45,25 +46,30 @@ BY_PRESET = {
     "truthful": {"min_visits": 16, "rollout_stops": "", "judge": "truthfulness", "turn_markers": ()},
 }
 # Settings of this implementation, not of the method.
-OURS = {"num_speculative": None, "cuda_graphs": None, "max_batch_size": 16, "seed": None}
+OURS = {"num_speculative": None, "cuda_graphs": None, "max_batch_size": 16, "seed": None, "strategy": "rain"}
+OURS |= {"reward_weight": None, "beams": None}  # of other strategies
 
 
 @pytest.mark.parametrize("name", BY_PRESET)
 def test_preset_holds_the_published_constants(name):
     expected = {**PUBLISHED, **OURS, **BY_PRESET[name]}
     assert RainConfig.preset(name).to_dict() == expected
-    assert set(PRESETS) == {*BY_PRESET, "fast"}
+    assert set(PRESETS) == {*BY_PRESET, "fast", "best_of_n", "beam", "args", "rad"}
 
 
 def test_the_fast_preset_differs_from_the_published_one_in_what_costs_time():
     fast, harmless = RainConfig.preset("fast").to_dict(), RainConfig.preset("harmless").to_dict()
     assert {name: value for name, value in fast.items() if value != harmless[name]} == {
-        "candidates": 5,
+        "edge_lengths": (12,),
+        "candidates": 8,
+        "exploration": 8.0,
+        "root_uniform": 1.0,
         "min_visits": 3,
         "iterations": 12,
-        "extra_iterations": 4,
+        "extra_iterations": 6,
         "leaves_per_step": 6,
-        "rollout_max_tokens": 8,
+        "rollout_stops": "",
+        "rollout_max_tokens": 12,
         "similarity_model": None,
         "judge": "harmlessness_short",
         "judge_calibration": True,

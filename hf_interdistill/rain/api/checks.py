@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
+from ..config import RainConfig
 from .generation_options import refuse_options
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,15 @@ def _refuse_adapters_of_inputs(model) -> None:
                 f"PEFT applies adapters by row of the batch (`{name}`), but the rows of RAIN are branches of texts. "
                 f"{fix}, or decode without RAIN."
             )
+
+
+def check_embedder(config: RainConfig, embedder) -> None:
+    """Raise `ValueError` for an encoder of texts where the strategy embeds none."""
+    if embedder is not None and config.strategy != "rain":
+        raise ValueError(
+            f"`embedder` is {embedder!r:.80}, but the strategy {config.strategy!r} embeds no texts. Leave it out, or "
+            "use the strategy 'rain'."
+        )
 
 
 def check_is_whole(model) -> None:

@@ -17,7 +17,7 @@ from ..results.records import RainRecord
 from ..scorers.base import ScorerError
 from ..scorers.embedder import TextEncoder
 from ..scorers.resolve import scorer_from_config
-from .checks import check_inputs, check_model, check_tokenizer, warn_of_use_cache
+from .checks import check_embedder, check_inputs, check_model, check_tokenizer, warn_of_use_cache
 from .inputs import PreparedGeneration, build_prompts, prompts_for_scorers, strip_padding, warn_of_empty_answer
 from .streaming import ended_on_error
 
@@ -37,14 +37,15 @@ class RainDecoderOutput(GenerateDecoderOnlyOutput):
 
 
 class RainDecoder:
-    """RAIN (arXiv 2309.07124) as `custom_generate`.
+    """RAIN (arXiv 2309.07124), or another strategy of its engine, as `custom_generate`.
 
     Args:
         tokenizer: the model's tokenizer.
-        config: a `RainConfig`, the name of a preset, or a dict of fields; by default the constants of the
-            harmlessness experiment.
+        config: a `RainConfig` (its `strategy` says how to search), the name of a preset, or a dict of fields; by
+            default the constants of the harmlessness experiment.
         scorer: `"self"`, a `Scorer`, a `RewardScorer`, or a function of a list of texts (see `as_scorer`).
-        embedder: `embedder(texts)` -> array `(texts, dimensions)`, used instead of `config.similarity_model`.
+        embedder: `embedder(texts)` -> array `(texts, dimensions)`, used instead of `config.similarity_model`; for the
+            strategy `rain` only.
         streamer: receives committed tokens. (`generate` does not pass its own `streamer` to a callable; the package's
             `generate` wrapper does.)
 
@@ -70,6 +71,7 @@ class RainDecoder:
     ):
         self.tokenizer = tokenizer
         self.config = RainConfig.resolve(config)
+        check_embedder(self.config, embedder)
         self.scorer = scorer_from_config(scorer, self.config)
         self.embedder = embedder
         self.streamer = streamer

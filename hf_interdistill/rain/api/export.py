@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ...utils.atomic_io import write_atomically
 from ..config import RainConfig, field_meaning
+from ..strategies import STRATEGIES, is_read
 from .flat_modules import flat_modules, flat_name
 
 FOLDER, TAG = "custom_generate", "custom_generate"
@@ -21,7 +22,7 @@ _REQUIREMENTS = ("jinja2>=3.1.6", "numpy>=1.26", "pyyaml>=6", "torch>=2.6", "tra
 _SECTION = re.compile(r"<!-- rain -->.*?<!-- /rain -->", re.DOTALL)
 
 _SOURCE = '''\
-"""RAIN decoding (arXiv 2309.07124) as `custom_generate`. hf_interdistill (Apache-2.0) wrote it, and is not needed.
+"""{title} (arXiv {source}) as `custom_generate`. hf_interdistill (Apache-2.0) wrote it, and is not needed.
 
     model.generate(**inputs, custom_generate="{name}", trust_remote_code=True, tokenizer=tokenizer, max_new_tokens=64)
 
@@ -39,7 +40,7 @@ RAIN_CONFIG = {config}
 
 
 def generate(*args, model, **kwargs):
-    """RAIN with the settings above; accepts `rain_config`, `rain_scorer`, `rain_embedder` and `rain_prompts`."""
+    """{title} with the settings above; accepts `rain_config`, `rain_scorer`, `rain_embedder` and `rain_prompts`."""
     return generate_custom(model, RAIN_CONFIG, args, kwargs)
 '''
 
@@ -55,8 +56,17 @@ def strategy_files(name: str, config: RainConfig | str | dict | None = None) -> 
     modules = flat_modules(_ENTRY)
     named = [f"    from .{Path(file).stem} import __doc__" for file in modules if file.endswith(".py")]
     config_text = pprint.pformat(values, sort_dicts=False, width=100)
+    strategy = STRATEGIES[values["strategy"]]
+    source = _SOURCE.format(
+        name=name,
+        entry=flat_name(_ENTRY),
+        config=config_text,
+        files="\n".join(named),
+        title="RAIN decoding" if values["strategy"] == "rain" else strategy.title,
+        source=strategy.source,
+    )
     modules = {
-        "generate.py": _SOURCE.format(name=name, entry=flat_name(_ENTRY), config=config_text, files="\n".join(named)),
+        "generate.py": source,
         "requirements.txt": "\n".join(_REQUIREMENTS) + "\n",
         **modules,
     }
@@ -95,10 +105,14 @@ def strategy_section(name: str, config: RainConfig | str | dict | None = None, *
     rows = [
         (field, json.dumps(value, ensure_ascii=False), field_meaning(field))
         for field, value in settings.to_dict().items()
+        if is_read(settings.strategy, field)
     ]
     text = files(__package__).joinpath("templates/strategy.md").read_text(encoding="utf-8")
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(text)  # no HTML
-    return template.render(name=name, rows=rows, settings=settings, has_model=has_model)
+    strategy, is_rain = STRATEGIES[settings.strategy], settings.strategy == "rain"
+    return template.render(
+        name=name, rows=rows, settings=settings, has_model=has_model, strategy=strategy, is_rain=is_rain
+    )
 
 
 def with_strategy_section(card_text: str, section: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
+from ..config import RainConfig
 from .checks import check_cache_settings, check_is_whole, check_model, check_tokenizer
 from .decoder import RainDecoder
 from .generation_options import refuse_options
@@ -24,7 +25,7 @@ _RAIN_ARGUMENTS = ("rain_config", "rain_scorer", "rain_embedder")
 
 
 def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
-    """Run RAIN with the inputs prepared by transformers.
+    """Run a search with the inputs prepared by transformers.
 
     Args:
         original: transformers' `generate`, not bound to a model.
@@ -40,9 +41,9 @@ def generate_rain(original, model, args: tuple, kwargs: dict[str, Any]):
 
 
 def _generate(original, model, kwargs: dict[str, Any]):
-    kwargs.pop("strategy", None)
+    strategy = kwargs.pop("strategy", None)
     tokenizer = kwargs.pop("tokenizer", None)
-    decoder = _decoder(kwargs, tokenizer)
+    decoder = _decoder(kwargs, tokenizer, strategy)
     _check_call(model, kwargs, decoder)
     decoder = decoder.for_call(model, dict(kwargs), kwargs.get("streamer"))
     strings, settings = _stop_strings(model, kwargs)
@@ -75,7 +76,7 @@ def arguments_by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**named, **bound.get("kwargs", {})}
 
 
-def _decoder(kwargs: dict[str, Any], tokenizer) -> RainDecoder:
+def _decoder(kwargs: dict[str, Any], tokenizer, strategy: str | None) -> RainDecoder:
     """The decoder in `custom_generate`, or a new one from the `rain_` arguments; removes both from `kwargs`."""
     decoder = kwargs.pop("custom_generate", None)
     rain_arguments = {name: kwargs.pop(name) for name in _RAIN_ARGUMENTS if name in kwargs}
@@ -83,20 +84,21 @@ def _decoder(kwargs: dict[str, Any], tokenizer) -> RainDecoder:
         scorer = rain_arguments.get("rain_scorer")
         return RainDecoder(
             tokenizer,
-            rain_arguments.get("rain_config"),
+            RainConfig.resolve(rain_arguments.get("rain_config"), strategy),
             "self" if scorer is None else scorer,
             embedder=rain_arguments.get("rain_embedder"),
         )
     if not isinstance(decoder, RainDecoder):
         raise ValueError(
-            f"`custom_generate` is {decoder!r} and `strategy` is 'rain', but only one of them can decode. Leave one "
-            "out."
+            f"`custom_generate` is {decoder!r} and `strategy` is {strategy!r}, but only one of them can decode. Leave "
+            "one out."
         )
     if rain_arguments:
         raise ValueError(
             f"{', '.join(rain_arguments)} was passed with a RainDecoder, which has its own settings. Set them in one "
             "place."
         )
+    RainConfig.resolve(decoder.config, strategy)
     return decoder
 
 

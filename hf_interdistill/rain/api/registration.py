@@ -1,9 +1,9 @@
 """`strategy="rain"` for every `generate`: the only module that modifies `GenerationMixin`.
 
 transformers has no registry of strategies, and refuses an unknown `strategy`. So `register_rain` wraps
-`GenerationMixin.generate`. The wrapper passes calls with `strategy="rain"` (or a `RainDecoder` as `custom_generate`)
-to RAIN, and all other calls unchanged to transformers. `unregister_rain` removes it. Repeated calls of either have no
-effect.
+`GenerationMixin.generate`. The wrapper passes calls with a strategy of `STRATEGIES` (or a `RainDecoder` as
+`custom_generate`) to the search engine, and all other calls unchanged to transformers. `unregister_rain` removes it.
+Repeated calls of either have no effect.
 
 Importing `hf_interdistill` calls `register_when_loaded`. If transformers' generation module is already loaded, it is
 wrapped at once. Otherwise nothing is imported: a finder on `sys.meta_path` waits for `transformers.generation.utils`,
@@ -17,13 +17,15 @@ import importlib.abc
 import sys
 import warnings
 
+from ..strategies import STRATEGIES
+
 _MODULE = "transformers.generation.utils"
 _MARK = "_rain_wrapped"
 _PROCESSORS_INDEX = 2  # position of `logits_processor` among the arguments of generate
 
 
 def register_rain() -> None:
-    """Make `generate(strategy="rain", ...)` work on every model; has no effect if it already does."""
+    """Make `generate(strategy="rain", ...)` and the other strategies work on every model; has no effect if they do."""
     from transformers.generation.utils import GenerationMixin
 
     _remove_finder()
@@ -58,7 +60,8 @@ def _wrap(original):
     @functools.wraps(original)
     def generate(self, *args, **kwargs):
         is_decoder = getattr(kwargs.get("custom_generate"), "is_rain_decoder", False)
-        if kwargs.get("strategy") != "rain" and (not is_decoder or "strategy" in kwargs):
+        is_ours = kwargs.get("strategy") in list(STRATEGIES)
+        if not is_ours and (not is_decoder or "strategy" in kwargs):
             if not _record_call(args, kwargs):
                 return original(self, *args, **kwargs)
             from .generate import arguments_by_name

@@ -16,11 +16,11 @@ from typing import Any
 from ...utils.random_streams import stream_key
 from ..config import RainConfig
 from ..kv_cache.factory import build_cache
-from ..results.records import RainRecord, record_tree
+from ..results.records import RainRecord, record_search
 from ..scorers.base import Scorer, ScorerError
 from ..scorers.score_cache import ScoreCache, ScoreRequest
+from ..search.guided import Search, build_search
 from ..search.requests import Commit, Decode, Embed, Judge
-from ..search.search import PromptSearch
 from .model_runner import ModelRunner
 from .request_state import RequestState
 from .scheduler import RequestScheduler
@@ -61,7 +61,7 @@ class EngineRequest:
     number: int
     prompt: Prompt
     key: int
-    search: PromptSearch
+    search: Search
     running: RequestState | None = None
     steps: Any = None
     waiting: Any = None
@@ -120,7 +120,7 @@ class RainEngine:
         """Queue prompts; equal ones get random streams of their own."""
         self.scores.scorer.start_search()
         rows = max(1, min(len(prompts), self.config.max_batch_size))
-        if self.config.num_speculative is None:
+        if self.config.num_speculative is None and self.config.strategy == "rain":
             number = default_num_speculative(self.model.device.type, rows)
             self.config = replace(self.config, num_speculative=number)
         seen: Counter = Counter()
@@ -129,7 +129,7 @@ class RainEngine:
             key = stream_key(seed, prompt.ids, occurrence)
             seen[prompt.ids] += 1
             rules = StopChecker(prompt.ids, self.tokenizer, self.config, prompt.stop)
-            search = PromptSearch(self.config, rules, self.embedder is not None)
+            search = build_search(self.config, rules, self.embedder is not None, key)
             self.requests.append(EngineRequest(number, prompt, key, search))
             self.scores.acquire(prompt.shown)
         self._queue.extend(self.requests)
@@ -285,16 +285,11 @@ class RainEngine:
         search = request.search
         if request.running is not None:
             self._collect_costs(request)
-        stats = {
-            "forward_passes": request.costs["forward_passes"],
-            "forward_tokens": request.costs["forward_tokens"],
-            "judge_calls": request.costs["judge_calls"],
-            "iterations": search.iterations,
-            "rewinds": sum(search.rewinds.values()),
-            "committed_tokens": len(search.committed),
-            "seconds": request.seconds,
-        }
-        shown = request.prompt.shown
-        tree = record_tree(search, shown if isinstance(shown, str) else repr(shown))
-        reason = search.rules.finish_reason(search.committed) if request.is_finished else "unfinished"
-        return RainRecord(tree, stats, list(search.committed), tree.completion, reason or "unfinished", request.error)
+        return record_search(
+            search,
+            request.prompt.shown,
+            request.costs,
+            request.seconds,
+            is_finished=request.is_finished,
+            error=request.error,
+        )

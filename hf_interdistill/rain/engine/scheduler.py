@@ -43,7 +43,7 @@ class DecodeJob(RunningSteps):
         output: ForwardOutput = yield from self._run_node()
         if self.expansion is None:
             return (yield from self._roll_out(output))
-        if self.expansion.length > 1:
+        if self.expansion.length > 1 or self.expansion.draws:
             return (yield from self._sample(self.expansion, output))
         return self._likeliest(self.expansion, output)
 
@@ -89,7 +89,7 @@ class DecodeJob(RunningSteps):
         return tokens
 
     def _likeliest(self, expansion: Expansion, output: ForwardOutput) -> list[Candidate]:
-        """The likeliest tokens, one a candidate."""
+        """The likeliest tokens, one per candidate."""
         scores = output.top_scores / self.config.expansion_temperature
         weights = torch.exp(scores - scores[0])[: expansion.count].tolist()
         tokens = output.top_ids[: expansion.count].tolist()

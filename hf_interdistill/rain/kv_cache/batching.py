@@ -1,7 +1,7 @@
 """From branches to the batches of forward passes: which branches run in one pass, and its tensors, in NumPy.
 
-Branches of all prompts stand side by side in few batch rows, under a tree mask: a token attends to its ancestors and
-to itself.
+Branches of all prompts are packed side by side into few batch rows, under a tree mask: a token attends to its
+ancestors and to itself.
 
 Source: ours; the packing of branches under a mask is that of tree attention in speculative decoding.
 """
@@ -62,14 +62,15 @@ def dependency_groups(branches: Sequence[Branch]) -> list[list[Branch]]:
 
 
 def plan_passes(branches: Sequence[Branch]) -> list[list[Branch]]:
-    """The branches of each pass: all in one, but for those beside which all others would be padding (new prompts)."""
+    """The branches of each pass: all in one, except those so long that the others would be mostly padding (new
+    prompts)."""
     groups = sorted(dependency_groups(branches), key=lambda group: group[0].row)
     lengths = [sum(len(branch.tokens) for branch in group) for group in groups]
     return [[branch for number in numbers for branch in groups[number]] for numbers in split_long(lengths)]
 
 
 def split_long(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of the groups of each pass, ascending: long groups run apart from much shorter ones.
+    """Numbers of the groups of each pass, ascending: long groups run separately from much shorter ones.
 
     Args:
         lengths: tokens of each group.
@@ -103,7 +104,7 @@ def visible_slots(row: Sequence[Branch], capacity: int) -> np.ndarray:
 
 
 def build_batch(rows: Sequence[Sequence[Branch]], capacity: int, width: int = 0, gathered: int = 0) -> Batch:
-    """Lay out a pass. The last token of each branch stands at the end of its row, in the order of the branches.
+    """Lay out a pass. The last token of each branch is at the end of its row, in the order of the branches.
 
     Args:
         rows: the branches of each batch row. capacity: slots of the pool.

@@ -1,4 +1,4 @@
-"""What is known of a model: results of trials and warnings that were given, so that neither is repeated."""
+"""What is known about a model: results of trials and warnings already given, so that neither is repeated."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ class Capabilities:
 
 
 def capabilities_of(model) -> Capabilities:
-    """The record of a model; it goes with the model."""
+    """The record of a model; it is freed with the model."""
     with _LOCK:
         return _BY_MODEL.setdefault(model, Capabilities())

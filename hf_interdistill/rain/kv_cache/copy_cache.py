@@ -18,7 +18,7 @@ from .forward import CacheHandle, ForwardCounter, ForwardInput, ForwardOutput, c
 class CopyCache(ForwardCounter):
     """Every cached text has a cache of its own; inputs of equal lengths run together, without padding.
 
-    Memory grows with texts times prefix: use `TreeCache` where the model allows.
+    Memory grows with the number of texts times the length of the prefix: use `TreeCache` where the model allows it.
     """
 
     supports_mixed_lengths = False  # so no speculative work can share a pass: `num_speculative` is not used
@@ -30,13 +30,13 @@ class CopyCache(ForwardCounter):
         self.cache_argument = cache_argument(model)
 
     def free_row(self, row: int) -> None:
-        """Nothing to do: a text's cache goes with its handle."""
+        """Nothing to do: a text's cache is freed with its handle."""
 
     def retain(self, row: int, handles: Iterable[CacheHandle]) -> None:
-        """Nothing to do: a text's cache goes with its handle."""
+        """Nothing to do: a text's cache is freed with its handle."""
 
     def truncate(self, handle: CacheHandle, keep: CacheHandle) -> None:
-        """Let a text's cache go."""
+        """Free a text's cache."""
         handle.cache = None
 
     def forward(
@@ -109,5 +109,5 @@ def join_caches(caches: Sequence[Cache]) -> Cache:
 
 
 def split_cache(cache: Cache, count: int) -> list[Cache]:
-    """The rows of a batch of caches, each a cache of its own (copies)."""
+    """The rows of a batch of caches, each as a separate cache (copies)."""
     return [_map_caches([cache], lambda parts, i=i: parts[0][i : i + 1].clone()) for i in range(count)]

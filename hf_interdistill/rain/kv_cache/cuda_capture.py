@@ -1,4 +1,4 @@
-"""Captures what a CUDA device is asked to do, to have it done again at once.
+"""Captures the work of a CUDA device, to replay it with one launch.
 
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs (warm-up, shared memory of graphs).
 """
@@ -12,7 +12,7 @@ import torch
 
 
 class CudaCapture:
-    """Captures the passes of one model; its graphs share their memory, for they never run at once."""
+    """Captures the passes of one model; its graphs share their memory, since they never run at the same time."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -22,7 +22,7 @@ class CudaCapture:
             self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Warm up and capture what `run` does; the result does it again, and gives the same tensor each time."""
+        """Warm up and capture what `run` does; the result replays it, and returns the same tensor each time."""
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self.stream.wait_stream(current)
@@ -44,7 +44,7 @@ class CudaCapture:
     def _captured(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """Not by `torch.cuda.graph`, which empties the allocator's cache each time: eager passes would pay for it."""
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(self.pool, capture_error_mode="thread_local")  # other threads may go on allocating
+        graph.capture_begin(self.pool, capture_error_mode="thread_local")  # other threads may keep allocating
         try:
             output = run()
         finally:
@@ -52,7 +52,7 @@ class CudaCapture:
         return graph, output
 
     def _end_allocating(self) -> None:
-        """Undo what torch leaves of a capture that CUDA broke off: its allocator would go on asking for this one."""
+        """Clean up after a capture that CUDA aborted: torch's allocator would keep asking for it."""
         with suppress(AttributeError, RuntimeError):  # no public name; and there may be nothing left to undo
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
 

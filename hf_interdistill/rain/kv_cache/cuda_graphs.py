@@ -3,7 +3,7 @@
 A pass of a small model is bound by kernel launches; a graph launches all kernels at once. It works on fixed addresses:
 ids, positions, slots and mask in one buffer, keys and values in the pool. So there is one graph for each shape of a
 pass, and none outlives its pool or the model's weights; weights that change in place are seen. Shapes are few, since
-padding costs less than another capture. What graphs save against eager passes was not measured.
+padding costs less than another capture. The gain over eager passes was not measured.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class CudaGraphs:
 
 class _SyncGuard(TorchDispatchMode):
     """Raises `RuntimeError` where a pass waits for its device or copies to it, in this thread: a failed capture may
-    leave torch's allocator and streams in disorder, and this leaves nothing."""
+    leave torch's allocator and streams in disorder, and this guard prevents it."""
 
     _WAITING = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
     _BY_INDEX = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
@@ -180,14 +180,14 @@ class _SyncGuard(TorchDispatchMode):
 
 
 def unsupported_reason(model) -> str | None:
-    """Why a model's passes cannot be replayed; `None` if nothing is in the way. The last word has a trial."""
+    """Why a model's passes cannot be replayed; `None` if there is no known reason. A trial decides in the end."""
     device = model.device
     if device.type not in CAPTURES:
-        return f"the model is on {device}, and graphs are of what a CUDA device does"
+        return f"the model is on {device}, and only a CUDA device has graphs"
     tensors = [*chain(model.parameters(), model.buffers())]
     elsewhere = {each.device for each in tensors} - {device}
     if elsewhere:
-        return f"its weights are on {', '.join(sorted(map(str, {device, *elsewhere})))}, and a graph is of one device"
+        return f"its weights are on {', '.join(sorted(map(str, {device, *elsewhere})))}, and a graph has one device"
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         return "its weights are quantized"
     if others := {type(each) for each in tensors} - {torch.Tensor, nn.Parameter}:
@@ -210,7 +210,7 @@ def unsupported_reason(model) -> str | None:
 
 
 def _is_foreign(hook: Callable) -> bool:
-    """Whether a hook is none of transformers', which do nothing unless hidden states are asked for."""
+    """Whether a hook is not one of transformers', which do nothing unless hidden states are requested."""
     return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
 
 
@@ -242,10 +242,10 @@ def _fingerprint(model, layers: Sequence[SlotLayer]) -> list:
 
 
 def _round_up(count: int, sizes: Sequence[int]) -> int | None:
-    """The first of ascending sizes that is no less; `None` if all are."""
+    """The smallest of ascending sizes that is large enough; `None` if none is."""
     return next((size for size in sizes if size >= count), None)
 
 
 def is_compiled(model) -> bool:
-    """Whether a model runs code that was compiled for its modules as they are."""
+    """Whether a model runs code that was compiled for its present modules."""
     return hasattr(model.forward, "_torchdynamo_orig_callable") or model._compiled_call_impl is not None

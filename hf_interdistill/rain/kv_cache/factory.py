@@ -1,4 +1,4 @@
-"""Which cache a model gets; trials on a few tokens have the last word."""
+"""Chooses the cache of a model; trials on a few tokens decide in the end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_cache(model, rows: int, cuda_graphs: bool | None = None) -> TreeCache 
 
 
 def _build_graphs(model, known: Capabilities, circumstances: tuple, wanted: bool | None) -> CudaGraphs | None:
-    """Graphs where they are wanted and possible; on a device that has them a warning says why not."""
+    """Graphs, where they are wanted and possible; otherwise a warning gives the reason on devices that have graphs."""
     if wanted is False:
         return None
     reason = graphs_module.unsupported_reason(model)
@@ -83,14 +83,14 @@ def _tree_reason(model) -> str | None:
 
 
 def _require_right_logits(model, reason: str | None) -> None:
-    """Raise `ValueError` for a model that no cache serves; what is wrong is `reason`."""
+    """Raise `ValueError` for a model that no cache serves, with the `reason`."""
     if reason is None:
         return
     advice = "put it in evaluation mode (`model.eval()`)" if model.training else "use another model"
     raise ValueError(
-        f"RAIN would write other tokens than {type(model).__name__} itself: with keys and values kept between passes, "
-        f"{reason}. Every branch of the search continues from what was kept, so this model cannot be searched: "
-        f"{advice}."
+        f"RAIN would write different tokens than {type(model).__name__} itself: with keys and values kept "
+        f"between passes, {reason}. Every branch of the search continues from what was kept, so this model cannot "
+        f"be searched: {advice}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a forward pass is given and what it gives, by branch: the common language of engine, caches and scorers."""
+"""Inputs and outputs of a forward pass by branch: the common types of engine, caches and scorers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ForwardInput:
 
 @dataclass(eq=False)
 class ForwardOutput:
-    """What a forward pass gives for one branch.
+    """The result of a forward pass for one branch.
 
     Args:
         handle: the cached text with the branch's tokens.
@@ -76,7 +76,7 @@ class ForwardOutput:
     choices: list[tuple[int, float]] = field(default_factory=list)
 
     def release_logits(self) -> None:
-        """Let the logits go: they are as large as the vocabulary, and outputs are kept as long as their nodes."""
+        """Free the logits: they are as large as the vocabulary, and outputs are kept as long as their nodes."""
         self.logits = _NO_VALUES
 
 
@@ -101,7 +101,7 @@ class ForwardCounter:
             counts[1] += number
 
     def pop_row_counts(self, row: int) -> tuple[int, int]:
-        """Passes and tokens of a row since they were last asked for."""
+        """Passes and tokens of a row since the last call."""
         passes, tokens = self._by_row.pop(row, (0, 0))
         return passes, tokens
 

@@ -24,7 +24,7 @@ class AttentionMetadata:
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, `(slots, heads, head_dim)`; `metadata` says what the pass under way writes and
+    """One layer's keys and values, `(slots, heads, head_dim)`; `metadata` says what the current pass writes and
     gathers."""
 
     is_sliding = False

@@ -1,7 +1,7 @@
 """Which slots of a pool hold which tokens: numbers only.
 
-Rows (prompts) allocate slots and free them. A text that starts as another row's text does shares the slots of the
-common prefix; a slot is free when no row uses it any more.
+Rows (prompts) allocate slots and free them. A text that starts like another row's text shares the slots of the common
+prefix. A slot is free when no row uses it any more.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class SlotAllocator:
             self._ref_counts[slot] = self._ref_counts.get(slot, 0) + 1
 
     def retain(self, row: int, slots: set[int]) -> None:
-        """Free all slots of a row but these."""
+        """Free all slots of a row except these."""
         self.free(row, self._in_use[row] - slots)
 
     def free(self, row: int, slots: Iterable[int]) -> None:
-        """A row uses these slots no more."""
+        """A row no longer uses these slots."""
         freed = self._in_use[row].intersection(slots)  # a slot that is free already may be another prompt's next
         self._in_use[row] -= freed
         if row in self._sequences and not freed.isdisjoint(self._sequences[row].slots.tolist()):

@@ -1,4 +1,4 @@
-"""Keys and values of a search: each token of a tree is held once.
+"""Keys and values of a search: each token of a tree is stored once.
 
 `TreeCache` is one pool of slots for all prompts. A token's keys and values lie in one slot. A forward pass gathers the
 slots that its texts attend to; a 4-D mask says which of them each token sees, and position ids count its depth.
@@ -72,7 +72,7 @@ class TreeCache(ForwardCounter):
         """Run the model on all inputs in one forward pass; very long ones (new prompts) get a pass of their own.
 
         Args:
-            inputs: the branches; one that follows another stands after it.
+            inputs: the branches; one that follows another comes after it.
             token_ids: whose logits are wanted; `None` for the whole vocabulary.
         """
         branches = self._allocate(inputs)

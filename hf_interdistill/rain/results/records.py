@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ...scoring.formatting import is_messages, message_texts
 
 
 @dataclass
@@ -15,14 +17,14 @@ class TreeRecord:
     Args:
         root: nested nodes, each with `text`, `tokens`, `visits`, `true_visits`, `value`, `prior`, `rewinds`,
             `is_committed`, `is_terminal` and `children`.
-        prompt: the prompt's text.
+        prompt: its text, or of a conversation the turns, each with `role` and `content`.
         completion: the committed text.
 
     Relations: `views.py` draws it and saves it to a file.
     """
 
     root: dict[str, Any]
-    prompt: str = ""
+    prompt: str | list[dict[str, str]] = ""
     completion: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +65,11 @@ class RainRecord:
     Args:
         tree: the search tree.
         stats: `forward_passes` (of batches that included this prompt) and `forward_tokens` (read for this prompt),
-            both including the judge; `judge_calls` (texts scored, including speculative ones); `iterations`;
-            `rewinds` (restarts at a root); `committed_tokens`; `seconds` (since the search of this prompt started).
+            both including the judge; `judge_calls` (texts scored, including speculative ones); `iterations` (of other
+            strategies than `rain`: scored candidates); `rewinds` (restarts at a root); `committed_tokens`; `seconds`
+            (since the search of this prompt started). Of a served model also `requests`. `forward_passes` are then
+            the tokens that its requests generated one after another, and `forward_tokens` leave out cached ones if
+            the server reports them (`--enable-prompt-tokens-details`).
         tokens: committed token ids.
         text: the committed text.
         finish_reason: `eos`, `turn`, `stop`, `time`, `length`, `context`, or `unfinished`.
@@ -79,8 +84,19 @@ class RainRecord:
     error: str | None = None
 
 
-def record_tree(search, prompt: str) -> TreeRecord:
-    """The tree of a `PromptSearch` as plain values."""
+def shown_prompt(prompt: Any) -> str | list[dict[str, str]]:
+    """A prompt as plain values: text, or turns of `role` and `content`."""
+    if is_messages(prompt):
+        return [{"role": str(each["role"]), "content": " ".join(message_texts(each))} for each in prompt]
+    return prompt if isinstance(prompt, str) else repr(prompt)
+
+
+def record_tree(search, prompt: Any) -> TreeRecord:
+    """The tree of a search as plain values.
+
+    Args:
+        search: the search. prompt: as scorers see it.
+    """
     rules = search.rules
     root = search.tree.origin
     plain: dict = {}
@@ -100,4 +116,26 @@ def record_tree(search, prompt: str) -> TreeRecord:
         }
         if node.parent is not None:
             plain[node.parent]["children"].append(plain[node])
-    return TreeRecord(plain[root], prompt, rules.completion(search.committed))
+    return TreeRecord(plain[root], shown_prompt(prompt), rules.completion(search.committed))
+
+
+def record_search(
+    search, shown: Any, costs: Mapping[str, float], seconds: float, *, is_finished: bool, error: str | None = None
+) -> RainRecord:
+    """The record of a search.
+
+    Args:
+        search: the search. shown: the prompt as scorers see it. costs: by name, see `RainRecord.stats`.
+        seconds: since the search started. is_finished: whether its text has ended. error: why it could not.
+    """
+    stats = {
+        **{name: costs[name] for name in ("forward_passes", "forward_tokens", "judge_calls")},
+        "iterations": search.iterations,
+        "rewinds": sum(search.rewinds.values()),
+        "committed_tokens": len(search.committed),
+        "seconds": seconds,
+        **{name: costs[name] for name in ("requests",) if name in costs},
+    }
+    tree = record_tree(search, shown)
+    reason = search.rules.finish_reason(search.committed) if is_finished else None
+    return RainRecord(tree, stats, list(search.committed), tree.completion, reason or "unfinished", error)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
+from ...utils.pages.page import render_page, script_data
 from .records import TreeRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_DEEPEST = 10  # level whose rows fold no more
 
 
 def walk(root: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int, int | None]]:
@@ -51,7 +51,7 @@ def to_mermaid(record: TreeRecord, max_children: int = 5, max_nodes: int = 300) 
     for node, number, parent in nodes:
         if number not in drawn or not (parent is None or parent in drawn):
             continue
-        text = record.prompt[-40:] if parent is None else show_text(node["text"])
+        text = _end_of_prompt(record) if parent is None else show_text(node["text"])
         label = f"{text}<br/>n {node['visits']:g} q {node['value']:+.2f} p {node['prior']:.2f}"
         if node["rewinds"]:
             label += f"<br/>{node['rewinds']} rewinds"
@@ -62,6 +62,11 @@ def to_mermaid(record: TreeRecord, max_children: int = 5, max_nodes: int = 300) 
         if parent is not None:
             lines.append(f"  n{parent} {'==>' if node['is_committed'] else '-->'} n{number}")
     return "\n".join(lines) + "\n"
+
+
+def _end_of_prompt(record: TreeRecord) -> str:
+    turns = record.prompt
+    return (turns if isinstance(turns, str) else turns[-1]["content"] if turns else "")[-40:]
 
 
 def _quote(label: str) -> str:
@@ -104,6 +109,7 @@ class Row:
         hidden: the count.
         step: number on the committed path.
         is_parent: whether the rows below belong to this one.
+        closes: how many such elements end after this row.
     """
 
     level: int
@@ -111,13 +117,19 @@ class Row:
     hidden: int = 0
     step: int = 0
     is_parent: bool = False
+    closes: int = 0
+
+    @property
+    def is_folding(self) -> bool:
+        """Whether the rows below are in an element that folds: of a parent that is not too deep."""
+        return self.is_parent and self.level < _DEEPEST
 
 
 def lay_out(root: dict[str, Any]) -> list[Row]:
-    """A pruned tree as flat rows: each committed step, and below it its alternatives.
+    """A pruned tree as rows: each committed step, and below it its alternatives.
 
-    The rows are flat because browsers limit the nesting of elements to some hundred levels, and a tree is as deep as
-    its text has steps.
+    Steps are not below one another, and elements are nested to a depth alone, because browsers limit the nesting to
+    some hundred levels, and a tree is as deep as its text has steps.
     """
     rows: list[Row] = []
     step = 0
@@ -134,7 +146,22 @@ def lay_out(root: dict[str, Any]) -> list[Row]:
         if parent["hidden"]:
             rows.append(Row(level, hidden=parent["hidden"]))
         parent = chosen
-    return rows
+    return _closed(rows)
+
+
+def _closed(rows: list[Row]) -> list[Row]:
+    """The rows with the number of folding elements that end after each."""
+    open_levels: list[int] = []
+    found = []
+    for row, following in zip_longest(rows, rows[1:]):
+        if row.is_folding:
+            open_levels.append(row.level)
+        closes = 0
+        while open_levels and (following is None or following.level <= open_levels[-1]):
+            open_levels.pop()
+            closes += 1
+        found.append(replace(row, closes=closes))
+    return found
 
 
 def _below(root: dict[str, Any], level: int) -> Iterator[Row]:
@@ -151,25 +178,23 @@ def _below(root: dict[str, Any], level: int) -> Iterator[Row]:
 
 
 def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str, float] | None = None) -> str:
-    """A self-contained page: each committed token set, and below it its alternatives.
+    """A self-contained page: each committed token set, open, and below it its alternatives, folded.
 
     Args:
         record: the tree.
         title: the title of the page.
         stats: figures to show (`RainRecord.stats`).
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     nodes = [node for node, _, _ in walk(record.root)]
     path = _committed(record.root)
-    return environment.get_template("tree.html").render(
+    return render_page(
+        _TEMPLATES,
+        "tree.html",
         title=title,
         record=record,
         rows=lay_out(pruned(record.root, max(len(node["children"]) for node in nodes) or 1)),
-        # Escaped as by jinja's `tojson` (which recurses), so that no text can end the script element.
-        data=Markup(_escape_for_script(record.to_json())),
-        steps=[{"number": number + 1, "node": node, "shown": show_text(node["text"])} for number, node in path],
+        data=script_data(record.to_json()),
+        path=path,
         stats=stats or {},
         counts={
             "token sets": len(nodes) - 1,
@@ -178,23 +203,18 @@ def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str
             "rewinds": sum(node["rewinds"] for node in nodes),
         },
         show_text=show_text,
+        deepest=_DEEPEST,
     )
 
 
-def _escape_for_script(json_text: str) -> str:
-    for character in "<>&'":
-        json_text = json_text.replace(character, f"\\u{ord(character):04x}")
-    return json_text
-
-
-def _committed(root: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """The committed nodes in order, each with its number."""
+def _committed(root: dict[str, Any]) -> list[dict[str, Any]]:
+    """The committed nodes in order."""
     nodes: list[dict[str, Any]] = []
     children = root["children"]
     while committed := [child for child in children if child["is_committed"]]:
         nodes.append(committed[0])
         children = committed[0]["children"]
-    return list(enumerate(nodes))
+    return nodes
 
 
 def save(record: TreeRecord, path: str | Path) -> Path:

@@ -1,7 +1,7 @@
 """The interface of scorers. A scorer maps a prompt and a completion to a value between -1 and 1.
 
-Relations: `builtin.py`, `weighted.py` and `self_evaluation.py` implement it; `resolve.py` makes a scorer of what users
-pass.
+Relations: `builtin.py`, `weighted.py` and `self_evaluation.py` implement it; `resolve.py` turns what users pass into a
+scorer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 from ...scoring.formatting import is_messages, message_texts
 from ...utils.errors import RunError
+from ...utils.servers import ServerError, is_of_one_request
 
-_ROUNDING = 1e-6  # by which a value may lie outside [-1, 1]
+_ROUNDING = 1e-6  # how far a value may lie outside [-1, 1]
 
 
 class ScorerError(RunError):
@@ -68,7 +69,7 @@ class Scorer:
         supports_speculation: whether a call may contain texts that the search has not requested and may never request.
             Set it only if additional texts in a call cost little and a call has no side effects.
 
-    Relations: `as_scorer` makes a scorer of what users pass.
+    Relations: `as_scorer` turns what users pass into a scorer.
     """
 
     supports_speculation: bool = False
@@ -86,7 +87,7 @@ class Scorer:
         raise NotImplementedError
 
     def constant_advice(self, value: float) -> str | None:
-        """What to do if all texts get one value, or `None` if that is as it should be."""
+        """What to do if all texts get the same value, or `None` if that is expected."""
         return "Return values between -1 and 1 that differ between texts."
 
     def costs(self, count: int) -> Costs:
@@ -102,12 +103,15 @@ class Scorer:
         Raises:
             ScorerError: the scorer raised, took too long, or returned the wrong number of values, NaN, or a value
                 outside [-1, 1].
+            ServerError: the server that the scorer asks failed.
         """
         try:
             values = self.score(exchanges)
         except ScorerError:
             raise
         except Exception as error:
+            if isinstance(error, ServerError) and not is_of_one_request(error):
+                raise  # not the fault of a text
             raise ScorerError(
                 f"The scorer {type(self).__name__} raised {type(error).__name__}: {error}. It was given "
                 f"{len(exchanges)} texts; the first is {exchanges[0].completion[:80]!r}."
@@ -130,10 +134,10 @@ def as_numbers(values, name: str) -> list[float]:
     given = values
     try:
         if isinstance(values, str | bytes | Mapping | Set):
-            raise TypeError(f"{type(values).__name__} is no list of numbers")
+            raise TypeError(f"{type(values).__name__} is not a list of numbers")
         values = list(values)
         if any(isinstance(value, str | bytes) for value in values):
-            raise TypeError("texts are no numbers")
+            raise TypeError("texts are not numbers")
         return [float(value.item() if hasattr(value, "item") else value) for value in values]
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
         raise ScorerError(f"{name} must return one number per text, but returned {given!r} ({error}).") from error

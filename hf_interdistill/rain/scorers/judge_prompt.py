@@ -78,7 +78,7 @@ class JudgePrompt:
             text = known.get(str(source)) or path.read_text(encoding="utf-8")
             values = yaml.safe_load(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"The judge prompt {path} is no valid YAML, or not UTF-8: {error}") from None
+            raise ValueError(f"The judge prompt {path} is not valid YAML, or not UTF-8: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold the fields of a judge prompt, but holds a {type(values).__name__}.")
         refuse_unknown(f"The judge prompt {path}", values, (each.name for each in fields(cls)))

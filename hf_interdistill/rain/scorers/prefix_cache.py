@@ -1,9 +1,9 @@
-"""Cached prefixes of the texts that a judge scores: what was computed for one text is used for the next.
+"""Cached prefixes of the texts that a judge scores: the work for one text is reused for the next.
 
-`RadixPrefixCache` keeps the texts of the last calls token by token, as inference servers do for prompts: a text
-computes only what no cached text starts with, so long answers are scored at the price of their ends. It needs a cache
-whose texts can be shortened. `PromptPrefixCache` keeps one whole prefix for each prompt, for caches that hold each
-text on its own.
+`RadixPrefixCache` keeps the texts of the last calls token by token, as inference servers do for prompts: only the part
+of a text that no cached text starts with is computed, so a long answer costs only its end. It needs a cache whose
+texts can be shortened. `PromptPrefixCache` keeps one whole prefix for each prompt, for caches that hold each text on
+its own.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RadixPrefixCache:
         self._retain()
 
     def evict(self) -> None:
-        """End a call: forget what was not used for a while."""
+        """End a call: evict what was not used for a while."""
         stack = [self._children]
         while stack:
             children = stack.pop()
@@ -139,7 +139,7 @@ def _subtree(node: _Node) -> Iterator[_Node]:
 
 
 class PromptPrefixCache:
-    """The prefixes of the prompts in flight, each kept whole.
+    """The prefixes of the active prompts, each kept whole.
 
     Args:
         cache: where keys and values are kept. prefix: what all texts start with.
@@ -189,7 +189,7 @@ class PromptPrefixCache:
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]], start: int = 0) -> int:
-    """Length of the prefix that all sequences share; at least `start`, which they are known to share."""
+    """Length of the prefix that all sequences share; at least `start`, the number that they are known to share."""
     length = start
     shortest = min(map(len, sequences))
     while length < shortest and len({sequence[length] for sequence in sequences}) == 1:

@@ -1,4 +1,4 @@
-"""A scorer from what users pass."""
+"""Turns what users pass into a scorer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .self_evaluation import SelfEvaluationScorer
 
 
 def as_scorer(scorer, judge: str = "harmlessness", vote: str = "hard", **self_settings) -> Scorer:
-    """A scorer from what users pass.
+    """Turns what users pass into a scorer.
 
     Args:
         scorer: a `Scorer`; `"self"`; a function of one argument (texts); or a callable of two (prompts, completions),

@@ -81,7 +81,7 @@ class ScoreCache:
         Returns:
             What was scored; `None` if every request is cached.
         """
-        missing = list(self._missing(requests, ()))
+        missing = self.missing(requests)
         if not missing:
             return None
         extra: list[ScoreRequest] = []
@@ -97,6 +97,16 @@ class ScoreCache:
                 raise
             return self._call(missing)  # a speculative text must not end a search
 
+    def missing(self, requests: Iterable[ScoreRequest]) -> list[ScoreRequest]:
+        """Distinct requests that are not cached."""
+        return list(self._missing(requests, ()))
+
+    def add(self, requests: Sequence[ScoreRequest], values: Sequence[float]) -> None:
+        """Cache the scores of requests."""
+        for request, value in zip(requests, values, strict=True):
+            self._values.setdefault(request.key, {})[request.completion] = value
+        self._warn_if_constant(values)
+
     def _missing(self, requests: Iterable[ScoreRequest], known: Sequence[ScoreRequest]) -> Iterator[ScoreRequest]:
         """Distinct requests that are neither cached nor in `known`."""
         seen = {(request.key, request.completion) for request in known}
@@ -108,9 +118,7 @@ class ScoreCache:
 
     def _call(self, requests: Sequence[ScoreRequest]) -> ScoreBatch:
         values, costs = self.scorer.score_batch([Exchange(each.prompt, each.completion) for each in requests])
-        for request, value in zip(requests, values, strict=True):
-            self._values.setdefault(request.key, {})[request.completion] = value
-        self._warn_if_constant(values)
+        self.add(requests, values)
         return ScoreBatch(requests, costs)
 
     def _warn_if_constant(self, values: Sequence[float]) -> None:

@@ -16,13 +16,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ...scoring.control_tokens import break_up, control_pattern
-from ...scoring.formatting import Text, is_messages, message_texts
 from ...utils.context_length import context_length
 from ..config import JUDGE_VOTES
 from .base import Costs, Exchange, Scorer, ScorerError
 from .cached_forward import CachedForward
 from .judge_prompt import JudgePrompt, label_tokens
+from .judge_texts import CONTENT_FREE, JudgeTexts, label_values, mean_log_odds
 from .prefix_cache import common_prefix_length
 from .weights_state import layout_state, weights_checksum
 
@@ -30,7 +29,6 @@ _LOCK = threading.Lock()
 # The one store of prefix caches: model -> {(judge prompt, tokenizer id, cuda_graphs): _Kept}.
 _PREFIX_CACHES: WeakKeyDictionary = WeakKeyDictionary()
 _PROBES = ("a", "7 z", "\n")  # completions with nothing in common, to find the tokens that do not depend on them
-_CONTENT_FREE = ("N/A", "[MASK]", "")  # answers to calibrate with, as published
 _BASELINES_KEPT = 1024  # prompts
 
 
@@ -104,14 +102,16 @@ class SelfEvaluationScorer(Scorer):
         self.tokenizer = tokenizer
         self._costs = Costs([])
         self._is_searching = False
-        self._control = None if tokenizer is None else control_pattern(tokenizer)
         if model is not None:
+            self._texts = JudgeTexts(self.prompt, tokenizer)
             self._labels = label_tokens(self.prompt, tokenizer)
 
     def bind(self, model, tokenizer) -> Scorer:
-        """See `Scorer.bind`."""
+        """See `Scorer.bind`. A model on a server provides its own judge (`bind_judge`)."""
         if self.model is not None:
             model, tokenizer = self.model, self.tokenizer
+        elif hasattr(model, "bind_judge"):
+            return model.bind_judge(self, tokenizer)
         return SelfEvaluationScorer(
             self.prompt,
             vote=self.vote,
@@ -127,7 +127,7 @@ class SelfEvaluationScorer(Scorer):
         self._is_searching = True
 
     def constant_advice(self, value: float) -> str | None:
-        """See `Scorer.constant_advice`. Hard votes for all texts of a harmless prompt are no fault."""
+        """See `Scorer.constant_advice`. Hard votes for all texts of a harmless prompt are not a fault."""
         if self.vote == "probability":
             return "Use another judge prompt, a larger judge, or a reward model (`rain_scorer=RewardScorer(...)`)."
         if value == 1:
@@ -147,8 +147,8 @@ class SelfEvaluationScorer(Scorer):
         by_key = {repr(each.prompt): each.prompt for each in exchanges} if self.calibrate else {}
         known = kept.baselines  # another thread may put other ones in their place
         new = [key for key in by_key if key not in known]
-        exchanges = [*exchanges, *(Exchange(by_key[key], answer) for key in new for answer in _CONTENT_FREE)]
-        token_ids = self._encode([self._render(exchange) for exchange in exchanges])
+        exchanges = [*exchanges, *(Exchange(by_key[key], answer) for key in new for answer in CONTENT_FREE)]
+        token_ids = self._texts.encode([self._texts.render(exchange) for exchange in exchanges])
         self._check_length(token_ids)
         prompts = [exchange.prompt for exchange in exchanges]
         labels = torch.tensor(self._labels)
@@ -157,53 +157,19 @@ class SelfEvaluationScorer(Scorer):
             passes, shared = kept.cache.pop_costs()
         self._costs = Costs(tokens[:count], passes, shared + sum(tokens[count:]))
         if self.calibrate:
-            log_odds = logits[count:, :, 0] - logits[count:, :, 1]  # (new prompts x content-free answers, orders)
-            means = log_odds.view(len(new), len(_CONTENT_FREE), logits.shape[1]).mean(dim=1)
+            means = mean_log_odds(logits[count:])
             used = {key: known[key] for key in by_key if key in known} | dict(zip(new, means, strict=True))
             kept.keep_baselines(used)
             logits[:count, :, 0] -= torch.stack([used[repr(prompt)] for prompt in prompts[:count]])
-        return self._values(logits[:count])
-
-    def _values(self, logits: torch.Tensor) -> list[float]:
-        """Values from label logits `(exchanges, orders, 2)`; the second order has the labels swapped."""
-        positive = logits.clone()
-        if logits.shape[1] == 2:
-            positive[:, 1] = logits[:, 1].flip(-1)
-        if self.vote == "hard":
-            votes = (positive[..., 0] > positive[..., 1]).double()
-        else:
-            votes = torch.softmax(positive.double(), dim=-1)[..., 0]
-        return (2 * votes.mean(dim=-1) - 1).tolist()
-
-    def _render(self, exchange: Exchange) -> list[str]:
-        """The judge's text for each order. Control tokens spelled in the exchange are broken up into plain text."""
-        pattern = self._control
-        prompt: Text
-        if is_messages(exchange.prompt):
-            prompt = [
-                {**message, "content": break_up(" ".join(message_texts(message)), pattern)}
-                for message in exchange.prompt
-            ]
-        else:
-            prompt = break_up(exchange.prompt, pattern)
-        return self.prompt.texts(Exchange(prompt, break_up(exchange.completion, pattern)))
-
-    def _encode(self, rendered: Sequence[list[str]]) -> list[list[list[int]]]:
-        """Token ids of rendered texts, for each exchange and order, up to the label.
-
-        The label is tokenized with the text and then removed: a tokenizer may merge it with what precedes it.
-        """
-        texts = [text + self.prompt.labels[0] for orders in rendered for text in orders]
-        ids = iter(self.tokenizer(texts, verbose=False)["input_ids"])
-        return [[next(ids)[:-1] for _ in orders] for orders in rendered]
+        return label_values(logits[:count], self.vote)
 
     def _prompt_prefix(self, prompt) -> list[int]:
         """Token ids that all judge texts of a prompt start with, whatever the completion."""
-        return self._common_prefix([self._render(Exchange(prompt, probe)) for probe in _PROBES])
+        return self._common_prefix([self._texts.render(Exchange(prompt, probe)) for probe in _PROBES])
 
     def _common_prefix(self, rendered: Sequence[list[str]]) -> list[int]:
         """Token ids that all rendered texts start with."""
-        sequences = [ids for orders in self._encode(rendered) for ids in orders]
+        sequences = [ids for orders in self._texts.encode(rendered) for ids in orders]
         return sequences[0][: common_prefix_length(sequences)]
 
     def _check_length(self, token_ids: Sequence[Sequence[list[int]]]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a model still computes what it computed: what kept keys and values depend on."""
+"""Detects changes of a model on which cached keys and values depend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 def layout_state(model) -> tuple:
     """What changes when weights are replaced or updated in place, and when adapters are switched, merged or disabled.
 
-    It takes no time, and misses what is written through `Tensor.data` (an EMA, a sync from a trainer).
+    It is almost free, but misses what is written through `Tensor.data` (an EMA, a sync from a trainer).
     """
     parameters = list(model.parameters())
     adapters = tuple(

@@ -12,8 +12,8 @@ from .tree import Candidate, Node
 class Expansion:
     """Token sets of one length to sample after a node. The answer is a list of `Candidate`.
 
-    One-token sets are the `count` likeliest tokens. Longer sets are the greedy one (if `has_greedy`) and one sampled
-    set for each number in `draws`; duplicates are dropped.
+    One-token sets are the `count` likeliest tokens, unless there are `draws`. Other sets are the greedy one (if
+    `has_greedy`) and one sampled set for each number in `draws`; duplicates are dropped.
     """
 
     length: int

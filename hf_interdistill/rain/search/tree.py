@@ -123,6 +123,13 @@ class SearchTree:
 
     def expand(self, node: Node, candidates: Sequence[Candidate]) -> None:
         """Add children to a leaf; their priors are the normalized weights, smoothed at the root."""
+        self.attach(node, candidates)
+        if node is self.root:
+            self._smooth()
+
+    @staticmethod
+    def attach(node: Node, candidates: Sequence[Candidate]) -> None:
+        """Add children to a leaf; their priors are the normalized weights."""
         if node.children or node.is_terminal:
             raise ValueError(
                 "Only a leaf that does not end the text can be expanded; this node has children or ends the text."
@@ -133,8 +140,6 @@ class SearchTree:
         for candidate in candidates:
             share = candidate.weight / total if total > 0 else 1 / len(candidates)
             node.children.append(_child(node, candidate, share))
-        if node is self.root:
-            self._smooth()
 
     def _smooth(self) -> None:
         """Apply `p <- (1 - u) p + u / k` to the root's children, normalized."""

@@ -7,7 +7,7 @@ import pytest
 from support.rain import QUICK, build_causal
 from support.tokenizers import tokenizer_of
 
-from hf_interdistill.rain.api import jobs
+from hf_interdistill.rain.api import job_output
 from hf_interdistill.rain.api.jobs import RainJobConfig, load_scorer, run_rain_job
 
 
@@ -49,12 +49,12 @@ def test_the_judge_gets_the_jobs_choice_of_graphs(job):
 def test_progress_within_a_prompt_is_shown(job, monkeypatch):
     shown = []
 
-    class Bar(jobs.tqdm):
+    class Bar(job_output.tqdm):
         def set_postfix(self, *args, **kwargs):
             shown.append((self.n, kwargs["tokens"], kwargs["iterations"]))
             super().set_postfix(*args, **kwargs)
 
-    monkeypatch.setattr(jobs, "tqdm", Bar)
+    monkeypatch.setattr(job_output, "tqdm", Bar)
     run_rain_job(job(generation={"max_new_tokens": 6, "pad_token_id": 3}))
     within = [each for each in shown if each[0] == 0]
     assert len({iterations for _, _, iterations in within}) > 3 and max(tokens for _, tokens, _ in within) > 0

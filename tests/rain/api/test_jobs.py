@@ -172,8 +172,8 @@ def test_a_file_of_unknown_origin_is_not_touched(job, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", "Line 2 of .* is no JSON object"),
-        ('["list"]', "is no JSON object"),
+        ("not json", "Line 2 of .* is not a JSON object"),
+        ('["list"]', "is not a JSON object"),
         ('{"text": "x"}', "needs a `prompt`"),
         ('{"prompt": ""}', "needs a `prompt`"),
         ('{"prompt": []}', "needs a `prompt`"),
@@ -251,17 +251,11 @@ def test_a_scorer_that_cannot_be_found_is_named(job, scorer):
 
 
 def test_a_reward_model_can_judge_a_job(job, tmp_path, monkeypatch):
-    import types
+    def open_scorer(name):
+        assert name == "some/reward-model"
+        return lambda prompts, completions: [float(len(completion)) for completion in completions]
 
-    class RewardScorer:
-        @classmethod
-        def from_pretrained(cls, name):
-            assert name == "some/reward-model"
-            return lambda prompts, completions: [float(len(completion)) for completion in completions]
-
-    module = types.ModuleType("hf_interdistill.scoring.scorer")
-    module.RewardScorer = RewardScorer
-    monkeypatch.setitem(sys.modules, "hf_interdistill.scoring.scorer", module)
+    monkeypatch.setattr("hf_interdistill.scoring.opening.open_scorer", open_scorer)
     results = {}
     for number, (scale, center) in enumerate([(1.0, 0.0), (50.0, 0.0), (50.0, 20.0)]):
         config = job(

@@ -49,7 +49,7 @@ def test_bad_inputs_are_refused_clearly(model, tokenizer):
         ({}, "Prompt 0 is empty", {"prompts": empty}),
         ({}, "Prompt 0 is empty", {"prompts": padding_only}),
         ({"rain_config": {"min_visit": 3}}, "the nearest is `min_visits`", {}),
-        ({"rain_config": "harmles"}, "no preset", {}),
+        ({"rain_config": "harmles"}, "not a preset", {}),
         ({"rain_scorer": "other"}, "the only scorer with a name is 'self'", {}),
         ({"custom_generate": "somewhere"}, "only one of them can decode", {}),
         ({"custom_generate": RainDecoder(tokenizer)}, "rain_config, rain_scorer was passed with a RainDecoder", {}),

@@ -175,7 +175,7 @@ def test_a_model_is_probed_again_when_circumstances_change():
     model = build_causal("gpt2")
     assert isinstance(build_cache(model, 1), TreeCache)
     model.train()
-    with pytest.raises(ValueError, match=r"other tokens than GPT2LMHeadModel .* put it in evaluation mode"):
+    with pytest.raises(ValueError, match=r"different tokens than GPT2LMHeadModel .* put it in evaluation mode"):
         build_cache(model, 1)  # dropout: no two readings are alike
     assert isinstance(build_cache(model.eval(), 1), TreeCache)
 

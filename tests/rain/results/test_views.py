@@ -2,13 +2,13 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
+from support.pages import check_page
 from support.rain import encode, likes_short_words, quick_config
 from support.rain import tree_node as node
 
-from hf_interdistill.rain.results.records import TreeRecord
+from hf_interdistill.rain.results.records import TreeRecord, shown_prompt
 from hf_interdistill.rain.results.views import lay_out, pruned, save, to_html, to_mermaid, walk
 
 EVIL = '</script><script>alert("x")</script> & "quoted" {{ 7 * 7 }} `code`\n|]end'
@@ -18,35 +18,6 @@ EVIL = '</script><script>alert("x")</script> & "quoted" {{ 7 * 7 }} `code`\n|]en
 def record() -> TreeRecord:
     kept = node(EVIL, node("deep", visits=2.0), visits=3.2, is_committed=True, rewinds=4, is_terminal=True)
     return TreeRecord(node("", kept, node("bad", value=-1.0), node("unseen", visits=0.0)), EVIL, EVIL)
-
-
-class Page(HTMLParser):
-    """Collects visible text and scripts, and checks that tags close in order."""
-
-    VOID = ("meta", "br", "link")
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.stack, self.text, self.scripts, self.counts, self.deepest = [], [], [], {}, 0
-        self.feed(page)
-        assert not self.stack
-
-    def handle_starttag(self, tag, attributes):
-        self.counts[tag] = self.counts.get(tag, 0) + 1
-        if tag == "script":
-            self.scripts.append("")
-        if tag not in self.VOID:
-            self.stack.append(tag)
-            self.deepest = max(self.deepest, len(self.stack))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] == "script":
-            self.scripts[-1] += data
-        else:
-            self.text.append(data)
 
 
 def test_json_holds_everything(record):
@@ -63,16 +34,62 @@ def test_json_holds_everything(record):
 
 def test_the_page_escapes_what_it_shows(record):
     html = to_html(record, title=EVIL, stats={"forward_passes": 12, "seconds": 1.5})
-    page = Page(html)
+    page = check_page(html, None)
     assert len(page.scripts) == 2
     assert json.loads(page.scripts[0]) == record.to_dict()
-    text = "".join(page.text)
+    text = page.text
     assert text.count('alert("x")') >= 4 and "{{ 7 * 7 }}" in text and "49" not in text
-    assert not re.search(r"(src|href)=", html) and "http" not in html  # needs nothing else
     for figure in ("3.2", "+0.25", "-1.00", "0.50", "forward passes", "12", "1.5"):
         assert figure in text
-    assert html.count("data-level=") == 4 and "1 never visited" in text and "↶" in text
-    assert html.count('class="node committed"') == 1
+    assert "1 never visited" in text and "↶" in text
+    assert len(page.all("summary", "node committed")) + len(page.all("div", "node committed")) == 1
+
+
+def test_the_committed_path_is_open_and_all_else_is_folded():
+    second = node("second", node("never", visits=0.0), is_committed=True)
+    first = node("first", second, node("other second", node("below")), is_committed=True)
+    tried = node("tried", node("tried on", node("and on")), node("unseen", visits=0.0))
+    page = check_page(to_html(TreeRecord(node("", tried, first), "p", "firstsecond")), None)
+    folds = page.all("details")
+    opened = [text for attributes, text in folds if "open" in attributes]
+    assert [text.split()[:2] for text in opened] == [["1first", "committed"], ["2second", "committed"]]
+    assert all(attributes.get("class") == "path" for attributes, _ in folds if "open" in attributes)
+    closed = [text.split()[0] for attributes, text in folds if "open" not in attributes]
+    assert closed == [
+        "tried",
+        "tried",
+        "other",
+    ]  # "tried on" is below "tried"; "and on" and "below" have nothing below
+    assert "tried" in opened[0] and "and on" in opened[0] and "other second" not in opened[0]
+    assert "other second" in opened[1] and "below" in opened[1]
+    committed = page.all("summary", "node committed") + page.all("div", "node committed")
+    assert len(committed) == 2 and all("committed" in text for _, text in committed)
+
+
+def test_a_prompt_of_messages_is_a_conversation():
+    """As scorers see it: plain turns in the record, whatever the messages hold."""
+    messages = [
+        {"role": "system", "content": "Be brief.", "extra": object()},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hi"}, {"type": "image"}, {"type": "text", "text": EVIL}],
+        },
+        {"role": "assistant", "content": None, "tool_calls": [{}]},
+    ]
+    turns = shown_prompt(messages)
+    assert [(each["role"], each["content"]) for each in turns] == [
+        ("system", "Be brief."),
+        ("user", f"Hi {EVIL}"),
+        ("assistant", ""),
+    ]
+    assert shown_prompt("plain") == "plain" and shown_prompt(("odd", 1)) == "('odd', 1)" and shown_prompt([]) == []
+    record = TreeRecord(node("", node("a", is_committed=True)), turns, "a")
+    page = check_page(to_html(record), None)
+    roles = [text for _, text in page.all("span", "role")]
+    assert roles[:3] == ["system", "user", "assistant"] and roles[3].startswith("answer")
+    assert json.loads(record.to_json())["prompt"] == turns
+    for prompt, end in ((turns[:1], "Be brief."), ("plain", "plain"), ([], "")):
+        assert f'n0["{end}<br/>' in to_mermaid(TreeRecord(record.root, prompt, "a"))
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
@@ -91,9 +108,9 @@ def test_a_deep_tree_is_drawn(is_committed, tmp_path):
     assert len(opened) == 2 * (depth + 1)  # `tokens` and `children` of every node
     assert text.startswith('{"prompt": "prompt", "completion": "text", "root": {"text": "",')
     assert text.endswith('"children": []}' + "]}" * depth + "}")
-    page = Page(to_html(record))
-    assert page.deepest < 20 and page.scripts[0] == text
-    assert page.counts["div"] > depth
+    page = check_page(to_html(record), None)
+    assert page.deepest < 40 and page.scripts[0] == text
+    assert len(page.all("span", "meter")) == depth
     chart = to_mermaid(record, max_nodes=100)
     assert chart.count("==>" if is_committed else "-->") == 99
     assert chart.count("1 more") == 1
@@ -115,6 +132,7 @@ def test_rows_show_each_step_and_its_alternatives():
         (0, "second", 2, True),
         (1, "other second", 0, False),
     ]
+    assert [row.closes for row in rows] == [0, 0, 0, 1, 2, 0, 1]
     unfinished = lay_out(pruned(node("", node("a", node("b")), node("c")), 10))
     assert [(row.level, row.node["text"]) for row in unfinished] == [(0, "a"), (1, "b"), (0, "c")]
 
@@ -174,8 +192,14 @@ def test_a_real_search_is_drawn(model, tokenizer, tmp_path):
     record = output.rain[0]
     visited = [each for each, _, parent in walk(record.tree.root) if parent is not None and each["true_visits"]]
     page = to_html(record.tree, stats=record.stats)
-    Page(page)
-    assert page.count('class="meter"') == len(visited)
+    assert check_page(page, None).source.count('class="meter"') == len(visited)
     committed = [each["text"] for each, _, _ in walk(record.tree.root) if each["is_committed"]]
     assert "".join(committed) == record.text
     assert json.loads(record.tree.to_json())["completion"] == record.text
+
+
+def test_a_root_without_children_has_a_page(record):
+    """As of a search whose prompt is too long for a first step, or whose scorer fails at once."""
+    tree = TreeRecord({**record.root, "children": []})
+    assert check_page(to_html(tree), None).source.count('class="meter"') == 0
+    assert to_mermaid(tree).startswith("flowchart")

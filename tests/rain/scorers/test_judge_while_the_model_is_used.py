@@ -105,7 +105,7 @@ def test_adapters_that_are_switched_or_disabled_are_seen():
         (text, swapped), label = judge.prompt.texts(exchange), judge._labels
         values = []
         for order, each in enumerate((text, swapped)):
-            ids = judge._encode([[each]])[0][0]
+            ids = judge._texts.encode([[each]])[0][0]
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids])).logits[0, -1, list(label)]
             values.append(torch.softmax(logits.double(), -1)[order].item())
