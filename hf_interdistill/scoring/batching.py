@@ -1,4 +1,5 @@
-"""Whether a reward is the same alone and in a padded batch: measured once, with the padding that a model needs."""
+"""Whether a text has the same reward alone and in a padded batch: measured once, with the padding that a model
+needs."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ TEXTS = (
     "A longer text with a few more words in it, so that the rows before it are padded to about three times their size "
     "when all of them are read together.",
 )
-# Largest difference that rounding explains, of the largest reward: other shapes sum in another order. GPUs may compute
-# float32 as TF32.
+# Largest difference that rounding explains, relative to the largest reward: other shapes sum in another order. GPUs
+# may compute float32 as TF32.
 _TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
 _TOLERANCE_ON_DEVICES, _TOLERANCE_IN_HALF = 1e-2, 0.2
 SIDES = ("right", "left")
@@ -67,7 +68,7 @@ def padded(tokenizer, rows: Sequence[Sequence[int]], side: str) -> dict[str, tor
 
 
 def tolerance(model: Any) -> float:
-    """Largest difference of two rewards of a model, of the largest one, that rounding explains."""
+    """Largest difference of two rewards that rounding explains, relative to the largest reward."""
     device = getattr(getattr(model, "device", None), "type", "cpu")
     is_quantized = getattr(getattr(model, "config", None), "quantization_config", None) is not None
     if is_quantized or torch.is_autocast_enabled(device):
@@ -79,7 +80,7 @@ def tolerance(model: Any) -> float:
 
 @dataclass(frozen=True)
 class PaddingError:
-    """How far rewards in a padded batch are from those of the same texts alone.
+    """Difference between rewards in a padded batch and those of the same texts alone.
 
     Args:
         side: `right` or `left`.
@@ -126,8 +127,8 @@ def choose_padding(model: nn.Module, tokenizer, read: Reader) -> str:
         if errors[-1].relative <= tolerance(model) or not errors[-1].alone.isfinite().all():
             return side
     raise ValueError(
-        f"{type(model).__name__} gives a text another reward in a batch than alone: {errors[0]}; {errors[1]} "
-        f"(more than rounding explains). Its reward depends on padding, or on the other texts of a batch. "
+        f"{type(model).__name__} gives a text different rewards in a batch and alone: {errors[0]}; {errors[1]} "
+        "(more than rounding explains). Its reward depends on padding, or on the other texts of a batch. "
         "Score one text at a time (`batch_size=1`), or use a model that masks its padding."
     )
 
@@ -143,7 +144,8 @@ def require_padding_independence(model: Any, tokenizer) -> None:
         error = padding_error(probe_rows(model, tokenizer), read, "right")
     if error.relative > tolerance(model) and error.alone.isfinite().all():
         raise ValueError(
-            f"{type(model).__name__} gives a text another reward in a batch than alone: {error}. `RewardTrainer` pads "
+            f"{type(model).__name__} gives a text different rewards in a batch and alone: {error}. `RewardTrainer` "
+            "pads "
             "its batches on the right, so the model would be trained on rewards that it never gives again. Train with "
             "`per_device_train_batch_size=1` on pairs of equal length, or use a model that masks its padding"
             f"{_REMEDY.get(_peft_type(model), '')}."
@@ -175,7 +177,7 @@ class LengthScaling:
 
     @classmethod
     def of(cls, model: nn.Module) -> LengthScaling | None:
-        """That of a model, `None` if its positions do not depend on other rows."""
+        """The scaling of a model; `None` if its positions do not depend on other rows."""
         config = text_config(model)
         rope = getattr(config, "rope_parameters", None) or {}
         each = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one for each type of layer

@@ -15,7 +15,7 @@ import numpy as np
 def best_of_n_kl(n: int) -> float:
     """KL divergence of the best-of-n policy from the sampled one, in nats: `log n - (n - 1) / n`.
 
-    Source: Stiennon et al., arXiv 2009.01325, appendix G.3; used so by Gao et al., arXiv 2210.10760. Exact where no
+    Source: Stiennon et al., arXiv 2009.01325, appendix G.3; as used by Gao et al., arXiv 2210.10760. Exact where no
     two samples tie, otherwise an upper bound (Beirami et al., arXiv 2401.01879).
 
     Raises:
@@ -31,8 +31,8 @@ def best_of_n_scores(proxy, gold, n: int) -> np.ndarray:
     The mean over all choices of n of the N samples, which is unbiased and needs no further sampling: in ascending
     order of the proxy, sample i is the best of `C(i - 1, n - 1)` of the `C(N, n)` choices.
 
-    Source: Nakano et al., WebGPT, arXiv 2112.09332, appendix I; used so by Gao et al., arXiv 2210.10760.
-    Ours: among equal proxy scores each sample is picked alike, so their gold scores are averaged.
+    Source: Nakano et al., WebGPT, arXiv 2112.09332, appendix I; as used by Gao et al., arXiv 2210.10760.
+    Ours: samples with equal proxy scores are equally likely to be picked, so their gold scores are averaged.
 
     Args:
         proxy: scores to choose by, `(prompts, N)` or `(N,)`.
@@ -49,7 +49,7 @@ def best_of_n_scores(proxy, gold, n: int) -> np.ndarray:
     if proxy.shape != gold.shape or proxy.ndim not in (1, 2):
         raise ValueError(f"`proxy` has shape {proxy.shape}, `gold` {gold.shape}; both must be (prompts, N) or (N,).")
     if not (np.isfinite(proxy).all() and np.isfinite(gold).all()):
-        raise ValueError("Some scores are NaN or infinite, so no best one can be told. Leave those samples out.")
+        raise ValueError("Some scores are NaN or infinite, so the best one is not defined. Leave those samples out.")
     _check_n(n, proxy.shape[-1])
     order = np.argsort(proxy, axis=-1, kind="stable")
     ranked = np.take_along_axis(proxy, order, axis=-1)
@@ -65,7 +65,7 @@ def best_of_n_by_prompt(proxy: Sequence[Sequence[float]], gold: Sequence[Sequenc
 def over_optimization_curve(
     proxy: Sequence[Sequence[float]], gold: Sequence[Sequence[float]], ns: Sequence[int] | None = None
 ) -> list[dict[str, float]]:
-    """Proxy and gold score of best-of-n over its KL divergence: where gold falls while proxy rises, choosing harder
+    """Proxy and gold score of best-of-n over its KL divergence: where gold falls while proxy rises, a stronger choice
     does harm.
 
     Args:
@@ -81,7 +81,9 @@ def over_optimization_curve(
         ValueError: no prompts, or what `best_of_n_scores` refuses.
     """
     if not len(proxy) or len(proxy) != len(gold):
-        raise ValueError(f"There are {len(proxy)} prompts with proxy and {len(gold)} with gold scores; give as many.")
+        raise ValueError(
+            f"There are {len(proxy)} prompts with proxy and {len(gold)} with gold scores; give equally many."
+        )
     ns = doubling(min(len(scores) for scores in proxy)) if ns is None else ns
     points = [{"n": int(n), "kl": best_of_n_kl(n)} for n in ns]
     for name, scores in (("proxy", proxy), ("gold", gold)):

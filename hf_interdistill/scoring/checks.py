@@ -20,8 +20,8 @@ def check_text(value: Any, name: str, *, template: str | None = None) -> None:
     Args:
         value: what to check.
         name: what it is, for the message (``Column `chosen` ``).
-        template: the chat template; roles that it spells are allowed beside the usual ones. `None`: roles that no
-            template is known for are not checked.
+        template: the chat template; roles that it names are allowed beside the usual ones. `None`: roles are not
+            checked.
 
     Raises:
         ValueError: it is neither; the message gives the value, the rule and the fix.
@@ -72,7 +72,7 @@ def check_kinds(values: Mapping[str, Any]) -> None:
 
 
 def check_response(value: Any, name: str) -> None:
-    """Raise `ValueError` for a response without any message, which has nothing to score."""
+    """Raise `ValueError` for a response without messages: there is nothing to score."""
     if isinstance(value, list) and not value:
         raise ValueError(f"{name} is an empty conversation (`[]`). Give it at least one message, or remove the row.")
 

@@ -1,6 +1,6 @@
-"""Where the contents of messages stand in the text that a chat template made of them.
+"""Where the contents of messages are in the text that a chat template rendered from them.
 
-Templates strip contents, keep what follows `</think>`, write a thought again in markup of their own, move or drop
+Templates strip contents, keep what follows `</think>`, rewrite thoughts in their own markup, move or drop
 messages. The same conversation is therefore rendered once more, with marks in the contents, and the marks show where
 each part went. A mark counts only if text and marked text agree everywhere else, so a repeated word or an answer that
 repeats the prompt cannot be taken for another.
@@ -20,7 +20,7 @@ Render = Callable[[Sequence[str]], str | None]
 
 
 class ContentSpan(NamedTuple):
-    """A run of characters of a content that stands in the rendered text.
+    """A run of characters of a content that appears in the rendered text.
 
     Args:
         content: number of the content, over all messages.
@@ -55,7 +55,7 @@ def find_contents(text: str, contents: Sequence[str], render: Render, template: 
     return tuple(spans)
 
 
-# Contents that stand whole, or stripped ---------------------------------------------------------------------------
+# Contents that appear whole, or stripped ---------------------------------------------------------------------------
 
 
 def _sentinel(number: int) -> str:
@@ -104,8 +104,8 @@ def _constants(template: str) -> tuple[str, ...]:
 
 
 def _constants_to_keep(template: str, contents: Sequence[str]) -> list[tuple[str, ...]]:
-    """What to leave unmarked in the contents: first tags alone, since a word such as `user` is mostly no more than a
-    word; then every string of the template."""
+    """What to leave unmarked in the contents: first tags alone, since a word such as `user` is usually just a word;
+    then every string of the template."""
     together = "\0".join(contents)
     every = tuple(each for each in _constants(template) if each in together and re.search(_CHARACTER, each))
     tags = tuple(each for each in every if not re.fullmatch(rf"\s*{_CHARACTER}+\s*", each))
@@ -153,7 +153,7 @@ def _trace(text: str, contents: Sequence[str], render: Render, constants: Sequen
 
 
 def _common_length(one: str, start: int, other: str, offset: int) -> int:
-    """How many characters the two have in common from there."""
+    """Number of characters that the two have in common from there."""
     length, step, limit = 0, 64, min(len(one) - start, len(other) - offset)
     while step and length < limit:
         end = min(length + step, limit)

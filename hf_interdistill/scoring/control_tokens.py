@@ -1,8 +1,8 @@
-"""Text that spells a control token: it is found, read as text, or broken up.
+"""Text that spells a control token: found, read as text, or broken up.
 
 A tokenizer reads `</s>` or `<|im_end|>` in a user's text as the token of that name, as transformers, TRL and servers
 do. Where ids must be those of others (`RewardFormatter`), such text is found and counted, and read as text where the
-caller asks for it by transformers' own switch; where the ids are ours alone (teacher, judge), it never is a token.
+caller asks for it by transformers' own switch; where the ids are ours alone (teacher, judge), it is never a token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def marked_pieces(text: str) -> list[str]:
 
 
 def require_sanitizing(tokenizer) -> None:
-    """Raise `ValueError` if this version of transformers does not know the switch and would let it pass unheeded."""
+    """Raise `ValueError` if this version of transformers does not know the switch and would silently ignore it."""
     if SANITIZE not in inspect.signature(tokenizer.apply_chat_template).parameters:
         raise ValueError(
             f"`{SANITIZE}` is set, but transformers {transformers.__version__} does not know it and would ignore it. "

@@ -78,8 +78,8 @@ def _with_texts(message: dict[str, Any], texts: Iterator[str]) -> dict[str, Any]
 
 
 def normal_text(value: Any) -> Any:
-    """A prompt or completion as it is read from any container: a text; messages in their normal form; `None` for a
-    missing one. Others stay as they are."""
+    """A prompt or completion, whatever container it comes from: a text; messages in their normal form; `None` for a
+    missing one. Other values are returned unchanged."""
     if is_missing(value) or isinstance(value, str):
         return None if is_missing(value) else value
     return normal_list(value)
@@ -91,7 +91,7 @@ def template_kwargs(example: Mapping[str, Any]) -> dict[str, Any]:
     are.
 
     Raises:
-        ValueError: text that is no JSON; tools that are no list of tools; arguments that are no mapping.
+        ValueError: text that is not JSON; tools that are not a list of tools; arguments that are not a mapping.
     """
     tools, others = (_from_json(name, example.get(name)) for name in ("tools", "chat_template_kwargs"))
     if not isinstance(example.get("tools"), str):
@@ -112,7 +112,8 @@ def template_kwargs(example: Mapping[str, Any]) -> dict[str, Any]:
     taken = [name for name in ("tools", "conversation", "tokenize", "return_dict") if name in others]
     if taken:
         raise ValueError(
-            f"`chat_template_kwargs` holds `{taken[0]}`, which is no variable of a chat template. Leave it out; tools "
+            f"`chat_template_kwargs` holds `{taken[0]}`, which is not a variable of a chat template. Leave it out; "
+            "tools "
             "have a column of their own, `tools`."
         )
     return {"tools": tools, **others}
@@ -126,7 +127,7 @@ def _from_json(name: str, value: Any) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"`{name}` is the text {value!r:.80}, which is no JSON ({error}). Write it with `json.dumps`, or leave "
+            f"`{name}` is the text {value!r:.80}, which is not JSON ({error}). Write it with `json.dumps`, or leave "
             "it out."
         ) from None
 
@@ -149,7 +150,7 @@ class RewardFormatter:
         self.tokenizer, self._is_date_warned = tokenizer, is_date_warned
 
     def check(self, prompt: Text | None, completion: Text) -> None:
-        """Raise `ValueError` for what is neither text nor messages, or for roles that no chat template knows."""
+        """Raise `ValueError` for what is neither text nor messages, or for unknown roles."""
         template = getattr(self.tokenizer, "chat_template", None)
         template = "".join(template.values()) if isinstance(template, dict) else template
         if prompt is not None:
@@ -169,7 +170,7 @@ class RewardFormatter:
         """Token ids of the full text, shape `(tokens,)`.
 
         Raises:
-            ValueError: what `check` refuses; half a character (of a surrogate pair), which is no text.
+            ValueError: what `check` refuses; half a surrogate pair, which is not text.
         """
         self.check(prompt, completion)
         try:
@@ -278,7 +279,7 @@ class RewardFormatter:
             remaining = iter(others)
             try:
                 return self._apply([_with_texts(message, remaining) for message in messages], kwargs)
-            except ValueError:  # it refuses what the messages do not say
+            except ValueError:  # the template needs something that the messages do not have
                 return None
 
         return RenderedText(text, contents, find_contents(text, contents, render, template), pieces, ids)
@@ -306,6 +307,6 @@ def _refuse_half_characters(*values: Text | None) -> None:
             if half:
                 raise ValueError(
                     f"A text holds half a character ({half[0]!r} at {half.start()} of {text[:40]!r}), one of a "
-                    "surrogate pair, and is no Unicode text. Correct the source, or "
+                    "surrogate pair, and is not Unicode text. Correct the source, or "
                     "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
                 )

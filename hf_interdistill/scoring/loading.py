@@ -1,10 +1,12 @@
-"""Loads trained reward models, full ones and PEFT adapters, whole or not at all."""
+"""Loads trained reward models, full ones and PEFT adapters; incomplete ones are refused."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,10 @@ def load_reward_model(name: str, tokenizer=None, **options) -> tuple[Any, Any]:
 
     Raises:
         ValueError: no trained score head; an adapter of another task, or on another adapter.
-        IncompleteModelError: weights that are missing, of another shape, or without a place in the model.
+        IncompleteModelError: weights that are missing, have another shape, or do not belong to the model.
     """
     if is_adapter(name, options):
-        return _load_adapter(name, tokenizer, options)
+        return load_adapters([name], tokenizer, options)
     model, report = load_with_report(AutoModelForSequenceClassification, name, num_labels=1, **options)
     require_whole(name, model, report)
     return model, _tokenizer(name, tokenizer, options)
@@ -82,38 +84,61 @@ def holds_head(keys: Iterable[str]) -> bool:
     return any(f".{head}." in key or key.startswith(f"{head}.") for key in keys for head in SCORE_HEADS)
 
 
-def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
-    """Base model and adapter. What the base model's checkpoint lacks (its score head) must be in the adapter."""
-    from peft import PeftConfig, PeftModel
+def load_adapters(names: Sequence[str], tokenizer, options: dict[str, Any]) -> tuple[Any, Any]:
+    """A PEFT model with one or several adapters on one base model, and the tokenizer of the first.
+
+    Args:
+        names: folders or Hub names of adapters of the same base model. A single one is named `default` in the model,
+            several are named by `adapter_name` of their number.
+        tokenizer: by default the one saved with the first. options: of `from_pretrained`.
+
+    Raises:
+        ValueError, IncompleteModelError: see `load_reward_model`.
+    """
+    from peft import PeftModel
     from peft.utils import load_peft_weights
 
     where = hub_options(options, "trust_remote_code")
-    config = PeftConfig.from_pretrained(name, **where)
-    require_sequence_classification(f"The adapter in {public_name(name)}", config.task_type)
-    base_name = config.base_model_name_or_path
-    base_options = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
-    if config.revision is not None:
-        base_options["revision"] = config.revision
-    if is_adapter(base_name, base_options):
-        raise ValueError(
-            f"The adapter in {public_name(name)} was trained on {public_name(base_name)}, which is an adapter itself, "
-            "and an adapter needs a full base model. Merge the first one (`merge_and_unload`), save the result, and "
-            "name its folder as `base_model_name_or_path` in adapter_config.json."
-        )
-    with without_load_report(), loading(base_name or name, f"base model (of the adapter {name})"):
+    configs = [_adapter_config(name, where) for name in names]
+    base_name, base_options = _base_of(names[0], configs[0], options)
+    with without_load_report(), loading(base_name or names[0], f"base model (of the adapter {names[0]})"):
         base, report = load_with_report(AutoModelForSequenceClassification, base_name, num_labels=1, **base_options)
-    weights = load_peft_weights(name, device="cpu", **where)
-    tokenizer = _tokenizer(name, tokenizer, options)
+    tokenizer = _tokenizer(names[0], tokenizer, options)
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(len(tokenizer))
-    prefix = adapter_prefix(config)
-    lost = {key: shown for key, shown in report.missing.items() if f"{prefix}{key}" not in weights}
-    _require_head(name, base, lost)
-    refuse_missing(base_name, lost.values(), _SAVE_AGAIN)
-    base_keys = {f"{prefix}{key}" for key in base.state_dict()}
     dispatch = {key: options[key] for key in ("device_map", "max_memory", "offload_folder") if key in options}
+    model: Any = None
+    for number, (name, config) in enumerate(zip(names, configs, strict=True)):
+        weights = load_peft_weights(name, device="cpu", **where)
+        if model is None:
+            base_keys = {f"{adapter_prefix(config)}{key}" for key in base.state_dict()}
+        lost = {key: shown for key, shown in report.missing.items() if f"{adapter_prefix(config)}{key}" not in weights}
+        _require_head(name, base, lost)
+        refuse_missing(base_name, lost.values(), _SAVE_AGAIN)
+        with _naming_misfits(name, base_name):
+            if model is None:
+                own = "default" if len(names) == 1 else adapter_name(0)
+                model = PeftModel.from_pretrained(base, name, own, config=config, **where, **dispatch)
+            else:
+                model.load_adapter(name, adapter_name(number), **where)
+                model.set_adapter(adapter_name(number))
+        expected = adapter_keys(model)
+        refuse_missing(name, sorted(expected - weights.keys()), _SAVE_AGAIN)
+        fix = f"Use the base model that it was trained on, which {public_name(base_name)} is not."
+        refuse_unused(name, sorted(weights.keys() - expected - base_keys), fix)
+    return model, tokenizer
+
+
+def adapter_name(number: int) -> str:
+    """The name of one of several adapters in their model; none that a weight's name could hold, as a number would."""
+    return f"member_{number}"
+
+
+@contextmanager
+def _naming_misfits(name: str, base_name: str) -> Iterator[None]:
+    """Load an adapter inside the block; an error says what does not fit."""
     try:
-        model = PeftModel.from_pretrained(base, name, config=config, **where, **dispatch)
+        yield
     except KeyError as error:  # PEFT's, for a module that the adapter should hold whole
         refuse_missing(name, [key for key in error.args if str(key).startswith("base_model.")], _SAVE_AGAIN)
         raise
@@ -125,11 +150,49 @@ def _load_adapter(name: str, tokenizer, options: dict[str, Any]):
             f"The adapter in {public_name(name)} does not fit its base model {public_name(base_name)} (the first of "
             f"{len(mismatches)}: {mismatches[0]}). Use the base model that it was trained on."
         ) from error
-    expected = adapter_keys(model)
-    refuse_missing(name, sorted(expected - weights.keys()), _SAVE_AGAIN)
-    fix = f"Use the base model that it was trained on, which {public_name(base_name)} is not."
-    refuse_unused(name, sorted(weights.keys() - expected - base_keys), fix)
-    return model, tokenizer
+
+
+def _adapter_config(name: str, where: dict[str, Any]) -> Any:
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(name, **where)
+    require_sequence_classification(f"The adapter in {public_name(name)}", config.task_type)
+    return config
+
+
+def _base_of(name: str, config: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name of an adapter's base model, and the options to load it with."""
+    base_name = config.base_model_name_or_path
+    base_options = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+    if config.revision is not None:
+        base_options["revision"] = config.revision
+    if is_adapter(base_name, base_options):
+        raise ValueError(
+            f"The adapter in {public_name(name)} was trained on {public_name(base_name)}, which is an adapter itself, "
+            "and an adapter needs a full base model. Merge the first one (`merge_and_unload`), save the result, and "
+            "name its folder as `base_model_name_or_path` in adapter_config.json."
+        )
+    return base_name, base_options
+
+
+def shareable_base(name: str, options: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The base model of a plain LoRA adapter whose own weights are the low-rank ones and score heads alone, so that
+    others can share the model: its name and revision. `None` for any other adapter.
+
+    Args:
+        name: folder or Hub name of an adapter. options: of `from_pretrained`.
+    """
+    from peft.utils import load_peft_weights
+
+    where = hub_options(options, "trust_remote_code")
+    config = _adapter_config(name, where)
+    is_plain = getattr(config.peft_type, "value", config.peft_type) == "LORA" and config.bias == "none"
+    if not is_plain or config.use_dora:
+        return None
+    weights = load_peft_weights(name, device="cpu", **where)
+    if not all(".lora_A." in key or ".lora_B." in key or holds_head([key]) for key in weights):
+        return None
+    return os.path.realpath(config.base_model_name_or_path), config.revision
 
 
 def adapter_prefix(config) -> str:

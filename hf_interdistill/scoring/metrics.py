@@ -1,8 +1,8 @@
-"""Measures of a reward model's rewards: pure functions of numpy arrays.
+"""Metrics of rewards: pure functions of numpy arrays.
 
 A margin is `reward of the chosen - reward of the rejected` completion of a pair. Under the Bradley-Terry model (1952)
 `sigmoid(margin)` is the probability that the chosen one is preferred. A margin of exactly zero is a tie: it is counted
-apart and never as right or wrong.
+separately, never as right or wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def pair_margins(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
 
 
 def pairwise_accuracy(margins: ArrayLike) -> dict[str, float]:
-    """Share of pairs whose chosen completion has the higher reward, among pairs that are no ties.
+    """Share of pairs whose chosen completion has the higher reward, among pairs that are not ties.
 
     Args:
         margins: shape `(pairs,)`.
@@ -102,7 +102,7 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 
 
 def length_bias(margins: ArrayLike, length_differences: ArrayLike) -> dict[str, float]:
-    """Whether the model likes length.
+    """Whether the model prefers longer completions.
 
     Args:
         margins: shape `(pairs,)`.
@@ -134,7 +134,8 @@ def _checked(values: ArrayLike, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(
-            f"The {name} at position {index} is {values[index]}: a broken model, neither right nor wrong."
+            f"The {name} at position {index} is {values[index]}: the model is broken, so the pair is neither right "
+            "nor wrong."
         )
     return values
 

@@ -2,10 +2,10 @@
 
 A chat template may write a whole structure (`arguments | tojson`), so its keys become tokens. Containers change
 structures: Arrow (`datasets`, Parquet) gives all structs of a column the same keys in the same order, with `None`
-where a row has none, and makes floats of integers that stand beside floats; pandas makes arrays of lists, and numpy
-scalars. Here all of this is undone, so that a row is the same tokens wherever it was. What Arrow cannot tell apart
-has one form: a key without a value is no key, as newer versions of transformers render messages too. Tools and
-arguments in JSON stay as they are, so a null that is meant can be given there.
+where a row has none, and turns integers beside floats into floats; pandas turns lists into arrays, and numbers into
+numpy scalars. Here all of this is undone, so that a row has the same tokens whatever its container. What Arrow cannot
+tell apart has one form: a key without a value does not count as a key, as newer versions of transformers render
+messages too. Tools and arguments in JSON stay as they are, so an intended null can be given there.
 """
 
 from __future__ import annotations

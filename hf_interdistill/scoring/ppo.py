@@ -1,9 +1,9 @@
-"""A reward model as TRL's `PPOTrainer` wants it: the rewards that PPO sees are `RewardScorer`'s.
+"""A reward model in the form that TRL's `PPOTrainer` needs: the rewards that PPO sees are those of `RewardScorer`.
 
 PPO reads token ids of the policy's tokenizer, takes the reward at the last token before the padding, and looks for
-`base_model_prefix` and `.score` (trl#3595). As it is, it scores an answer that was cut off without EOS, a
-conversation without what its chat template writes after the answer, and a policy that pads with EOS at the token
-before it. Here the ids are turned into text again and scored like any other text.
+`base_model_prefix` and `.score` (trl#3595). Without this module it would score a cut-off answer without EOS, and a
+conversation without the end that its chat template writes. With a policy that pads with EOS it would score one token
+too early. Here the ids are turned into text again and scored like any other text.
 
 `PPOTrainer` exists in TRL up to 1.12, the extra `ppo`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 from types import SimpleNamespace
 
 import torch
@@ -119,6 +120,11 @@ class PPORewardModel(nn.Module):
 def _as_scorer(reward_model: str | RewardScorer) -> RewardScorer:
     if isinstance(reward_model, RewardScorer):
         return reward_model
+    if not isinstance(reward_model, str | os.PathLike):
+        raise TypeError(
+            f"The reward model is {type(reward_model).__name__}, but PPO reads it as one model: a RewardScorer, or "
+            "the name of one. GRPO and RLOO take a RewardEnsemble or a server as a reward function."
+        )
     return RewardScorer.from_pretrained(reward_model)
 
 
@@ -147,7 +153,7 @@ def _check_padding(tokenizer) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"The policy's tokenizer has the padding token {tokenizer.pad_token!r} and the EOS token "
-            f"{tokenizer.eos_token!r}, but PPO takes every padding token out of its texts, so it needs one that means "
+            f"{tokenizer.eos_token!r}, but PPO removes every padding token from its texts, so it needs one that means "
             "nothing else. Set one: `tokenizer.add_special_tokens({'pad_token': '[PAD]'})`."
         )
     if tokenizer.padding_side != "left":

@@ -22,7 +22,7 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a row that is no JSON object in UTF-8, has no prompt or an empty one, holds half a character, or
+        ValueError: a row that is not a JSON object in UTF-8, has no prompt or an empty one, holds half a character, or
             repeats an id; or no row at all.
     """
     path = require_file("prompts", path)
@@ -59,7 +59,7 @@ def refuse_half_characters(value: Any, where: str) -> None:
     if half:
         raise ValueError(
             f"{where} holds half a character ({half[0]!r} after {text[max(0, half.start() - 40) : half.start()]!r}), "
-            "one of a surrogate pair, which is no Unicode text. Correct the source, or "
+            "one of a surrogate pair, which is not Unicode text. Correct the source, or "
             "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
         )
 

@@ -1,8 +1,7 @@
-"""Settings in a config that make pipelines and servers answer with the reward itself.
+"""Config settings that make pipelines and servers return the raw reward.
 
-For a model with one output, transformers' pipeline and vLLM put a sigmoid on it, unless the config says that the
-problem is a regression. vLLM's scoring endpoints and sentence-transformers' `CrossEncoder` read an activation of their
-own.
+For a model with one output, transformers' pipeline and vLLM apply a sigmoid, unless the config says that the problem
+is a regression. vLLM's scoring endpoints and sentence-transformers' `CrossEncoder` use an activation of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a saved reward model is the one in memory: read back, it has the same tokens and rewards."""
+"""Checks that a saved reward model, loaded again, gives the same tokens and rewards as the one in memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def _require_same_tokens(tokenizer, stored, name: str) -> None:
         if expected != found:
             raise ReloadError(
                 f"The tokenizer saved in {name} reads {text[:20]!r} as the ids {found[:8]}, but the one in memory as "
-                f"{expected[:8]}: the reward model would read other tokens than in training. Change the tokenizer in "
+                f"{expected[:8]}: the reward model would read different tokens than in training. Change the "
+                "tokenizer in "
                 "ways that `save_pretrained` stores, and save again."
             )
     different = [
@@ -105,9 +106,9 @@ def _require_same_rewards(model, reloaded, tokenizer, name: str) -> None:
         kinds = f"{type(model).__name__} in memory, {type(reloaded).__name__} when loaded"
         raise ReloadError(
             f"The reward model saved in {name} gives the rewards {_shown(found)} when it is loaded, but the one in "
-            f"memory {_shown(expected)} ({kinds}). What makes the difference is not in its weights and config. Models "
-            "of a class of your own need `AutoModelForSequenceClassification.register`; an adapter needs the very "
-            "base model that it names."
+            f"memory {_shown(expected)} ({kinds}). The cause is not in its weights and config. Models "
+            "of a class of your own need `AutoModelForSequenceClassification.register`; an adapter needs exactly "
+            "the base model that it names."
         )
 
 

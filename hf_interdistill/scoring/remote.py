@@ -1,59 +1,65 @@
-"""`RemoteRewardScorer`: the rewards of a server, with the calls of `RewardScorer`."""
+"""`RemoteRewardScorer`: rewards from a reward model on a server, where a `RewardScorer` fits."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import math
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+from tqdm.auto import tqdm
 
-from ..utils.fields import require_above_zero, require_positive
-from ..utils.sources import load_tokenizer
-from .checks import as_list, check_same_length
-from .formatting import RewardFormatter, Text, normal_text
-from .normal_form import normal_value
-from .serving import TextReader, read_answer, request_body, serving_text
+from ..utils.async_calls import run
+from ..utils.fields import require_positive
+from ..utils.served_models import OWNER, PROBE, ServedModel, check_vocabulary, find_served_model
+from ..utils.server_pool import ModelServers, as_urls
+from ..utils.servers import BadAnswerError, ModelServer, RequestRefusedError
+from ..utils.sources import load_tokenizer, loading
+from .reward_apis import APIS, Rewards, RowFormatter, check_api
+from .text_scorer import TextScorer
 
-APIS = ("interdistill", "classify")
-_COLUMNS = ("tools", "chat_template_kwargs")
-_BUSY = (429, 502, 503, 504)  # another try may succeed
-_LONGEST_WAIT = 30.0  # seconds between two tries
+_JOB_IN_FLIGHT = 32  # requests of a job at the same time, for each server
+_ALIKE = 0.05  # by which rewards of one text may differ between servers, as a share of the larger of 1 and the reward
 
 
-class RemoteRewardScorer:
+class RemoteRewardScorer(TextScorer):
     """Scores `(prompt, completion)` pairs on a server: `scorer(prompts, completions) -> list[float]`.
 
-    It is a TRL reward function (`reward_funcs=[RemoteRewardScorer(url)]`). Nothing of the model is loaded here.
+    It is also a TRL reward function (`reward_funcs=[RemoteRewardScorer(url)]`) and a scorer of RAIN (`scorer=scorer`).
+    Nothing of the model is loaded here.
 
     Args:
-        url: of the server, such as `http://127.0.0.1:8000`.
+        url: of the server, such as `http://127.0.0.1:8000`; or of several with the same model, as a list. A request
+            goes to the server with the fewest; one that fails is left out, with a warning.
         api: `interdistill` for `interdistill serve`, which formats the texts; `classify` for vLLM's `/classify`, to
-            which token ids are sent.
+            which token ids are sent. The vLLM server: `vllm serve MODEL --runner pooling --convert classify
+            --pooler-config '{"use_activation": false}'`.
         tokenizer: only with `classify`, where it is needed: the reward model's, or its folder or Hub name.
-        token: sent as `Authorization: Bearer`.
-        model: name of the model, where the server checks it.
+        token: sent as `Authorization: Bearer`; by default that of the environment, `INTERDISTILL_TOKEN` with
+            `interdistill` and `VLLM_API_KEY` with `classify`.
+        model: the name that the model is served by; by default that of the only one.
         batch_size: rows per request.
-        max_in_flight: requests at the same time.
-        timeout: seconds to wait for an answer.
-        retries: further tries where the server is busy, stops or cannot be reached; the time between them doubles.
+        max_in_flight: requests at the same time, for each server.
+        timeout, retries, backoff: see `ModelServer`.
+        max_length: only with `classify`; see `TextScorer`. Otherwise the server's own limit holds, there too.
+
+    Attributes:
+        last_token_counts: tokens of each completion of the last call.
+        last_forward_passes: requests of the last call.
 
     Raises:
-        ValueError: rows that the server refuses, or an answer that is not one number per row; lists of different
-            lengths.
+        ValueError: settings that do not go together; another kind of server, model or vocabulary (found by `check`, at
+            the first call at the latest); rows that the server refuses; an answer that is not one number per row;
+            lists of different lengths.
         TypeError: a text or a mapping in place of a list of rows.
         PermissionError: the token is missing or wrong.
-        ConnectionError: no answer after all tries, or a failure of the server.
+        ConnectionError: no answer after all tries, or a failure of the server; of several servers, of all.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         api: str = "interdistill",
         tokenizer: Any = None,
@@ -63,131 +69,162 @@ class RemoteRewardScorer:
         max_in_flight: int = 4,
         timeout: float = 300.0,
         retries: int = 5,
+        backoff: float = 0.5,
+        max_length: int | None = None,
     ):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ValueError(f"`url` is {url!r}, but must be that of a server, such as 'http://127.0.0.1:8000'.")
-        if api not in APIS:
-            raise ValueError(f"`api` is {api!r}, but must be one of {', '.join(APIS)}.")
+        check_api("api", api)
         if (tokenizer is None) == (api == "classify"):
             raise ValueError(
                 f"`api` is {api!r} and `tokenizer` is {'missing' if tokenizer is None else 'given'}. With `classify` "
                 "texts are formatted here, so give the reward model's tokenizer; otherwise leave it out."
             )
-        require_positive("batch_size", batch_size)
-        require_positive("max_in_flight", max_in_flight)
-        require_above_zero("timeout", timeout)
-        if retries < 0:
-            raise ValueError(f"`retries` is {retries}, but must be 0 or more.")
-        self.url, self.api, self.model = url.rstrip("/"), api, model
-        self.batch_size, self.max_in_flight, self.timeout = batch_size, max_in_flight, timeout
-        self._reader = None if tokenizer is None else _reader(tokenizer)
-        # TRL reads the name of a reward function to label its logs.
-        self.__name__ = (model or urlsplit(url).netloc).rstrip("/").rpartition("/")[2]
-        self._session = requests.Session()
-        self._session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost")  # proxies, netrc
-        retry = Retry(
-            total=retries,
-            status_forcelist=_BUSY,
-            allowed_methods=["POST"],  # scoring again changes nothing
-            backoff_factor=0.5,
-            backoff_max=_LONGEST_WAIT,
-            backoff_jitter=0.5,
-            raise_on_status=False,
-        )
-        adapter = HTTPAdapter(max_retries=retry, pool_maxsize=max_in_flight)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, adapter)
-        if token is not None:
-            self._session.headers["Authorization"] = f"Bearer {token}"
-
-    def __call__(self, prompts: Iterable[Text | None], completions: Iterable[Text], **kwargs) -> list[float]:
-        """Rewards of completions, in their order; arguments as of `RewardScorer`.
-
-        Args:
-            prompts: text or messages for each completion; `None` where the completion contains the whole exchange.
-            completions: text or messages.
-            **kwargs: `tools` and `chat_template_kwargs`, one entry per completion; other columns are ignored.
-        """
-        prompts, completions = as_list("prompts", prompts), as_list("completions", completions)
-        check_same_length({"prompts": prompts, "completions": completions})
-        columns = {name: as_list(name, kwargs[name]) for name in _COLUMNS if kwargs.get(name) is not None}
-        for name, values in columns.items():
-            check_same_length({"completions": completions, f"`{name}`": values})
-        rows = [
-            {"prompt": normal_text(prompt), "completion": normal_text(completion)}
-            | {name: normal_value(values[number]) for name, values in columns.items()}
-            for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
-        chunks = [(start, rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
-        if len(chunks) < 2:
-            return [reward for chunk in chunks for reward in self._ask(*chunk)]
-        with ThreadPoolExecutor(self.max_in_flight) as pool:
-            return [reward for rewards in pool.map(lambda chunk: self._ask(*chunk), chunks) for reward in rewards]
-
-    def _ask(self, start: int, rows: Sequence[dict[str, Any]]) -> list[float]:
-        rewards: Any
-        if self._reader is not None:
-            texts = [serving_text(self._reader, row, "completion") for row in rows]
-            answer = self._post("classify", request_body(texts, "classify", "tokens", self.model), start)
-            rewards = read_answer(answer, "classify", len(rows))
-        else:
-            names = {"prompt": "prompts", "completion": "completions"} | {name: name for name in _COLUMNS}
-            body: dict[str, Any] = {names[name]: [row[name] for row in rows] for name in rows[0]}
-            answer = self._post("score", body if self.model is None else {**body, "model": self.model}, start)
-            rewards = answer.get("rewards")
-        if (
-            not isinstance(rewards, list)
-            or len(rewards) != len(rows)
-            or not all(isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards)
-        ):
+        if api == "interdistill" and max_length is not None:
             raise ValueError(
-                f"{self.url} answered {len(rows)} rows with {answer!s:.200}, but must give a finite number for each. "
-                "Is it the server that `api` names?"
+                f"`max_length` is {max_length}, but with `api={api!r}` the server makes the tokens, and its own "
+                "`--max_length` holds. Leave it out."
             )
-        return [float(reward) for reward in rewards]
+        self.servers = ModelServers(
+            url, api_key=token, timeout=timeout, retries=retries, backoff=backoff, key_variable=APIS[api].key_variable
+        )
+        if isinstance(tokenizer, str):
+            with loading(tokenizer, "tokenizer"):
+                tokenizer = load_tokenizer(tokenizer)
+        super().__init__(tokenizer, batch_size, max_length, None if api == "classify" else RowFormatter())
+        require_positive("max_in_flight", max_in_flight)
+        self.api, self.model, self.max_in_flight = api, model, max_in_flight
+        # TRL reads the name of a reward function to label its logs.
+        self.__name__ = (model or urlsplit(as_urls(url)[0]).netloc).rstrip("/").rpartition("/")[2]
+        self._served: ServedModel | None = None  # once it is checked
 
-    def _post(self, endpoint: str, body: dict[str, Any], start: int) -> dict[str, Any]:
-        url = f"{self.url}/{endpoint}"
-        try:
-            content = json.dumps(body, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"The rows cannot be sent as JSON: {error}. Give plain texts, lists and dicts.") from None
-        try:
-            response = self._session.post(
-                url, data=content, headers={"Content-Type": "application/json"}, timeout=self.timeout
+    @classmethod
+    def for_job(
+        cls,
+        url: str | Sequence[str],
+        *,
+        api: str,
+        model: str,
+        tokenizer: str | None,
+        batch_size: int,
+        timeout: float,
+        max_length: int | None = None,
+    ) -> RemoteRewardScorer:
+        """The scorer of a command's options, checked; `tokenizer` is by default that of the model's name."""
+        scorer = cls(
+            url,
+            api=api,
+            model=model,
+            tokenizer=tokenizer or (model if api == "classify" else None),
+            batch_size=batch_size,
+            max_in_flight=_JOB_IN_FLIGHT,
+            timeout=timeout,
+            max_length=max_length,
+        )
+        scorer.check()
+        return scorer
+
+    def check(self) -> None:
+        """Compare the server with this scorer: its kind, the model's name and, with `classify`, the vocabulary. Once.
+        Of several servers, those that cannot be used or have another model than the first are left out.
+
+        Raises:
+            ValueError: they do not match. ServerError: the server cannot be reached, or refuses the token.
+        """
+        self._checked()
+
+    def _checked(self) -> ServedModel:
+        if self._served is None:
+            self._served = run(self._check())
+        return self._served
+
+    async def _check(self) -> ServedModel:
+        async with self.servers.connected():
+            found = await self.servers.examine(self._examine)
+            (first, wanted), *others = found.items()
+            for server, each in others:
+                if each[0] != wanted[0]:
+                    problem = f"It serves {each[0]}, and {first.url} {wanted[0]}."
+                elif abs(each[1] - wanted[1]) > _ALIKE * max(1.0, abs(wanted[1])):
+                    problem = f"It gives a test text the reward {each[1]:g}, and {first.url} {wanted[1]:g}."
+                else:
+                    continue
+                self.servers.leave_out(server, ValueError(f"{problem} Start all with the same model and flags."))
+        return wanted[0]
+
+    async def _examine(self, server: ModelServer) -> tuple[ServedModel, float]:
+        """What a server says of the model and, where there are several, its reward of a test text; else 0."""
+        served = await find_served_model(server, self.model)
+        if self.api == "classify":
+            await check_vocabulary(server, served.name, self.tokenizer)
+        elif served.owner != OWNER:
+            raise ValueError(
+                f"`api` is {self.api!r}, but {server.url} is a server of {served.owner or 'another kind'}. "
+                "Give the address of `interdistill serve`, or set `api` to 'classify' (`reward_api: classify` in "
+                "jobs) with the model's tokenizer, for vLLM."
             )
-        except requests.RequestException as error:
-            raise ConnectionError(
-                f"{url} gave no answer ({type(error).__name__}: {error!s:.200}). Is the server running there, and is "
-                f"`timeout={self.timeout:g}` enough?"
-            ) from error
-        if response.status_code != 200:
-            _raise(response, url, start)
+        if len(self.servers.all) == 1:
+            return served, 0.0
+        rewards, _ = await self._ask(server, [self.encode(None, PROBE, {})], served.name)
+        return served, rewards[0]
+
+    def score_ids(self, rows: Sequence[Any], *, is_progress_shown: bool = False) -> list[float]:
+        """Rewards of rows as `encode` makes them: with `classify` token ids, otherwise what the server is sent.
+
+        Raises:
+            ValueError, ServerError: see the class.
+        """
+        served = self._checked()
+        if self.api == "classify":
+            rows = [self._up_to_scored(row) for row in rows]
+            longest = max(map(len, rows), default=0)
+            if served.max_length is not None and longest > served.max_length:
+                raise ValueError(
+                    f"A text has {longest} tokens, more than the server's limit (`--max-model-len`) of "
+                    f"{served.max_length}. Raise it, or leave such texts out."
+                )
+        starts = range(0, len(rows), self.batch_size)
+        with tqdm(total=len(rows), desc="Scoring", disable=not is_progress_shown) as progress:
+            answers = run(self._ask_all(rows, starts, served.name, progress))
+        self.last_token_counts = [count for _, counts in answers for count in counts]
+        self.last_forward_passes = len(starts)
+        return [reward for rewards, _ in answers for reward in rewards]
+
+    def _up_to_scored(self, row: Sequence[int]) -> list[int]:
+        """Tokens up to the one that is scored: transformers takes the last that is not padding, a server the last."""
+        ids = list(row)
+        while len(ids) > 1 and ids[-1] == self.tokenizer.pad_token_id:
+            ids = ids[:-1]
+        return ids
+
+    async def _ask_all(self, rows: Sequence[Any], starts: Sequence[int], name: str, progress: tqdm) -> list[Rewards]:
+        """Rewards and token counts of each request."""
+        places = asyncio.Semaphore(self.max_in_flight * len(self.servers.left))
+
+        async def ask(start: int) -> Rewards:
+            chunk = rows[start : start + self.batch_size]
+            async with places:
+                try:
+                    found = await self.servers.call(lambda server: self._ask(server, chunk, name))
+                except RequestRefusedError as error:
+                    if start == 0:
+                        raise
+                    message = f"A request of the rows from {start} on failed: {error}"
+                    raise type(error)(message, error.status, error.reason) from error
+            progress.update(len(chunk))
+            return found
+
+        async with self.servers.connected():
+            return await asyncio.gather(*map(ask, starts))
+
+    async def _ask(self, server: ModelServer, rows: Sequence[Any], name: str) -> Rewards:
+        api = APIS[self.api]
+        answer = await server.post(api.path, api.body(rows, name))
         try:
-            answer = response.json()
-        except ValueError:
-            answer = response.text
-        if not isinstance(answer, dict):
-            raise ValueError(f"{url} answered {answer!s:.200}, which is no JSON object. Is it a server of rewards?")
-        return answer
-
-
-def _reader(tokenizer: Any) -> TextReader:
-    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    return TextReader(tokenizer, RewardFormatter(tokenizer))
-
-
-def _raise(response: requests.Response, url: str, start: int) -> None:
-    try:
-        detail = response.json()["error"]
-        detail = detail["message"] if isinstance(detail, dict) else detail
-    except (ValueError, KeyError, TypeError):
-        detail = f"{response.text:.300}"
-    status = response.status_code
-    where = "" if start == 0 else f" (of the rows from {start} on)"
-    message = f"{url} answered with status {status}{where}: {detail}"
-    if status in (401, 403):
-        raise PermissionError(message)
-    if status in _BUSY or status >= 500:
-        raise ConnectionError(message)
-    raise ValueError(message)
+            rewards, counts = api.read(answer, rows)
+        except ValueError as error:
+            raise BadAnswerError(f"The server {server.url} gave no rewards: {error}") from error
+        if not all(isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards):
+            raise ValueError(
+                f"The server {server.url} answered {len(rows)} rows with {answer!s:.200}, but must give a finite "
+                "number for each. Is the model broken, or does it need another dtype?"
+            )
+        return [float(reward) for reward in rewards], counts

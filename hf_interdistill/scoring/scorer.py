@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..utils.context_length import check_row_length
+from ..utils.context_length import check_row_length, context_length
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
+from ..utils.privacy import public_name
 from ..utils.sources import loading
 from ..utils.whole_models import model_options
+from .aggregation import is_ensemble
 from .batching import LengthScaling, choose_padding, padded
-from .checks import as_list, check_response, check_same_length
-from .control_tokens import SANITIZE
-from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
 from .loading import load_reward_model
-from .normal_form import is_missing
+from .text_scorer import TextScorer
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+def loading_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Options of `from_pretrained`, checked: float32 unless `dtype` is given."""
+    options = {"dtype": torch.float32, **model_options("RewardScorer.from_pretrained", given)}
+    check_dtype("dtype", options["dtype"])
+    return options
 
 
-class RewardScorer:
+class RewardScorer(TextScorer):
     """Scores `(prompt, completion)` pairs: `scorer(prompts, completions) -> list[float]`.
 
     The text is formatted as `InteractionDistillationTrainer` and TRL's `RewardTrainer` format it. A reward is the same
@@ -48,7 +52,7 @@ class RewardScorer:
 
     Raises:
         ValueError: more than one output; no padding token; an over-long text; lists of different lengths; a model
-            that gives a text another reward in a batch than alone.
+            that gives a text different rewards in a batch and alone.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer, *, batch_size: int = 16, max_length: int | None = None):
@@ -62,16 +66,11 @@ class RewardScorer:
                 "The tokenizer has no padding token, so the last token of a padded row cannot be found. Set "
                 "`tokenizer.pad_token` to the one used in training."
             )
-        self.model, self.tokenizer = model.eval(), tokenizer
+        super().__init__(tokenizer, batch_size, max_length)
+        self.model = model.eval()
         # Encoders (as reward models: DeBERTa and others) count positions by themselves and keep no cache.
         self.is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
-        require_positive("batch_size", batch_size)
-        require_positive("max_length", max_length, is_optional=True)
-        self.batch_size, self.max_length = batch_size, max_length
-        self.last_token_counts: list[int] = []
-        self.last_forward_passes = 0
-        self.formatter = RewardFormatter(tokenizer, is_date_warned=True)
-        self._has_warned_of_control_tokens = self._has_warned_of_length = False
+        self._has_warned_of_length = False
         self._padding_side: str | None = None  # measured when the first batch is read
         self._length_scaling = LengthScaling.of(model)
         text_config = model.config.get_text_config()
@@ -103,11 +102,25 @@ class RewardScorer:
             IncompleteModelError: weights that are missing, of another shape, or without a place in the model.
         """
         name = str(name)
-        options = {"dtype": torch.float32, **model_options("RewardScorer.from_pretrained", model_kwargs)}
-        check_dtype("dtype", options["dtype"])
+        if is_ensemble(name):
+            raise ValueError(
+                f"{public_name(name)} holds an ensemble, which is not a single reward model. Load it with "
+                "`RewardEnsemble.from_pretrained`, or give the folder of one of its members."
+            )
+        options = loading_options(model_kwargs)
         with loading(name, "reward model"):
             model, tokenizer = load_reward_model(name, tokenizer, **options)
         return cls(model, tokenizer, batch_size=batch_size, max_length=max_length)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model can read at most; `None` if it has no limit."""
+        return context_length(self.model, self.tokenizer)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below it."""
+        return self.model.config.get_text_config().vocab_size
 
     @property
     def device(self) -> torch.device:
@@ -117,102 +130,18 @@ class RewardScorer:
         self.model.to(device)
         return self
 
-    def __call__(
-        self,
-        prompts: Iterable[Text | None],
-        completions: Iterable[Text],
-        *,
-        is_progress_shown: bool = False,
-        **kwargs,
-    ) -> list[float]:
-        """Rewards of completions.
-
-        Args:
-            prompts: text or messages for each completion; `None` where the completion contains the whole
-                conversation.
-            completions: text or messages, of the same kind as the prompts. A plain text after a prompt of messages is
-                taken as the assistant's message. Both may be any iterable with one entry per row.
-            **kwargs: `tools` and `chat_template_kwargs`, one entry per completion, go to the chat template; the other
-                columns that TRL passes to reward functions are ignored.
-
-        Returns:
-            float32 rewards, one per completion.
-
-        Raises:
-            TypeError: a text or a mapping in place of a list of rows.
-            ValueError: lists of different lengths; a row that is neither text nor messages, or mixes both; a text
-                longer than `max_length`. The message names the row.
-        """
-        return self.score_ids(self.encode_rows(prompts, completions, **kwargs), is_progress_shown=is_progress_shown)
-
-    def encode_rows(self, prompts: Iterable[Text | None], completions: Iterable[Text], **kwargs) -> list[list[int]]:
-        """The checked tokens of each row, for `score_ids`; arguments and errors as in a call."""
-        prompts, completions = as_list("prompts", prompts), as_list("completions", completions)
-        check_same_length({"prompts": prompts, "completions": completions})
-        columns = {name: as_list(name, kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
-        for name, values in columns.items():
-            check_same_length({"completions": completions, f"`{name}`": values})
-        rows = []
-        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            try:
-                own = template_kwargs({name: values[number] for name, values in columns.items()})
-                rows.append(self.encode(prompt, completion, own))
-            except ValueError as error:
-                raise ValueError(f"Row {number}: {error}") from error
-        return rows
-
-    def encode(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> list[int]:
-        """The checked tokens of one text, for `score_ids`; arguments and errors as in a call.
-
-        Args:
-            template_kwargs: arguments of the chat template (see `formatting.template_kwargs`).
-        """
-        prompt, completion = normal_text(prompt), completion if is_missing(completion) else normal_text(completion)
-        check_response(completion, "The completion")
-        if is_messages(prompt) and prompt and isinstance(completion, str):
-            completion = [{"role": "assistant", "content": completion}]
-        self.formatter.check(prompt, completion)
-        if prompt is not None and isinstance(prompt, str) != isinstance(completion, str):
-            raise ValueError(
-                f"The prompt is {type(prompt).__name__}, the completion {type(completion).__name__}; use text for "
-                "both or messages for both."
-            )
-        self._warn_of_control_tokens(prompt, completion, template_kwargs)
-        ids = self.formatter.encode(prompt, completion, **template_kwargs)
-        self._refuse_over_long(len(ids))
-        return ids
-
-    def _refuse_over_long(self, length: int) -> None:
-        if self.max_length is not None and length > self.max_length:
-            raise ValueError(
-                f"A text has {length} tokens, more than max_length={self.max_length}. Truncation would change "
-                "the reward: leave it out, or raise `max_length`."
-            )
-
     def check_length(self, length: int) -> None:
         """Raise `ValueError` if `score_ids` would refuse a row of so many tokens, or `encode` its text."""
         self._refuse_over_long(length)
         self._check_positions(length)
         self.batches([length])
 
-    def _warn_of_control_tokens(self, prompt: Text | None, completion: Text, template_kwargs: dict) -> None:
-        """Warn, once per scorer, of a message that spells a control token."""
-        if self._has_warned_of_control_tokens or isinstance(completion, str) or template_kwargs.get(SANITIZE):
-            return
-        if self.formatter.spells_control_token([*(prompt or []), *completion]):
-            self._has_warned_of_control_tokens = True
-            logger.warning(
-                "A message spells a control token of the tokenizer, and is read as that token, as in training and on "
-                f"servers (warned once). `chat_template_kwargs` with `{SANITIZE}` has it read as text; see "
-                "docs/security.md."
-            )
-
     def score_ids(
         self,
         rows: Sequence[Sequence[int]],
         *,
-        positions: Sequence[Sequence[int]] | None = None,
         is_progress_shown: bool = False,
+        positions: Sequence[Sequence[int]] | None = None,
     ) -> list[float]:
         """Rewards of token rows, as `RewardFormatter.encode` makes them.
 
@@ -244,7 +173,7 @@ class RewardScorer:
         """Where batches are padded, `right` or `left`, measured at first use (not with `batch_size=1`).
 
         Raises:
-            ValueError: the model gives a text another reward in a batch than alone.
+            ValueError: the model gives a text different rewards in a batch and alone.
         """
         if self._padding_side is None and self.batch_size > 1:
             self._padding_side = choose_padding(self.model, self.tokenizer, self._read)
@@ -275,6 +204,16 @@ class RewardScorer:
         self, rows: Sequence[Sequence[int]], side: str, positions: Sequence[Sequence[int]] | None = None
     ) -> torch.Tensor:
         """Rewards `(rows,)` of one batch, float32; a decoder's positions count from the first real token."""
+        return self.read_outputs(rows, side, positions)[:, 0]
+
+    def read_outputs(
+        self, rows: Sequence[Sequence[int]], side: str, positions: Sequence[Sequence[int]] | None = None
+    ) -> torch.Tensor:
+        """What the head gives for each row of one batch, `(rows, outputs)` float32; arguments as in `score_ids`.
+
+        Args:
+            side: where to pad, see `padding_side`.
+        """
         batch = padded(self.tokenizer, rows, side)
         inputs: dict[str, Any] = {name: values.to(self.device) for name, values in batch.items()}
         mask = inputs["attention_mask"]
@@ -289,4 +228,8 @@ class RewardScorer:
             else:
                 inputs["position_ids"] = counted
         with torch.no_grad():
-            return self.model(**inputs).logits[:, 0].float()
+            return self.model(**inputs, **self.inputs_of(rows)).logits.float()
+
+    def inputs_of(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """More inputs of the model for a batch of rows, beside their tokens."""
+        return {}

@@ -1,7 +1,7 @@
 """Reward models on servers: export of a trained one, and requests and answers in the formats of vLLM's endpoints.
 
-A server must read the text that training read. Four things differ from server to server and are settled here: the
-chat template, special tokens added a second time, a sigmoid put on the reward, and the token that is scored.
+A server must read the text that training read. Four things differ from server to server and are handled here: the chat
+template, special tokens added twice, a sigmoid on the reward, and the token that is scored.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ FORMS = ("tokens", "text", "messages")
 def export_reward_model(scorer: RewardScorer, folder: str) -> None:
     """Write a reward model as one folder that servers load: merged, with tokenizer and chat template.
 
-    The config says `problem_type: regression`, on which transformers' pipeline and vLLM leave the reward as it is (for
-    a model with one output both put a sigmoid on it otherwise).
+    The config says `problem_type: regression`, so that transformers' pipeline and vLLM return the raw reward
+    (otherwise both apply a sigmoid for a model with one output).
 
     Args:
         scorer: the model; an adapter is merged into its base model.
         folder: where to write.
 
     Raises:
-        ReloadError: what was written has other tokens or rewards than the model in memory.
+        ReloadError: what was written gives different tokens or rewards than the model in memory.
     """
     model = scorer.model
     if hasattr(model, "merge_and_unload"):
@@ -44,8 +44,9 @@ def export_reward_model(scorer: RewardScorer, folder: str) -> None:
     config.get_text_config().pad_token_id = scorer.tokenizer.pad_token_id
     if scorer.tokenizer.pad_token_id == scorer.tokenizer.eos_token_id:
         logger.warning(
-            f"Padding and EOS are the same token ({scorer.tokenizer.pad_token!r}): transformers takes a closing EOS "
-            "for padding and reads the reward one token earlier, a server that scores the last token does not. Send "
+            f"Padding and EOS are the same token ({scorer.tokenizer.pad_token!r}): transformers treats a closing "
+            "EOS as padding and reads the reward one token earlier, but a server that scores the last token does "
+            "not. Send "
             "token ids (`serving_text(...).ids`), which leave it out."
         )
     model.save_pretrained(folder)
@@ -74,7 +75,7 @@ class ServingText:
 
 @dataclass(frozen=True)
 class TextReader:
-    """What formats texts, where there is no model: the tokenizer of a reward model, and its formatter."""
+    """Formats texts without a model: the tokenizer of a reward model, and its formatter."""
 
     tokenizer: Any
     formatter: RewardFormatter
@@ -89,7 +90,7 @@ def serving_text(scorer: RewardScorer | TextReader, row: dict[str, Any], side: s
     kwargs = template_kwargs(row) if is_conversation else {}
     ids = scorer.formatter.encode(prompt, completion, **kwargs)
     padding = scorer.tokenizer.pad_token_id
-    while len(ids) > 1 and ids[-1] == padding:  # transformers scores the last token that is no padding
+    while len(ids) > 1 and ids[-1] == padding:  # transformers scores the last token that is not padding
         ids = ids[:-1]
     return ServingText(
         text=scorer.formatter.render(prompt, completion, **kwargs).text,
@@ -122,15 +123,17 @@ def request_body(
         if len(texts) != 1 or texts[0].messages is None:
             plain = sum(text.messages is None for text in texts)
             raise ValueError(
-                f"The form `messages` takes one conversation a request, but here are {len(texts)} texts, {plain} of "
-                "them plain. Use `text` or `tokens`."
+                f"The form `messages` takes one conversation per request, but there are {len(texts)} texts, {plain} "
+                "of them plain. Use `text` or `tokens`."
             )
         body |= {"messages": texts[0].messages, "add_generation_prompt": False, "add_special_tokens": False}
         if texts[0].template_kwargs:
             body["chat_template_kwargs"] = texts[0].template_kwargs
     elif form == "text":
         if len({text.has_special_tokens for text in texts}) > 1:
-            raise ValueError("Plain texts and conversations in one request: send them apart, or use `tokens`.")
+            raise ValueError(
+                "Plain texts and conversations are in one request. Send them separately, or use `tokens`."
+            )
         body |= {"input": [text.text for text in texts], "add_special_tokens": not texts[0].has_special_tokens}
     else:
         body["input"] = [text.ids for text in texts]
@@ -142,8 +145,8 @@ def request_body(
 def _refuse_sanitized(texts: Sequence[ServingText]) -> None:
     if any(text.template_kwargs.get(SANITIZE) for text in texts):
         raise ValueError(
-            f"With `{SANITIZE}` control tokens that a message spells are read as text, which a server or a pipeline "
-            "that is sent the text cannot know. Send such a conversation as token ids (the form `tokens`)."
+            f"With `{SANITIZE}` control tokens that a message spells are read as text, but a server or pipeline "
+            "that receives the text cannot know that. Send such a conversation as token ids (the form `tokens`)."
         )
 
 
@@ -172,7 +175,7 @@ def read_answer(answer: dict[str, Any], endpoint: str, count: int) -> list[float
 
 
 def pipeline_rewards(pipeline, texts: Sequence[ServingText]) -> list[float]:
-    """Rewards of transformers' `text-classification` pipeline, one text at a time, with nothing put on them."""
+    """Rewards of transformers' `text-classification` pipeline, one text at a time, without an activation."""
     _refuse_sanitized(texts)
     return [
         pipeline(text.text, function_to_apply="none", top_k=None, add_special_tokens=not text.has_special_tokens)[0][

@@ -1,4 +1,4 @@
-"""Chat templates that write today's date (`strftime_now`), so that a row is other tokens on another day."""
+"""Chat templates that write today's date (`strftime_now`), so that a row has other tokens on another day."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _EXAMPLE = datetime(2024, 7, 26)
 
 
 def date_warning(tokenizer, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str | None:
-    """What to say if the chat template writes today's date into a conversation: a way to fix the date that was tried
-    on it. `None` if it does not.
+    """The warning for a chat template that writes today's date into a conversation, with a way to fix the date that
+    was tried on it. `None` if it writes none.
 
     Args:
         tokenizer: with the template.
@@ -41,7 +41,7 @@ def date_warning(tokenizer, messages: list[dict[str, Any]], kwargs: dict[str, An
         )
     return (
         f"The chat template writes today's date ({datetime.now().strftime(formats[0])!r}, `{_CLOCK}`), so the same "
-        f"row is read as other tokens on another day than in training, and its reward drifts. {way}"
+        f"row has other tokens on another day than in training, and its reward drifts. {way}"
     )
 
 

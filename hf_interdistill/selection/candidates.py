@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..utils.random_streams import stream_key
 
 # Name -> values that may be set, and why no others.
 _ONE_BY_ONE = "candidates are sampled one by one, by the model alone. Leave it out; `n` says how many there are."
-_TEXTS = "a job keeps texts alone. Leave it out."
+_TEXTS = "a job keeps only texts. Leave it out."
 _UNAVAILABLE: dict[str, tuple[tuple, str]] = {
     **{name: (neutral, _ONE_BY_ONE) for name, (neutral, _, _) in REFUSED.items() if name != "guidance_scale"},
     **dict.fromkeys(
@@ -35,9 +35,9 @@ _UNAVAILABLE: dict[str, tuple[tuple, str]] = {
     "token_healing": ((None, False), "candidates continue the prompt as it is. Heal the prompts first."),
     "min_length": (
         (None, 0),
-        "it counts the padding of a batch, which candidates must not depend on. Use `min_new_tokens`.",
+        "it counts the padding of a batch, on which candidates must not depend. Use `min_new_tokens`.",
     ),
-    "max_time": ((None,), "then candidates would depend on the machine. Limit `max_new_tokens`."),
+    "max_time": ((None,), "candidates would then depend on the machine. Limit `max_new_tokens`."),
 }
 
 
@@ -153,17 +153,26 @@ class CandidateSampler:
             stopping_criteria=StoppingCriteriaList(criteria),
         )
         new = output[:, width:].tolist()
-        return [self._finish(row[:limit]) for row, limit in zip(new, limits, strict=True)]
-
-    def _finish(self, ids: list[int]) -> Candidate:
         eos = self.config.eos_token_id
         ends = {eos} if isinstance(eos, int) else set(eos or ())
-        end = next((position for position, token in enumerate(ids) if token in ends), None)
-        text = self.tokenizer.decode(ids if end is None else ids[: end + 1], skip_special_tokens=True)
-        ends_at = [text.index(stop) + len(stop) for stop in self.stop_strings if stop in text]
-        if ends_at:  # the stop string is kept, as `generate` does; what follows is padding
-            return Candidate(text[: min(ends_at)], "stop")
-        return Candidate(text, "length" if end is None else "eos")
+        return [
+            finish_candidate(self.tokenizer, row[:limit], ends, self.stop_strings)
+            for row, limit in zip(new, limits, strict=True)
+        ]
+
+
+def finish_candidate(tokenizer, ids: Sequence[int], ends: Collection[int], stop_strings: Sequence[str]) -> Candidate:
+    """The candidate of sampled tokens; what follows its end is left out.
+
+    Args:
+        tokenizer: the model's. ids: tokens after the prompt. ends: EOS tokens. stop_strings: strings that end it.
+    """
+    end = next((position for position, token in enumerate(ids) if token in ends), None)
+    text = tokenizer.decode(ids if end is None else ids[: end + 1], skip_special_tokens=True)
+    ends_at = [text.index(stop) + len(stop) for stop in stop_strings if stop in text]
+    if ends_at:  # the stop string is kept, as `generate` does; what follows is padding
+        return Candidate(text[: min(ends_at)], "stop")
+    return Candidate(text, "length" if end is None else "eos")
 
 
 def check_generation(generation: dict[str, Any]) -> None:
@@ -192,7 +201,7 @@ class _StreamedDraw(LogitsProcessor):
 
 
 def _sample_streams(model, input_ids, logits_processor, stopping_criteria, generation_config, stream_keys, **kwargs):
-    """The sampling loop of `generate`, with all it has prepared, on random numbers of our own."""
+    """The sampling loop of `generate`, with everything that it prepared, on our own random numbers."""
     logits_processor.append(_StreamedDraw(stream_keys, input_ids.shape[1]))
     generation_config.do_sample = False  # what is left is taken
     return model._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)

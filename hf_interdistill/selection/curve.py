@@ -14,7 +14,7 @@ def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, An
     """Write a curve of `over_optimization_curve` as JSON, and as a picture beside it (`.png`).
 
     Args:
-        points: the curve. path: the JSON file. labels: what the numbers are of; kept with them.
+        points: the curve. path: the JSON file. labels: what the numbers describe; written with them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = [{key: value if math.isfinite(value) else None for key, value in point.items()} for point in points]
@@ -23,7 +23,7 @@ def write_curve(points: list[dict[str, float]], path: Path, labels: dict[str, An
 
 
 def picture_of(path: str | Path) -> Path:
-    """Where the picture of a curve lies."""
+    """Path of the picture of a curve."""
     return Path(path).with_suffix(".png")
 
 

@@ -6,118 +6,33 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..scoring.aggregation import ensemble_settings
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.formatting import template_kwargs
+from ..scoring.opening import open_scorer
 from ..scoring.prompts import check_completions, load_prompts
-from ..scoring.scorer import RewardScorer
+from ..scoring.remote import RemoteRewardScorer
+from ..scoring.text_scorer import TextScorer
 from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.causal_models import load_causal_lm
-from ..utils.dtypes import check_dtype
-from ..utils.fields import as_mapping, require_kinds, require_positive
 from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
-from ..utils.sources import refuse_same_file
-from .candidates import CandidateSampler, check_generation
+from ..utils.server_pool import ModelServers, as_urls
+from ..utils.servers import ServerError, is_of_one_request
+from ..utils.sources import load_tokenizer, loading, refuse_same_file
+from .candidates import CandidateSampler
+from .config import BestOfNConfig
 from .curve import picture_of, write_curve
 from .rules import selected_rows
+from .served_candidates import ServedSampler
 
-# Candidates and their scores depend on these; the other settings can be changed for a finished job.
-_RESULT_SETTINGS = (
-    "prompts",
-    "reward_model",
-    "gold_model",
-    "model",
-    "n",
-    "generation",
-    "seed",
-    "dtype",
-    "reward_dtype",
-)
+_IN_FLIGHT = 512  # candidates that a server is asked for at the same time
 _TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-
-
-@dataclass(frozen=True)
-class BestOfNConfig:
-    """Settings of `interdistill best-of-n`.
-
-    Args:
-        prompts: JSONL file with `prompt` (text or messages) and, if wanted, `id`, `tools`, `chat_template_kwargs`.
-            Without `model` each row brings its candidates as `completions`, and maybe their `gold_rewards`.
-        output: JSONL file to write: `id`, `prompt`, `completions`, `rewards`, `gold_rewards` if there are any, and
-            `finish_reasons` of sampled ones.
-        reward_model: the reward model to choose by: name or folder, of a full model or an adapter.
-        model: name or folder of a causal LM to sample from.
-        n: candidates per prompt to sample.
-        generation: fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
-        selected: JSONL file for what is kept.
-        keep: `completions` or `pairs` (best against worst); see `rules.selected_rows`.
-        top_k: completions to keep per prompt. threshold: the least reward of kept completions.
-        margin: the reward difference that pairs must exceed.
-        gold_model: a reward model that counts as the truth, for the curve.
-        curve: JSON file for the over-optimization curve; the picture is written beside it.
-        batch_size: completions per forward pass, in sampling and scoring.
-        seed: of the samples.
-        dtype, reward_dtype: of the causal LM and of the reward models, as in `from_pretrained`.
-        overwrite: start again where `output` was made with other settings.
-    """
-
-    prompts: str = field(metadata={"help": "JSONL of prompts, without `model` with `completions`."})
-    output: str = field(metadata={"help": "JSONL to write: all candidates with rewards."})
-    reward_model: str = field(metadata={"help": "Reward model to choose by."})
-    model: str | None = field(default=None, metadata={"help": "Causal LM to sample from."})
-    n: int = field(default=16, metadata={"help": "Candidates per prompt to sample."})
-    generation: dict[str, Any] | str | None = field(
-        default_factory=dict, metadata={"help": "Fields of GenerationConfig; JSON."}
-    )
-    selected: str | None = field(default=None, metadata={"help": "JSONL for what is kept."})
-    keep: str = field(default="completions", metadata={"help": "completions or pairs."})
-    top_k: int = field(default=1, metadata={"help": "Completions to keep per prompt."})
-    threshold: float | None = field(default=None, metadata={"help": "Least reward of kept completions."})
-    margin: float = field(default=0.0, metadata={"help": "Reward difference that pairs must exceed."})
-    gold_model: str | None = field(default=None, metadata={"help": "Reward model that counts as the truth."})
-    curve: str | None = field(default=None, metadata={"help": "JSON for the over-optimization curve."})
-    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
-    seed: int = field(default=0, metadata={"help": "Seed of the samples."})
-    dtype: str = field(default="auto", metadata={"help": "Data type of the causal LM."})
-    reward_dtype: str = field(default="float32", metadata={"help": "Data type of the reward models."})
-    overwrite: bool = field(default=False, metadata={"help": "Start again where settings differ."})
-
-    def __post_init__(self):
-        require_kinds(self)
-        object.__setattr__(self, "generation", as_mapping("generation", self.generation))
-        check_generation(self.generation_settings())
-        for name in ("dtype", "reward_dtype"):
-            check_dtype(name, getattr(self, name))
-        for name in ("n", "top_k", "batch_size"):
-            require_positive(name, getattr(self, name))
-        if self.keep not in ("completions", "pairs"):
-            raise ValueError(f"`keep` is {self.keep!r}, but must be `completions` or `pairs`.")
-        if self.model is None and self.generation:
-            raise ValueError("`generation` is set, but no `model` to sample from. Set `model`, or leave it out.")
-        chosen = {"top_k": self.top_k != 1, "threshold": self.threshold is not None, "margin": self.margin != 0}
-        unused = [name for name, is_set in chosen.items() if is_set and (name == "margin") != (self.keep == "pairs")]
-        if unused:
-            raise ValueError(
-                f"`{unused[0]}` changes nothing with `keep: {self.keep}`: `top_k` and `threshold` choose completions, "
-                "`margin` chooses pairs."
-            )
-        if self.selected is None and (any(chosen.values()) or self.keep != "completions"):
-            raise ValueError("There is a choice of what to keep, but no file for it. Set `selected`.")
-
-    def generation_settings(self) -> dict[str, Any]:
-        """`generation` as a dictionary."""
-        return as_mapping("generation", self.generation)
-
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that the candidates and their scores depend on."""
-        values = asdict(self)
-        return {name: values[name] for name in _RESULT_SETTINGS}
 
 
 def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
@@ -140,11 +55,12 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
     picture = None if config.curve is None else picture_of(config.curve)
     refuse_same_file({**written, "the picture of `curve`": picture}, {"`prompts`": config.prompts})
     rows = load_rows(config)
+    reward_model = config.reward_model if config.reward_server is None else None
     job, scored = run_sharded_job(
         config.output,
         rows,
         lambda job, share: _sample_and_score(config, job, share),
-        settings=config.result_settings(),
+        settings={**config.result_settings(), **ensemble_settings(reward_model, config.gold_model)},
         overwrite=config.overwrite,
     )
     state = PartialState()
@@ -181,28 +97,14 @@ def _is_number(value: Any) -> bool:
 
 def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]) -> None:
     """Sample and score this process's prompts, a group at a time; each prompt is written when it is scored."""
-    state, sampler = PartialState(), None
-    if config.model is not None:
-        model, tokenizer = load_causal_lm(config.model, config.dtype)
-        sampler = CandidateSampler(
-            model.to(state.device),
-            tokenizer,
-            config.generation_settings(),
-            seed=config.seed,
-            batch_size=config.batch_size,
-        )
-        for row in rows:
-            try:
-                sampler.check(row["prompt"], template_kwargs(row))
-            except ValueError as error:
-                raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
-    scorers = {
-        key: RewardScorer.from_pretrained(name, batch_size=config.batch_size, dtype=config.reward_dtype).to(
-            state.device
-        )
-        for key, name in (("rewards", config.reward_model), ("gold_rewards", config.gold_model))
-        if name is not None
-    }
+    state = PartialState()
+    sampler = None if config.model is None else _load_sampler(config, state.device)
+    for row in rows if sampler is not None else ():
+        try:
+            sampler.check(row["prompt"], template_kwargs(row))  # type: ignore[union-attr]
+        except ValueError as error:
+            raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
+    scorers = _load_scorers(config, state.device)
     bar = tqdm(total=len(rows), desc="Best of n", unit="prompt", disable=not state.is_local_main_process)
     sampled = 0
 
@@ -220,20 +122,56 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
                 bar.update()
 
 
+def _load_sampler(config: BestOfNConfig, device) -> CandidateSampler | ServedSampler:
+    name, generation = str(config.model), config.generation_settings()
+    if config.server is not None:
+        tokenizer_name = config.tokenizer or name
+        with loading(tokenizer_name, "tokenizer"):
+            tokenizer = load_tokenizer(tokenizer_name)
+        servers = ModelServers(config.server, timeout=config.server_timeout)
+        return ServedSampler(servers, name, tokenizer, generation, seed=config.seed)
+    model, tokenizer = load_causal_lm(name, config.dtype)
+    return CandidateSampler(model.to(device), tokenizer, generation, seed=config.seed, batch_size=config.batch_size)
+
+
+def _load_scorers(config: BestOfNConfig, device) -> dict[str, TextScorer]:
+    """What gives each kind of rewards."""
+    scorers: dict[str, TextScorer] = {}
+    for key, name in (("rewards", config.reward_model), ("gold_rewards", config.gold_model)):
+        if key == "rewards" and config.reward_server is not None:
+            scorers[key] = RemoteRewardScorer.for_job(
+                config.reward_server,
+                api=config.reward_api,
+                model=config.reward_model,
+                tokenizer=config.reward_tokenizer,
+                batch_size=config.batch_size,
+                timeout=config.server_timeout,
+            )
+        elif name is not None:
+            scorer = open_scorer(name, batch_size=config.batch_size, dtype=config.reward_dtype)
+            scorers[key] = scorer.to(device)
+    return scorers
+
+
 def _groups(rows: Sequence[dict], config: BestOfNConfig) -> Iterator[list[dict]]:
-    """Whole prompts, as many as fill a batch with their candidates."""
+    """Whole prompts, as many as fill a batch with their candidates, or keep a server busy."""
     group, size = [], 0
+    is_local = config.server is None and (config.model is not None or config.reward_server is None)
+    servers = as_urls(config.server or config.reward_server)
+    most = config.batch_size if is_local else _IN_FLIGHT * len(servers)
     for row in rows:
         group.append(row)
         size += config.n if config.model is not None else len(row["completions"])
-        if size >= config.batch_size:
+        if size >= most:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
-def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int, on_batch: Callable[[int], None]) -> list[dict]:
+def _with_samples(
+    rows: list[dict], sampler: CandidateSampler | ServedSampler, n: int, on_batch: Callable[[int], None]
+) -> list[dict]:
     requests = [(row["id"], row["prompt"], number) for row in rows for number in range(n)]
     kwargs = [template_kwargs(row) for row in rows for _ in range(n)]
     candidates = iter(sampler(requests, kwargs, on_batch))
@@ -245,11 +183,13 @@ def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int, on_batch:
     return sampled
 
 
-def _scored(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
+def _scored(rows: list[dict], scorers: dict[str, TextScorer]) -> list[dict]:
     """Rows with scores; one that cannot be scored gets an error, whatever it is, and the others are scored."""
     try:
         return _with_scores(rows, scorers)
     except Exception as error:
+        if isinstance(error, ServerError) and not is_of_one_request(error):
+            raise  # that is the fault of no row
         if len(rows) == 1:
             return [{**rows[0], **error_field(f"{type(error).__name__}: {_named(error)}")}]
         return [scored for row in rows for scored in _scored([row], scorers)]
@@ -260,7 +200,7 @@ def _named(error: Exception) -> str:
     return re.sub(r"^Row (\d+): ", r"Candidate \1: ", str(error))
 
 
-def _with_scores(rows: list[dict], scorers: dict[str, RewardScorer]) -> list[dict]:
+def _with_scores(rows: list[dict], scorers: dict[str, TextScorer]) -> list[dict]:
     prompts = [row["prompt"] for row in rows for _ in row["completions"]]
     completions = [completion for row in rows for completion in row["completions"]]
     columns: dict[str, Any] = {

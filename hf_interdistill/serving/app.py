@@ -1,4 +1,4 @@
-"""The HTTP side of a server: routes, token, limits, errors. All else is in `formats` and `queue`."""
+"""The HTTP side of a server: routes, token, limits, errors. The rest is in `formats` and `queue`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..scoring.scorer import RewardScorer
+from ..scoring.ensemble import RewardEnsemble
+from ..scoring.opening import LocalScorer
 from .formats import Formats, Job, UnknownModelError
 from .queue import QueueFullError, RequestTooLargeError, Scored, ScoringError, ScoringQueue
 
@@ -53,7 +54,7 @@ class RewardApp:
     Args:
         scorer: what scores; used by the thread of the queue alone from here on.
         model_name: its name in answers.
-        token: what `Authorization: Bearer` must hold; `None` for anybody.
+        token: the value that `Authorization: Bearer` must have; `None` for open access.
         limits: see `Limits`.
 
     Attributes:
@@ -61,8 +62,10 @@ class RewardApp:
     """
 
     def __init__(
-        self, scorer: RewardScorer, model_name: str, *, token: str | None = None, limits: Limits | None = None
+        self, scorer: LocalScorer, model_name: str, *, token: str | None = None, limits: Limits | None = None
     ):
+        if isinstance(scorer, RewardEnsemble):
+            scorer.reading_members("A server")
         self.limits = limits or Limits()
         self.queue = ScoringQueue(
             scorer,
@@ -71,7 +74,7 @@ class RewardApp:
             max_wait=self.limits.max_wait,
         )
         self._token = None if token is None else token.encode()
-        formats = Formats(scorer, model_name)
+        self._formats = formats = Formats(scorer, model_name)
         posts: dict[str, Callable[[Any], Job]] = {
             "/score": formats.score,
             "/get_reward": formats.get_reward,
@@ -80,9 +83,10 @@ class RewardApp:
             "/v1/classify": formats.classify,
             "/v1/embeddings": formats.embeddings,
             "/pooling": formats.pooling,
+            "/tokenize": formats.tokenize,
         }
         routes = [Route(path, self._endpoint(path, read), methods=["POST"]) for path, read in posts.items()]
-        routes += [Route("/health", self._health), Route("/metrics", self._metrics)]
+        routes += [Route("/health", self._health), Route("/metrics", self._metrics), Route("/v1/models", self._models)]
         handlers = {HTTPException: _http_error}
         self.asgi = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
 
@@ -98,6 +102,10 @@ class RewardApp:
     async def _metrics(self, request: Request) -> Response:
         self._authorize(request)
         return Response(generate_latest(self.queue.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _models(self, request: Request) -> Response:
+        self._authorize(request)
+        return JSONResponse(self._formats.models())
 
     def _endpoint(self, path: str, read: Callable[[Any], Job]) -> Callable[[Request], Awaitable[Response]]:
         metrics = self.queue.metrics
@@ -163,7 +171,7 @@ class RewardApp:
         try:
             return json.loads(bytes(body))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"The body is no JSON that can be read: {error}. Write it with `json.dumps`.") from None
+            raise ValueError(f"The body cannot be read as JSON: {error}. Write it with `json.dumps`.") from None
 
     async def _scored(self, request: Request, job: Job) -> Scored:
         """The rewards of a request; its rows leave the queue at the time limit, or when the client leaves."""

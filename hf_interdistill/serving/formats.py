@@ -1,4 +1,4 @@
-"""The requests that a server takes, each from a body of JSON to rows of tokens, and from rewards to its answer.
+"""The formats of requests: from a JSON body to rows of tokens, and from rewards to the answer.
 
 The shapes are those that the clients send and read: OpenRLHF's `get_reward`, slime's `remote_rm`, vLLM's `classify`
 (also verl's and SGLang's `v1/classify`), SGLang's own `classify` and `v1/embeddings`.
@@ -14,8 +14,9 @@ from typing import Any
 
 from ..scoring.checks import as_list
 from ..scoring.formatting import template_kwargs
-from ..scoring.scorer import RewardScorer
+from ..scoring.opening import LocalScorer
 from ..utils.fields import nearest_name
+from ..utils.served_models import OWNER
 from .queue import Scored
 from .texts import RenderedTexts
 
@@ -55,7 +56,7 @@ class Formats:
         UnknownModelError: a request for another model.
     """
 
-    def __init__(self, scorer: RewardScorer, model_name: str):
+    def __init__(self, scorer: LocalScorer, model_name: str):
         self.scorer, self.model_name = scorer, model_name
         self.texts = RenderedTexts(scorer)
 
@@ -122,6 +123,30 @@ class Formats:
             raise ValueError(f"`task` is {body['task']!r}, but a reward model can only `classify`. Leave it out.")
         return self._openai_like(body, self._pooled)
 
+    def tokenize(self, body: Any) -> Job:
+        """vLLM's `tokenize`: `{"prompt": ..., "add_special_tokens": ...}`; clients compare vocabularies by it."""
+        body = _object(body)
+        self._check_model(body)
+        prompt, adds = _required(body, "prompt"), body.get("add_special_tokens", True)
+        if not isinstance(prompt, str) or not isinstance(adds, bool):
+            raise ValueError(
+                f"`prompt` is {prompt!r:.80} and `add_special_tokens` is {adds!r:.80}, but must be a text, and true "
+                "or false. Correct them."
+            )
+        tokens: list[int] = []
+
+        def encode() -> list[list[int]]:  # in the thread of the queue, which alone uses the tokenizer
+            tokens.extend(self.texts.tokenize(prompt, add_special_tokens=adds))
+            return []
+
+        limit = self.scorer.max_length
+        return Job(0, encode, lambda scored: {"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+
+    def models(self) -> dict[str, Any]:
+        """What `v1/models` lists: the one model."""
+        model = {"id": self.model_name, "object": "model", "owned_by": OWNER, "max_model_len": self.scorer.max_length}
+        return {"object": "list", "data": [model]}
+
     def _openai_like(self, body: dict[str, Any], item: Callable[[int, float], dict[str, Any]]) -> Job:
         self._check_model(body)
         for key in ("use_activation", "activation", "softmax"):
@@ -164,7 +189,7 @@ class Formats:
             if not entry:
                 raise ValueError("The text is empty. Leave it out.")
             return self.texts.tokenize(entry, add_special_tokens=adds_special_tokens)
-        size = self.scorer.model.config.get_text_config().vocab_size
+        size = self.scorer.vocabulary_size
         if not isinstance(entry, list) or not entry or not all(_is_id(token) and 0 <= token < size for token in entry):
             raise ValueError(
                 f"`{name}` holds {entry!r:.80}, but token ids are whole numbers of 0 to {size - 1}, at least one. Use "
@@ -263,4 +288,4 @@ def _refuse_template(kwargs: Any, where: str) -> None:
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
     if given.get("chat_template") is not None:
-        raise ValueError(f"{where}A request may not bring a `chat_template`; the model's own is used. Leave it out.")
+        raise ValueError(f"{where}A request may not have a `chat_template`; the model's own is used. Leave it out.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from ..scoring.scorer import RewardScorer
+from ..scoring.opening import LocalScorer
 from .metrics import QueueMetrics
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class ScoringQueue:
     """Scores requests of several threads with one `RewardScorer`, in batches across requests.
 
     Encoding and reading happen in one thread, which alone uses tokenizer and model. Each batch holds the row that has
-    waited longest and those nearest to it in length, so that no row waits for ever and little is padding.
+    waited longest and those nearest to it in length, so that no row waits forever and little is padding.
 
     Args:
         scorer: `batch_size` of it limits the rows of a batch; `max_length` the tokens of a row.
@@ -80,10 +80,10 @@ class ScoringQueue:
         max_wait: seconds to wait for more rows when some have come to the empty queue.
 
     Raises:
-        ValueError: the scorer reads rows otherwise in a batch than alone.
+        ValueError: the scorer gives a row different rewards in a batch and alone.
     """
 
-    def __init__(self, scorer: RewardScorer, *, max_batch_tokens: int, max_rows: int, max_wait: float):
+    def __init__(self, scorer: LocalScorer, *, max_batch_tokens: int, max_rows: int, max_wait: float):
         self.scorer, self.max_batch_tokens, self.max_rows, self.max_wait = scorer, max_batch_tokens, max_rows, max_wait
         scorer.max_length = min(scorer.max_length or max_batch_tokens, max_batch_tokens)
         _ = scorer.padding_side  # measured before the first request
@@ -104,7 +104,7 @@ class ScoringQueue:
         return self._thread.is_alive() and not self._is_closing
 
     def submit(self, count: int, encode: Callable[[], list[list[int]]]) -> Future:
-        """Put a request into the queue; the future's result is a `Scored`. Cancelling it takes its rows out.
+        """Put a request into the queue; the future's result is a `Scored`. Cancelling it removes its rows.
 
         Args:
             count: its rows.
@@ -248,7 +248,9 @@ class ScoringQueue:
     def _deliver(self, row: _Row, reward: float) -> None:
         request = row.request
         if not math.isfinite(reward):
-            request.fail(ScoringError(f"The model gave the reward {reward} for row {row.number}, which is no number."))
+            request.fail(
+                ScoringError(f"The model gave the reward {reward} for row {row.number}, which is not a number.")
+            )
             return
         request.rewards[row.number] = reward
         request.finish_if_complete()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import signal
 import socket
@@ -12,14 +11,6 @@ import uvicorn
 from .app import RewardApp
 
 _KEEP_ALIVE = 75  # seconds; clients keep connections, and one that closes under a request is an error for them
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -6,9 +6,9 @@ import logging
 
 from jinja2 import TemplateError
 
+from ..scoring.opening import LocalScorer
 from ..scoring.prompts import refuse_half_characters
 from ..scoring.rendered_answers import PROBE, apply_template, generation_prompt_of, render_answer
-from ..scoring.scorer import RewardScorer
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class RenderedTexts:
     reads text, with EOS. Padding tokens around a text, a BOS before it and an EOS after it are not read twice.
     """
 
-    def __init__(self, scorer: RewardScorer):
+    def __init__(self, scorer: LocalScorer):
         self.scorer, self.tokenizer = scorer, scorer.tokenizer
         self._generation_prompt = self._find_generation_prompt()
         self._has_warned = False
@@ -40,7 +40,7 @@ class RenderedTexts:
         return self.scorer.encode(None, self._without_end(text), {})
 
     def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The tokens of a text as it is; a BOS that it begins with is not added again."""
+        """The tokens of a text without changes; a BOS that it begins with is not added again."""
         bos = self.tokenizer.bos_token
         try:
             ids = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]

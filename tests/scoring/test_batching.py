@@ -77,7 +77,7 @@ def test_models_whose_rewards_depend_on_the_batch_are_refused(kind, tokenizer):
         model = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
     scorer = RewardScorer(model, tokenizer)
     message = (
-        r"another reward in a batch than alone: padded on the right, \[.*\] instead of \[.*\]; padded on the left"
+        r"different rewards in a batch and alone: padded on the right, \[.*\] instead of \[.*\]; padded on the left"
     )
     with pytest.raises(ValueError, match=message + r".*`batch_size=1`"):
         scorer([None] * len(TEXTS), TEXTS)

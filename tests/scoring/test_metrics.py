@@ -153,7 +153,7 @@ def test_modules_of_evaluate(evaluate_cache):
     }
     found = combined.compute(predictions=chosen, references=rejected, bins=4, seed=7, **lengths)
     assert found == pytest.approx(expected)
-    with pytest.raises(TypeError, match="`bin` is no input"):
+    with pytest.raises(TypeError, match="`bin` is not an input"):
         combined.compute(predictions=chosen, references=rejected, bin=4, **lengths)
     accuracy = evaluate.load(metric_path("pairwise_accuracy"), cache_dir=evaluate_cache)
     for start in (0, 2):  # as batches come
@@ -171,7 +171,7 @@ def test_best_of_n_of_evaluate(evaluate_cache):
     assert module.compute(predictions=rewards, references=values, sizes=[3]) == {"best_of_3": 1.0 / 2 + 0.5 / 2}
     with pytest.raises(ValueError, match="from 1 to 3"):
         module.compute(predictions=rewards, references=values, sizes=[4])
-    with pytest.raises(ValueError, match="as many candidates"):
+    with pytest.raises(ValueError, match="the same number of candidates"):
         module.compute(predictions=[[1.0]], references=[[1.0, 2.0]])
 
 

@@ -39,7 +39,7 @@ def test_numbers_and_texts_are_different_ids(tmp_path):
         ),
         (b'{"prompt": "a", "id": true}', "has the id True, but ids must be texts or whole numbers"),
         (b'{"prompt": "a", "id": null}', "has the id None"),
-        (b'{"prompt": "a"', "Line 1 of .* is no JSON object"),
+        (b'{"prompt": "a"', "Line 1 of .* is not a JSON object"),
     ],
 )
 def test_rows_that_cannot_be_read_are_named(tmp_path, content, message):

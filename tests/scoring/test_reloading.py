@@ -110,7 +110,7 @@ def test_an_adapter_on_another_base_than_it_names(tokenizer, tmp_path, caplog):
     # On a merged model, whose weights are nowhere: it still names the model that it was merged into.
     again = peft.get_peft_model(model.merge_and_unload(), peft.LoraConfig(**lora))
     with pytest.raises(
-        ValueError, match=r"again gives the rewards .*an adapter needs the very base model that it names"
+        ValueError, match=r"again gives the rewards .*an adapter needs exactly the base model that it names"
     ):
         require_same_when_reloaded(again, tokenizer, save(again, tokenizer, tmp_path / "again"))
     in_memory = peft.get_peft_model(build_student(), peft.LoraConfig(**lora))

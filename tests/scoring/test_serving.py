@@ -278,11 +278,11 @@ def test_requests_that_make_no_sense(served):
     scorer = RewardScorer.from_pretrained(str(served / "served"))
     plain = serving_text(scorer, {"prompt": "a ", "completion": "b"}, "completion")
     talk = serving_text(scorer, {"prompt": [{"role": "user", "content": "a"}], "completion": "b"}, "completion")
-    with pytest.raises(ValueError, match="takes one conversation a request, but here are 2 texts"):
+    with pytest.raises(ValueError, match="takes one conversation per request, but there are 2 texts"):
         request_body([talk, talk], "classify", "messages")
     with pytest.raises(ValueError, match="1 of them plain"):
         request_body([plain], "classify", "messages")
-    with pytest.raises(ValueError, match="Plain texts and conversations in one request"):
+    with pytest.raises(ValueError, match="Plain texts and conversations are in one request"):
         request_body([plain, talk], "classify", "text")
     with pytest.raises(ValueError, match=r"no data\[\].probs"):
         read_answer({"detail": "Not Found"}, "classify", 1)

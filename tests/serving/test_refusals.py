@@ -37,9 +37,9 @@ OK = {"role": "assistant", "content": "So."}
         ("/score", {"completions": ["half \ud800"]}, "Row 0: A text holds half a character"),
         ("/score", {"completions": ["a"], "tools": []}, "1 completions and 0 `tools`"),
         ("/score", {"completions": [[OK]], "tools": [3]}, "Row 0: `tools` is 3"),
-        ("/score", {"completions": [[OK]], "chat_template_kwargs": [{"chat_template": "x"}]}, "may not bring"),
-        ("/score", {"completions": [[OK]], "chat_template_kwargs": ['{"chat_template": "x"}']}, "may not bring"),
-        ("/score", {"completions": [[OK]], "chat_template_kwargs": ["{"]}, "Row 0: .*is no JSON"),
+        ("/score", {"completions": [[OK]], "chat_template_kwargs": [{"chat_template": "x"}]}, "may not have"),
+        ("/score", {"completions": [[OK]], "chat_template_kwargs": ['{"chat_template": "x"}']}, "may not have"),
+        ("/score", {"completions": [[OK]], "chat_template_kwargs": ["{"]}, "Row 0: .*is not JSON"),
         ("/score", {"completions": ["word " * 200]}, "Row 0: .*max_length=100|more than max_length=100"),
         ("/get_reward", {"queries": ["a"]}, "no `query`.*Is `queries` meant"),
         ("/get_reward", {"query": "a"}, "must be a list"),
@@ -60,8 +60,8 @@ OK = {"role": "assistant", "content": "So."}
         ("/classify", {"input": "a", "add_special_tokens": "no"}, "must be true or false"),
         ("/classify", {"messages": "a"}, "must be a list of messages"),
         ("/classify", {"messages": [OK], "add_generation_prompt": True}, "finished answer"),
-        ("/classify", {"messages": [OK], "chat_template": "x"}, "may not bring"),
-        ("/classify", {"messages": [OK], "chat_template_kwargs": {"chat_template": "x"}}, "may not bring"),
+        ("/classify", {"messages": [OK], "chat_template": "x"}, "may not have"),
+        ("/classify", {"messages": [OK], "chat_template_kwargs": {"chat_template": "x"}}, "may not have"),
         ("/classify", {"input": [5] * 101}, "101 tokens, more than max_length=100"),
         ("/pooling", {"input": "a", "task": "embed"}, "can only `classify`"),
     ],
@@ -80,7 +80,7 @@ def test_a_bad_body_is_a_400(scorer, path, body, message):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"completions": [1e999'])
 def test_what_is_no_json_is_a_400(client, content):
     answer = client.post("/score", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400 and "no JSON that can be read" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "cannot be read as JSON" in answer.json()["error"]["message"]
 
 
 def test_other_faults_of_clients(client):
