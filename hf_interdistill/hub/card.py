@@ -75,7 +75,7 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class CardExtras:
-    """What a card says beside the run.
+    """What a card says beyond the run.
 
     Args:
         license: SPDX id in lower case, as the Hub writes it; the card's own comes first.
@@ -198,7 +198,7 @@ def card_for_repository(
 
 
 def _headline(facts: TrainingFacts) -> str | None:
-    """The accuracy with its interval, and what it is to be compared with; `None` without an evaluation."""
+    """The accuracy with its interval and baselines; `None` without an evaluation."""
     accuracy, pairs = facts.metrics.get("eval_accuracy"), facts.evaluation_pairs
     if accuracy is None:
         return None
@@ -246,7 +246,7 @@ def _teacher_caution(metrics: dict[str, float]) -> str | None:
         student = metrics.get(f"{prefix}accuracy")
         if prefix != name and student is not None and teacher <= student:
             return (
-                f"In the last evaluation the teacher judged no better ({teacher:.3f}) than this model "
+                f"In the last evaluation the teacher was no more accurate ({teacher:.3f}) than this model "
                 f"({student:.3f}), so what it could teach is in doubt."
             )
     return None

@@ -1,4 +1,4 @@
-"""Whom to cite: the method, the trainer, and the encoders that are usual as teachers."""
+"""Citations: the method, the trainer, and the usual encoders of teachers."""
 
 from __future__ import annotations
 

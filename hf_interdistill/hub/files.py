@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..scoring.attributes import ATTRIBUTES_FILE
 from ..scoring.loading import holds_head, require_whole, require_whole_adapter
 from ..scoring.raw_reward import with_raw_reward
 from ..utils.privacy import hub_name, public_name, refuse_private_text, refuse_private_values
@@ -51,8 +52,8 @@ def stage_model(
 ) -> list[HubFile]:
     """The files of a reward model (full, or a LoRA adapter) as they go to a repository.
 
-    Weights (safetensors), tokenizer with its chat template, config, model card and its picture; nothing else in
-    the folder: no checkpoints, no optimizer state, no pickles, no teacher.
+    Weights (safetensors), tokenizer with its chat template, config, heads of attributes, model card and its picture;
+    nothing else in the folder: no checkpoints, no optimizer state, no pickles, no teacher.
 
     Args:
         folder: where the model was saved.
@@ -89,6 +90,8 @@ def stage_model(
     staged = [HubFile(name, _as_json(config)), HubFile(CARD, str(card).encode())]
     staged += [HubFile(path, folder / path) for path in weights]
     staged += [_without_local_keys(folder, path) for path in tokenizer_files]
+    if (folder / ATTRIBUTES_FILE).is_file():
+        staged.append(HubFile(ATTRIBUTES_FILE, folder / ATTRIBUTES_FILE))
     if MAPS in card.text and (folder / MAPS).is_file():
         staged.append(HubFile(MAPS, folder / MAPS))
     if "auto_map" in config:  # the model's own code, without which it does not load
@@ -189,7 +192,7 @@ def _keys(path: Path) -> Iterable[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is no whole safetensors file ({error}). Save the model again.") from None
+        raise ValueError(f"{path.name} is not a complete safetensors file ({error}). Save the model again.") from None
 
 
 def _tokenizer_files(folder: Path, card: ModelCard | None) -> tuple[list[str], bool]:

@@ -1,4 +1,4 @@
-"""The license of the base model, under which what was trained from it is usually published."""
+"""The license of the base model, which usually applies to models trained from it."""
 
 from __future__ import annotations
 

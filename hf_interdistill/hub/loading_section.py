@@ -1,4 +1,4 @@
-"""The part of a model card that shows how to load the model; a test runs what it shows."""
+"""The part of a model card that shows how to load the model; a test runs its code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ prompt, completion = "What is the capital of France?", " It is Paris."
 inputs = tokenizer(prompt + completion + tokenizer.eos_token, return_tensors="pt")"""
 
 _PIPELINE = """
-The config says that this is a regression (`problem_type`), so that what serves it answers with the reward itself:
+The config says that this is a regression (`problem_type`), so that servers return the raw reward:
 
 | what | how | the reward |
 | --- | --- | --- |
@@ -51,7 +51,7 @@ _TEXT_OF = {
 }
 
 _ADAPTER = """
-This is a LoRA adapter with its score head: PEFT loads the base model and puts both on it. For batches, set
+This is a LoRA adapter with its score head: PEFT loads the base model and adds both to it. For batches, set
 `model.config.pad_token_id = tokenizer.pad_token_id` if the base model has none."""
 
 

@@ -19,7 +19,7 @@ from .files import CARD, MAPS
 
 @contextmanager
 def merged_model(folder: str | Path, dtype: str = "float32") -> Iterator[Path]:
-    """A folder, there as long as the context, with the full model that an adapter and its base model make.
+    """A folder with the full model made of an adapter and its base model; it is removed when the context ends.
 
     Args:
         folder: where the adapter was saved.
@@ -27,7 +27,7 @@ def merged_model(folder: str | Path, dtype: str = "float32") -> Iterator[Path]:
 
     Raises:
         ValueError: no adapter; an adapter without a trained score head, or of which a part is missing.
-        ReloadError: what is saved has other tokens or rewards than what was merged.
+        ReloadError: what was saved gives different tokens or rewards than the merged model.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():

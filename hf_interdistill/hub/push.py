@@ -29,7 +29,7 @@ _SUPERSEDED = (
 _ADVICE = {
     401: "The Hub refused the token. Make one with write access (https://huggingface.co/settings/tokens), then "
     "`hf auth login` or set HF_TOKEN.",
-    403: "The token may not write there. Choose a namespace that is yours, or a token with write access to it.",
+    403: "The token has no write access there. Choose a namespace of your own, or a token with write access.",
     404: "There is no such repository or revision that this token can see. Check the name, and the token's rights.",
 }
 
@@ -48,7 +48,7 @@ def push_files(
     commit_message: str = "Upload reward model",
     superseded: Sequence[str] = _SUPERSEDED,
 ) -> CommitInfo:
-    """Upload files in one commit, so that a repository never holds half a model; create it if it does not exist.
+    """Upload files in one commit, so that a repository never has half a model; create it if it does not exist.
 
     What the Hub already has is not sent again, so an upload that failed, or whose process was killed, resumes when it
     is run again. Files of an earlier push that this one does not have are deleted, where they are `superseded`.
@@ -64,7 +64,7 @@ def push_files(
 
     Raises:
         HubPushError: no token, a refused one, no right to write; a public repository where a private one was asked
-            for; an upload that stayed broken after several attempts; no connection. It holds no token.
+            for; an upload that failed several times; no connection. The message has no token.
     """
     repo_id = prepare_repository(repo_id, token=token, private=private)
     api = _api(token)
@@ -88,7 +88,7 @@ def prepare_repository(repo_id: str, *, token: str | None, private: bool) -> str
     """
     if not (token or get_token()):
         raise HubPushError(
-            f"Pushing to {repo_id} takes an access token, and there is none. Make one with write access "
+            f"Pushing to {repo_id} needs an access token, and there is none. Make one with write access "
             "(https://huggingface.co/settings/tokens), then `hf auth login` or set HF_TOKEN."
         )
     api = _api(token)
@@ -134,7 +134,7 @@ def _with_retries(action: Callable[[], Result], repo_id: str, token: str | None)
             is_transient = not isinstance(error, OfflineModeIsEnabled | RuntimeError) and status in (None, *_TRANSIENT)
             if not is_transient or attempt == ATTEMPTS:
                 raise HubPushError(redact(_error_message(error, status, repo_id), token or get_token())) from None
-            logger.warning(f"The Hub did not answer as it should ({_reason(status)}); attempt {attempt + 1} follows.")
+            logger.warning(f"The Hub gave no valid answer ({_reason(status)}); attempt {attempt + 1} follows.")
             time.sleep(WAIT_SECONDS * attempt)
     raise AssertionError("unreachable")
 
@@ -154,7 +154,7 @@ def _reason(status: int | None) -> str:
 
 def _error_message(error: BaseException, status: int | None, repo_id: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
-        return f"Pushing to {repo_id} takes the Hub, but HF_HUB_OFFLINE is set. Unset it."
+        return f"Pushing to {repo_id} needs the Hub, but HF_HUB_OFFLINE is set. Unset it."
     said = getattr(error, "server_message", None) or (f"{error}: {error.__cause__}" if error.__cause__ else str(error))
     if status in _ADVICE:
         return f"Pushing to {repo_id} failed (status {status}). {_ADVICE[status]} The Hub said: {said}"

@@ -84,9 +84,9 @@ def test_a_killed_upload_resumes_where_it_stopped(hub, tmp_path):
 @pytest.mark.parametrize(
     ("token", "options", "message"),
     [
-        (None, [], "takes an access token, and there is none"),
+        (None, [], "needs an access token, and there is none"),
         ("hf_" + "wrong" * 7, [], "failed (status 401). The Hub refused the token"),
-        (NO_RIGHTS, [], "failed (status 403). The token may not write there"),
+        (NO_RIGHTS, [], "failed (status 403). The token has no write access there"),
         (TOKEN, ["--revision", "refs/pr/9"], "failed (status 404). There is no such repository or revision"),
     ],
 )

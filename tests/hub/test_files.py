@@ -69,7 +69,7 @@ def replace_in_card(folder, old, new):
         (as_teacher, "holds an interaction teacher, no reward model"),
         (without_head, "has no score head in model.safetensors: its rewards would be random"),
         (only_pickles, r"has no model.safetensors. It has pytorch_model.bin; pickles are not pushed"),
-        (cut_short, "model.safetensors is no whole safetensors file"),
+        (cut_short, "model.safetensors is not a complete safetensors file"),
         (two_outputs, "has 2 outputs, but a reward model has one"),
         (without_tokenizer, "has no tokenizer"),
         (
