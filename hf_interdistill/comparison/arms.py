@@ -13,9 +13,11 @@ import yaml
 from trl import ModelConfig, RewardConfig
 
 from ..interaction.config import InteractionDistillationConfig
+from ..interaction.loss_options import RewardLossOptions
 from ..training.data_arguments import DataArguments
 from ..training.output_dir import OutputDirArguments
-from ..utils.parsing import given_values, parse, read_yaml
+from ..utils.option_names import field_names, rename_keys
+from ..utils.parsing import given_values, parse, read_recipe
 from .config import BASELINE, INTERACTION
 
 RECIPE = (DataArguments, InteractionDistillationConfig, ModelConfig, OutputDirArguments)
@@ -23,7 +25,7 @@ RECIPE = (DataArguments, InteractionDistillationConfig, ModelConfig, OutputDirAr
 _OWN = ("output_dir", "overwrite", "resume_from_checkpoint", "push_to_hub", "run_name")
 _METHOD = (
     {each.name for each in fields(InteractionDistillationConfig)}
-    - {each.name for each in fields(RewardConfig)}
+    - {each.name for each in (*fields(RewardConfig), *fields(RewardLossOptions))}
     - {"share_prompt"}
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -58,7 +60,7 @@ class Arm:
         }
 
     def _effective(self) -> dict[str, Any]:
-        """All values that decide what is trained; without alignment those of the method do not."""
+        """All values that decide what is trained; without alignment the method's values do not count."""
         known = {
             each.name: getattr(part, each.name)
             for part in (self.data, self.args, self.model)
@@ -71,6 +73,8 @@ class Arm:
 
 def read_arms(recipe: Recipe, recipes: Mapping[str, Recipe], words: Sequence[str]) -> list[Arm]:
     """The baseline (the recipe with `alignment_weight: 0`), the recipe itself, and further recipes.
+
+    The baseline has the recipe's options of the reward loss, too (`RewardLossOptions`).
 
     Args:
         recipe: file, or mapping of keys to values. recipes: more of them by name.
@@ -121,7 +125,8 @@ def named_recipes(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def _read(name: str, recipe: Recipe, words: Sequence[str]) -> Arm:
-    settings = dict(recipe) if isinstance(recipe, Mapping) else read_yaml(str(recipe))
+    names = field_names(RECIPE)
+    settings = rename_keys(recipe, names) if isinstance(recipe, Mapping) else read_recipe(str(recipe), RECIPE)
     if isinstance(recipe, Mapping):
         parsed = _parse_mapping(settings, words)
     else:

@@ -1,4 +1,4 @@
-"""`compare`: trains baseline and interaction-distilled models from one recipe, and says what differs."""
+"""`compare`: trains baseline and interaction-distilled models from one recipe, and reports the differences."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..reward_benchmarks.items import Benchmark, Item
 from ..reward_benchmarks.loading import load_items
 from ..scoring.scorer import RewardScorer
 from ..utils.devices import find_device
+from ..utils.launching import launcher
 from ..utils.model_config import require_model
 from ..utils.stages import Stages
 from .arms import Arm, Recipe, named_recipes, read_arms
@@ -24,7 +25,7 @@ from .config import CompareConfig
 from .data import ComparisonData, item_key, prepare_data
 from .report.page import write_page
 from .result import Comparison
-from .runs import Clock, Training, digest_of_model, launcher, locked, merged, refuse_launched, time_left
+from .runs import Clock, Training, digest_of_model, locked, merged, refuse_launched, time_left
 from .scoring import Rewards, score_benchmark, score_rows, teacher_margins
 from .summary import BenchmarkScores, Measured, summarize
 from .teachers import TeacherPlan, plan_teacher, shared_teachers
@@ -108,7 +109,7 @@ def num_stages(config: CompareConfig, recipes: int = 2, teachers: int = 0) -> in
 
 
 def _plan(arms: Sequence[Arm], config: CompareConfig, benchmarks: Sequence[Benchmark]) -> _Plan:
-    """Read all data, and refuse what can be refused before the first training begins."""
+    """Read all data, and check everything that can be checked before the first training."""
     data = prepare_data(arms, config)
     sources: Sequence[str | None] = config.benchmark_data or [None] * len(benchmarks)
     items = [(each, load_items(each, source)) for each, source in zip(benchmarks, sources, strict=True)]

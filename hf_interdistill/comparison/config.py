@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..utils.fields import require_kinds, require_positive
+from ..utils.launching import find_accelerate_config
 from ..utils.sources import require_file
 
 BASELINE, INTERACTION = "baseline", "interaction"  # names of what every comparison trains
@@ -22,10 +23,10 @@ class CompareConfig:
         recipes: further recipes to compare, each as NAME=FILE.
         teacher_config: recipe of `interdistill teacher`, where the recipe's `teacher_model` is an encoder that is yet
             to be fitted. Without it the teacher is fitted with the defaults.
-        held_out: share of the pairs, whole prompts, that is held out to be scored where the data have no test split;
-            a fifth if not given.
-        overlap: what happens if prompts that are scored are trained on, too: `refuse` (an error), or `drop` (those
-            pairs are not scored, and the page says how many).
+        held_out: share of the pairs that is held out for scoring, by whole prompts, where the data have no test split;
+            by default a fifth.
+        overlap: what happens if scored prompts are also trained on: `refuse` (an error), or `drop` (those
+            pairs are not scored, and the page counts them).
         benchmark: published benchmarks to score as well, such as `reward_bench`.
         benchmark_data: for each benchmark a file or folder in its published format; by default that of the Hub.
         diagnosis_pairs: pairs on which `diagnose` looks at each model's first seed; 0: no diagnosis.
@@ -86,6 +87,7 @@ class CompareConfig:
                 f"{len(benchmarks)} benchmarks and {len(self.benchmark_data)} `benchmark_data`: give one for each, in "
                 "order."
             )
-        for name in ("teacher_config", "accelerate_config"):
-            if getattr(self, name) is not None:
-                require_file(name, getattr(self, name))
+        if self.teacher_config is not None:
+            require_file("teacher_config", self.teacher_config)
+        if self.accelerate_config is not None:
+            find_accelerate_config(self.accelerate_config)

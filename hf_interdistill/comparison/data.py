@@ -12,6 +12,8 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..interaction.data.pairs import FlatText, Preference, read_preferences
+from ..interaction.data.rankings import best_and_worst
+from ..interaction.data.winners import rows_with_winners
 from ..interaction.teacher.training import split_by_prompt
 from ..reward_benchmarks.items import Item
 from ..utils.atomic_io import write_atomically
@@ -29,7 +31,7 @@ class ComparisonData:
     """The data of a comparison.
 
     Args:
-        rows: those to score. description: where they are from, for a reader. dropped: how many were left out since
+        rows: those to score. description: where they are from, for a reader. dropped: how many were left out because
             their prompt is trained on.
         changes: for each arm the keys of its recipe that say which rows it trains on.
         digests: for each arm a digest of the rows that it trains on.
@@ -52,7 +54,7 @@ class ComparisonData:
 
 
 def prepare_data(arms: Sequence[Arm], config: CompareConfig) -> ComparisonData:
-    """Choose the rows to score by the recipe's data, and see that no arm trains on their prompts.
+    """Choose the rows to score from the recipe's data, and check that no arm trains on their prompts.
 
     Raises:
         ValueError: a split that is not there; data that cannot be split by prompt; `overlap` is `refuse`, and prompts
@@ -77,6 +79,10 @@ def prepare_data(arms: Sequence[Arm], config: CompareConfig) -> ComparisonData:
         changes = {arm.name: own for arm in arms if _source(arm) == _source(main)}
         training[_source(main)] = kept
         description = f"{100 * share:g} % of {name}, whole prompts held out"
+    winners = rows_with_winners(rows, "rows to score")
+    if len(winners) < len(rows):
+        description += f", without {len(rows) - len(winners)} pairs that have no winner"
+    rows = winners
     trained = {source: _as_list(part) for source, part in training.items()}
     prompts = {key for source, part in trained.items() for key in prompt_keys(part, f"training data {source[0]}")}
     digests = {source: digest_of(part) for source, part in trained.items()}
@@ -126,14 +132,15 @@ def _has_test_split(main: Arm, splits: DatasetDict, config: CompareConfig) -> bo
 def _hold_out(rows: list[dict[str, Any]], share: float, name: str) -> tuple[list[dict], list[dict]]:
     keys = prompt_keys(rows, name)
     if len(set(keys)) < 2:
-        raise ValueError(f"{name} has one prompt alone, so none can be held out. Give it a test split.")
+        raise ValueError(f"{name} has only one prompt, so none can be held out. Give it a test split.")
     training, held_out = split_by_prompt([Preference(key, "", "") for key in keys], share, _SEED)
     return [rows[number] for number in training], [rows[number] for number in held_out]
 
 
 def prompt_keys(rows: Sequence[dict[str, Any]], name: str) -> list[str]:
-    """What tells prompts apart: the text of each, whatever its format; without a prompt that of the whole pair."""
-    return [_prompt_key(preference) for preference in read_preferences(rows, name)]
+    """Keys of prompts: the text of each, whatever its format; without a prompt that of the whole pair."""
+    pairs = [best_and_worst(row) for row in rows]
+    return [_prompt_key(preference) for preference in read_preferences(pairs, name)]
 
 
 def _prompt_key(preference: Preference) -> str:
@@ -173,7 +180,7 @@ def digest_of(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSONL, unless the file is like that: readers keep what they made of it by its time."""
+    """Write JSONL, unless the file has this content already: readers cache results by its time."""
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return

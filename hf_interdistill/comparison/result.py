@@ -1,4 +1,4 @@
-"""`Comparison`: what was found, and the sentences that say it."""
+"""`Comparison`: the findings, and their sentences."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..diagnostics.result import Diagnosis
+from ..utils.wording import count, signed, verdict_of
 from .config import BASELINE
 from .statistics import Estimate
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the trainings of a model took, mean over seeds; `None` where no training was measured from start to end.
+    """The cost of a model's trainings, mean over seeds; `None` where no training was measured from start to end.
 
     Args:
         seconds: of a training, with its evaluations and saves. step_seconds: the same for one optimizer step.
@@ -52,6 +53,12 @@ class ModelResult:
     explained: float | None
     cost: Cost
     diagnosis: Diagnosis | None
+
+    @property
+    def verdict(self) -> str | None:
+        """`pass`: right more often than the baseline; `flag`: less often; `inconclusive`: the interval includes zero;
+        `None` for the baseline itself."""
+        return None if self.difference is None else verdict_of(self.difference.low, self.difference.high)
 
 
 @dataclass(frozen=True)
@@ -114,53 +121,31 @@ class Comparison:
         return next(each for each in self.models if each.name == name)
 
     def verdicts(self) -> list[str]:
-        """One sentence for each model but the baseline; it claims no more than the interval."""
-        return [verdict(each.name, each.difference) for each in self.models if each.difference is not None]
+        """One sentence for each model but the baseline: `pass`, `flag` or `inconclusive`, and the difference."""
+        return [
+            f"{each.verdict}: {difference_text(each.name, each.difference)}."
+            for each in self.models
+            if each.difference is not None
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain values; the diagnoses by their findings."""
         values = asdict(self)
         for shown, model in zip(values["models"], self.models, strict=True):
+            shown["verdict"] = model.verdict
             shown["diagnosis"] = None if model.diagnosis is None else model.diagnosis.to_dict()["findings"]
             shown["of_seeds"] = {str(seed): value for seed, value in model.of_seeds.items()}
         return {"verdicts": self.verdicts(), **_plain(values)}
 
 
-def verdict(name: str, difference: Estimate) -> str:
-    """A difference from the baseline in a sentence."""
-    if difference.low > 0:
-        found = "right more often"
-    elif difference.high < 0:
-        found = "right less often"
-    else:
-        found = "no difference shown"
+def difference_text(name: str, difference: Estimate) -> str:
+    """A difference from the baseline, without a verdict."""
     of_seeds = count(difference.seeds, "seed")
     alone = "" if difference.seeds > 1 else " (the interval is over pairs alone: another seed may differ by more)"
     return (
-        f"{name} minus {BASELINE}: {signed(difference.value)} points, 95 % interval {signed(difference.low)} to "
-        f"{signed(difference.high)}: {found} on {count(difference.pairs, 'pair')} and {of_seeds}{alone}."
+        f"{name} minus {BASELINE} {signed(difference.value)} points, 95 % interval {signed(difference.low)} to "
+        f"{signed(difference.high)}, on {count(difference.pairs, 'pair')} and {of_seeds}{alone}"
     )
-
-
-def signed(value: float) -> str:
-    """A share in percentage points with its sign, with so many digits that a sign is never lost: `+0.8`, `-0.03`."""
-    points = 100 * value
-    if not points:
-        return "0.0"
-    digits = 1 if abs(points) >= 0.05 else min(max(2, -math.floor(math.log10(abs(points)))), 4)
-    return f"{points:+.{digits}f}"
-
-
-def count(number: int, what: str) -> str:
-    """`1 seed`, `3 seeds`, `1,200 pairs`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _plain(value: Any) -> Any:

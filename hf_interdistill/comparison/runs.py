@@ -1,4 +1,4 @@
-"""Trainings, each a command of its own in a process and a folder of its own; what is finished is not trained again."""
+"""Trainings, each a command in its own process and folder; finished ones are not trained again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Training:
         """Compare with an earlier training in the folder; with `is_overwriting` one of other settings is removed.
 
         Raises:
-            ValueError: there is one that was made with other settings or data, or files that are no training.
+            ValueError: there is one that was made with other settings or data, or files that are not of a training.
         """
         record = self._record()
         if record is None:
@@ -74,7 +74,7 @@ class Training:
         shutil.rmtree(self.folder)
 
     def run(self, lock: int) -> None:
-        """Train, or go on with a training that was interrupted.
+        """Train, or resume an interrupted training.
 
         Args:
             lock: file descriptor of the comparison's lock, which the process keeps as long as it lives.
@@ -100,7 +100,7 @@ class Training:
         write_atomically(self.folder / _RECORD, json.dumps({**record, "finished": True}, indent=2))
 
     def costs(self) -> dict[str, Any]:
-        """What a finished `reward` training noted of time and memory (see `commands/reward.py`)."""
+        """Time and memory of a finished `reward` training (see `commands/reward.py`)."""
         return _read_json(self.folder / "train_results.json") or {}
 
     def was_interrupted(self) -> bool:
@@ -135,20 +135,21 @@ class Training:
         reason = (errors or lines or ["it printed nothing"])[-1].partition(": error: ")
         what = f"it was ended by signal {-status}" if status < 0 else (reason[2] or reason[0])
         return (
-            f"The training in {self.folder} failed: {what} (All that it printed is in {self.folder / _LOG}.) What is "
-            "finished is kept, and the same command resumes there."
+            f"The training in {self.folder} failed: {what} (All that it printed is in {self.folder / _LOG}.) "
+            "Finished work is kept, and the same command resumes there."
         )
 
 
 def start(words: Sequence[str], log: Path, lock: int) -> int:
-    """Run a command in a process of its own, which keeps a lock and writes to a file; returns its exit status."""
+    """Run a command in its own process, which keeps a lock and writes to a file; returns its exit status."""
     with log.open("w", encoding="utf-8") as file:
         return subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock]).returncode
 
 
 @contextmanager
 def locked(folder: str) -> Iterator[int]:
-    """The lock of a comparison's folder; its trainings hold it too, so one that outlives a kill is not joined.
+    """The lock of a comparison's folder; its trainings hold it too, so no second command starts beside a training that
+    outlives a kill.
 
     Raises:
         ValueError: another process holds it.
@@ -159,20 +160,10 @@ def locked(folder: str) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"`output` is {folder!r}, where another comparison, or a training that it started, is at work. Wait "
+                f"`output` is {folder!r}, where another comparison, or a training that it started, is running. Wait "
                 "for it or end it, or choose another `output`."
             ) from None
         yield file.fileno()
-
-
-def launcher(num_processes: int | None, accelerate_config: str | None) -> tuple[str, ...]:
-    """The words that start several processes; none where one is enough."""
-    if accelerate_config is None and num_processes in (None, 1):
-        return ()
-    words = ["-m", "accelerate.commands.launch"]
-    words += [] if accelerate_config is None else ["--config_file", accelerate_config]
-    words += [] if num_processes is None else ["--num_processes", str(num_processes)]
-    return (*words, "--main_process_port", "0")
 
 
 def refuse_launched() -> None:
@@ -204,7 +195,7 @@ def digest_of_model(name: str) -> str:
 
 
 def time_left(seconds: Sequence[float], missing: int) -> str | None:
-    """What stands on the line of a training about those that are still to come, by how long the others took."""
+    """The estimate of the remaining time on the line of a training, from the time of the others."""
     if not seconds or not missing:
         return None
     left = missing * sum(seconds) / len(seconds)

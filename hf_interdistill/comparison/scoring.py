@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..interaction.teacher.teacher import InteractionTeacher
-from ..reward_benchmarks.items import Benchmark, Item
+from ..reward_benchmarks.items import Benchmark, Item, judged_together
 from ..reward_benchmarks.running import BenchmarkRun, run_benchmark
 from ..scoring.formatting import template_kwargs
 from ..scoring.scorer import RewardScorer
@@ -23,7 +23,7 @@ from .runs import digest_of_model
 
 @dataclass(frozen=True)
 class Rewards:
-    """What a model gave to the rows.
+    """The rewards of the rows from one model.
 
     Args:
         pairs: chosen and rejected, `(rows, 2)`; NaN for rows that were left out. left_out: why, by number of the row.
@@ -38,7 +38,7 @@ class Rewards:
 
 
 def score_rows(scorer: RewardScorer, rows: Sequence[dict[str, Any]], folder: Path, digest: str) -> Rewards:
-    """Rewards of all rows; those that are in the folder already are not computed again.
+    """Rewards of all rows; those already in the folder are not computed again.
 
     Args:
         scorer: of the run in the folder. rows: preferences. digest: of the rows.
@@ -93,28 +93,16 @@ def teacher_margins(name: str, rows: Sequence[dict[str, Any]], batch_size: int, 
 def score_benchmark(
     scorer: RewardScorer, benchmark: Benchmark, items: Sequence[Item], folder: Path
 ) -> tuple[BenchmarkRun, np.ndarray]:
-    """A model on a benchmark: the result as its authors count it, and the score of each item, `(groups,)`."""
+    """A model on a benchmark: the result as its authors count it, and the score of each item, `(groups,)`.
+
+    A row without a pair of a right and a wrong answer, as PPE has them, has no score of its own.
+    """
     job = JsonlJob(folder / "benchmarks.jsonl")
     job.open()
     run = run_benchmark(scorer, benchmark, items, job=job, model_key=digest_of_model(str(folder)))
     scores = [
         benchmark.aggregate([items[i] for i in group], [run.rewards[i] for i in group]).total
         for group in judged_together(items)
+        if any(items[i].pairs for i in group)
     ]
     return run, np.clip(scores, 0, 1)
-
-
-def judged_together(items: Sequence[Item]) -> list[list[int]]:
-    """Numbers of the items that are judged as one: the two rows of a prompt in RewardBench 2's Ties, else each alone.
-
-    A row of Ties without its partner is left out, as in the benchmark's own score.
-    """
-    groups: dict[tuple, list[int]] = {}
-    for number, item in enumerate(items):
-        is_tie = "kind" in item.facts
-        groups.setdefault((item.subset, item.facts["prompt"]) if is_tie else (number,), []).append(number)
-    return [
-        group
-        for group in groups.values()
-        if "kind" not in items[group[0]].facts or {items[i].facts["kind"] for i in group} == {"ref", "tied"}
-    ]

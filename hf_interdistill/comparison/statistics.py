@@ -1,8 +1,8 @@
 """Means and paired differences of right and wrong answers, with intervals over pairs and seeds; pure functions.
 
-Two things make an accuracy uncertain: other pairs, and another seed of the training. Both are drawn anew. A bootstrap
-of three seeds knows three seeds alone, and is too narrow where seeds differ much; so an `Estimate` is never narrower
-than the t interval of the same table (see `t_reach`).
+Two things make an accuracy uncertain: other pairs, and another seed of the training. Both are resampled. A bootstrap
+of three seeds is too narrow where seeds differ much, so an `Estimate` is never narrower than the t interval of the
+same table (see `t_reach`).
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _estimate(values: np.ndarray, bounds: tuple[float, float], resamples: int) -
 def crossed_bootstrap(tests: Sequence[np.ndarray], resamples: int) -> tuple[float, float, float]:
     """Mean of tables and the 2.5 % and 97.5 % quantiles of its bootstrap; the mean over several tables is taken.
 
-    Seeds and pairs are drawn anew, independently of each other. Of several tables the same seeds are drawn. The same
-    numbers come out of every call. Source: Owen, "The pigeonhole bootstrap", 2007.
+    Seeds and pairs are drawn anew, independently of each other. Of several tables the same seeds are drawn. Every call
+    gives the same numbers. Source: Owen, "The pigeonhole bootstrap", 2007.
 
     Args:
         tests: one table for each test, `(seeds, pairs)`, with the same seeds.

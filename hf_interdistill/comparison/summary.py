@@ -52,7 +52,7 @@ def summarize(
     measured: Measured,
     resamples: int,
 ) -> Comparison:
-    """Everything that the page shows. A pair that one model cannot read is left out for all.
+    """Everything that the page shows. A pair that one model cannot read is excluded for all.
 
     Raises:
         ValueError: no pair is left.

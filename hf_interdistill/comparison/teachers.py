@@ -10,14 +10,15 @@ from typing import Any
 from ..interaction.teacher.config import InteractionTeacherConfig
 from ..interaction.teacher.files import load_head_and_state
 from ..training.data_arguments import DataArguments
+from ..utils.launching import launcher
 from ..utils.model_config import require_model
-from ..utils.parsing import parse, read_yaml
+from ..utils.parsing import parse, read_recipe
 from .arms import Arm
 from .config import CompareConfig
 from .data import ComparisonData
-from .runs import Training, digest_of_model, launcher
+from .runs import Training, digest_of_model
 
-# Keys of the recipe that hold for the teacher, too, where it has no recipe of its own.
+# Keys of the recipe that also apply to the teacher, where it has no recipe of its own.
 _SHARED = (
     "teacher_max_length",
     "use_cpu",
@@ -49,7 +50,7 @@ def plan_teacher(arm: Arm, data: ComparisonData, config: CompareConfig) -> Teach
     """The teacher of an arm, `None` if it has no alignment.
 
     Raises:
-        ValueError: `teacher_config` is given for a teacher that is fitted already, or is no recipe of a teacher.
+        ValueError: `teacher_config` is given for a teacher that is fitted already, or is not a recipe of a teacher.
     """
     if not arm.is_aligned:
         return None
@@ -76,9 +77,10 @@ def _settings(arm: Arm, data: ComparisonData, config: CompareConfig) -> dict[str
     if config.teacher_config is None:
         settings = {key: arm.settings[key] for key in _SHARED if key in arm.settings}
     else:
-        settings = {key: value for key, value in read_yaml(config.teacher_config).items() if key not in _OWN}
+        kinds = (DataArguments, InteractionTeacherConfig)
+        settings = {key: value for key, value in read_recipe(config.teacher_config, kinds).items() if key not in _OWN}
         given = ["--config", config.teacher_config, "--teacher_model", str(arm.args.teacher_model)]
-        parse((DataArguments, InteractionTeacherConfig), [*given, "--dataset_name", arm.data.dataset_name])
+        parse(kinds, [*given, "--dataset_name", arm.data.dataset_name])
     keys = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
     rows = {key: arm.settings[key] for key in keys if key in arm.settings}
     return {**settings, "teacher_model": arm.args.teacher_model, **rows, **data.changes[arm.name]}

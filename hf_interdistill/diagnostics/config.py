@@ -19,8 +19,8 @@ class DiagnosisConfig:
         cue: phrase that is put at the end of a response.
         attention_layers: layers whose attention is measured (their mean), negative from the end.
         context_measures: which of `CONTEXT_MEASURES` are made, which ask whether the prompt is read. Each reads more
-            texts: two a pair, eight a prompt, and four for each removed turn of a pair. `()` for none.
-        bins: bins of the reliability diagram.
+            texts: two per pair, eight per prompt, and four per removed turn of a pair. `()` for none.
+        bins: bins of equal width behind the expected calibration error.
         resamples: bootstrap resamples behind each 95 % interval.
         limit: pairs, and prompts with candidates, to measure; all if `None`.
         max_length: longest text in tokens; longer pairs are left out and counted. `None`: what the model can read.
@@ -41,7 +41,7 @@ class DiagnosisConfig:
     seed: int = 0
 
     def result_settings(self) -> dict:
-        """The settings that the record of a pair depends on; the others only matter for what is made of records."""
+        """The settings that the record of a pair depends on; the others only matter for the use of records."""
         return {name: getattr(self, name) for name in ("fractions", "cue", "attention_layers", "max_length")}
 
     def __post_init__(self):

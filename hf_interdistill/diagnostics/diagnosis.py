@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..scoring.scorer import RewardScorer
-from ..utils.model_config import require_model
+from ..scoring.opening import LocalScorer, require_reward_model
 from .collect.candidate_scores import score_candidates
 from .collect.candidates import candidate_rows, check_candidates
 from .collect.context_measures import measure_context
@@ -25,6 +24,7 @@ from .measures.accuracy import measure_accuracy
 from .measures.attention import measure_attention
 from .measures.calibration import measure_calibration
 from .measures.cue import measure_cue
+from .measures.disagreement import measure_disagreement
 from .measures.length import measure_length
 from .measures.masking import measure_masking
 from .measures.pair_results import PairResults
@@ -55,7 +55,8 @@ def diagnose(
     """Look for attention hacking and other faults of a reward model.
 
     Args:
-        model: any `*ForSequenceClassification` with one output: folder, Hub name, loaded model, or a `RewardScorer`.
+        model: any `*ForSequenceClassification` with one output: folder, Hub name, loaded model, or a `RewardScorer`;
+            or an ensemble: its folder, or a `RewardEnsemble`, whose members' disagreement is measured too.
         data: preferences in any format that `RewardTrainer` takes: file, folder, Hub name (read as a stream), or rows.
         config: what to measure.
         noise_models: models (as `model`) trained like the diagnosed one, but with a share of the training labels
@@ -75,12 +76,12 @@ def diagnose(
     config = config or DiagnosisConfig()
     noise_models = check_noise_models(noise_models, model, data)
     check_candidates(candidates, gold)
-    # Candidates are scored last, and all read before.
+    # Candidates are scored last, but checked first.
     if candidates is not None and not list(islice(candidate_rows(candidates, gold is None), config.limit)):
         raise ValueError("There is no prompt with candidates: `candidates` is empty. Give it at least one row.")
     for kind, each in (("gold model", gold), *(("noise model", each) for each in (noise_models or {}).values())):
         if isinstance(each, str):
-            require_model(kind, each)
+            require_reward_model(each, kind)
     scorer = as_scorer(model, tokenizer, config.batch_size)
     name = name or name_of(model, scorer)
     store = RecordStore(records_dir or output_dir, name, _BATCHES_PER_WRITE * config.batch_size, is_progress_shown)
@@ -93,7 +94,7 @@ def diagnose(
 
 
 def _measure(
-    scorer: RewardScorer,
+    scorer: LocalScorer,
     pairs: PairData,
     config: DiagnosisConfig,
     store: RecordStore,
@@ -139,6 +140,7 @@ def _summarize(
         cue=measure_cue(results, config),
         length=measure_length(results, config),
         calibration=measure_calibration(results, config),
+        disagreement=measure_disagreement(results, config),
         attention=measure_attention(results, config) if has_attention else None,
         attention_problem=attention_problem,
         examples=[{**results.texts[i], "margin": float(results.margins[i])} for i in worst],

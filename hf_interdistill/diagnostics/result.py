@@ -12,6 +12,7 @@ from .measures.attention import AttentionStages
 from .measures.best_of_n import BestOfN
 from .measures.calibration import Calibration
 from .measures.cue import PlantedCue
+from .measures.disagreement import Disagreement
 from .measures.early_context import EarlyContext
 from .measures.estimates import Finding
 from .measures.length import LengthBias
@@ -21,6 +22,7 @@ from .measures.swapped_prompt import SwappedPrompt
 from .measures.turn_removal import TurnRemoval
 
 _WITH_MORE = {
+    "disagreement": "the model is not an ensemble",
     "label_noise": "no models trained on flipped labels were given",
     "best_of_n": "no candidates were given",
 }
@@ -35,9 +37,10 @@ class Diagnosis:
         model, data: names. pairs: how many were measured. left_out: how many were not, by reason.
         config: the settings. accuracy, ..., calibration: the measures; `attention` is `None` where the model's
             attention cannot be recorded, and `attention_problem` says why.
-        examples: the pairs that the model gets most surely wrong, shortened, with their `margin`.
+        examples: the most confident mistakes, shortened, with their `margin`.
         swapped_prompt, early_context, turn_removal: measures of the context; `None` where the settings do not name
             them, or the data do not allow them, and then `context_problems` says why, by name.
+        disagreement: of the members of an ensemble; `None` for a single model.
         label_noise, best_of_n: measures that need more than a model and pairs; `None` where that was not given.
     """
 
@@ -58,11 +61,12 @@ class Diagnosis:
     early_context: EarlyContext | None = None
     turn_removal: TurnRemoval | None = None
     context_problems: dict[str, str] = field(default_factory=dict)
+    disagreement: Disagreement | None = None
     label_noise: LabelNoise | None = None
     best_of_n: BestOfN | None = None
 
     def findings(self) -> dict[str, Finding]:
-        """What each measure says, by the measure's name."""
+        """The finding of each measure, by its name."""
         names = ("accuracy", "masking", *CONTEXT_MEASURES, "cue", "length", "attention", "calibration", *_WITH_MORE)
         return {name: getattr(self, name).finding() for name in names if getattr(self, name) is not None}
 

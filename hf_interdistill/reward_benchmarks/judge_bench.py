@@ -11,7 +11,7 @@ Rows: `source`, `question`, `response_model`, `response_A`, `response_B`, `label
 
 from __future__ import annotations
 
-from .items import Benchmark, HubSource, Item, Result, Row, by_subset, mean_subset, user_message
+from .items import Benchmark, HubSource, Item, Result, Row, SubsetScore, by_subset, mean_subset, user_message
 
 SUBSETS = {
     "knowledge": "mmlu-pro",
@@ -33,22 +33,29 @@ def parse_row(row: Row) -> Item:
     if label not in ("A>B", "B>A"):
         raise ValueError(f"{row.location}: `label` is {label!r}, but must be `A>B` or `B>A`.")
     answers = (row.get("response_A", str), row.get("response_B", str))
-    facts = {"is_a_better": label == "A>B", "response_model": row.get("response_model", str)}
-    return Item(row.location, subset, user_message(row.get("question", str)), answers, facts)
+    is_a_better = label == "A>B"
+    facts = {"is_a_better": is_a_better, "response_model": row.get("response_model", str)}
+    pairs = ((0, 1) if is_a_better else (1, 0),)
+    return Item(row.location, subset, user_message(row.get("question", str)), answers, facts, pairs, (0, 1))
 
 
-def aggregate(items, rewards) -> Result:
-    """Categories and the share over all pairs.
+def judge(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """The categories.
 
     Raises:
         ValueError: pairs of several response models, which the authors never mix.
     """
     models = sorted({item.facts["response_model"] for item in items})
     if len(models) > 1:
-        raise ValueError(f"JudgeBench scores each response model apart, but the data hold {', '.join(models)}.")
+        raise ValueError(f"JudgeBench scores each response model separately, but the data hold {', '.join(models)}.")
     groups = by_subset(items, rewards)
-    subsets = {name: mean_subset(groups[name], _score_pair) for name in SUBSETS if name in groups}
-    total = sum(subset.score * subset.rows for subset in subsets.values()) / len(items)
+    return {name: mean_subset(groups[name], _score_pair, is_tie_half) for name in SUBSETS if name in groups}
+
+
+def combine(subsets: dict[str, SubsetScore]) -> Result:
+    """Categories and the share over all pairs."""
+    rows = sum(subset.rows for subset in subsets.values())
+    total = sum(subset.score * subset.rows for subset in subsets.values()) / rows
     return Result(subsets, {}, total, tuple(name for name in SUBSETS if name not in subsets))
 
 
@@ -56,7 +63,7 @@ def _score_pair(item: Item, rewards) -> float:
     return float((rewards[0] > rewards[1]) == item.facts["is_a_better"])
 
 
-JUDGE_BENCH = Benchmark("judge_bench", (HubSource("ScalerLab/JudgeBench", "gpt"),), parse_row, aggregate)
+JUDGE_BENCH = Benchmark("judge_bench", (HubSource("ScalerLab/JudgeBench", "gpt"),), parse_row, judge, combine)
 JUDGE_BENCH_CLAUDE = Benchmark(
-    "judge_bench_claude", (HubSource("ScalerLab/JudgeBench", "claude"),), parse_row, aggregate
+    "judge_bench_claude", (HubSource("ScalerLab/JudgeBench", "claude"),), parse_row, judge, combine
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from .items import Benchmark, HubSource, Item, Result, Row, by_subset, mean, mean_subset, user_message
+from .items import Benchmark, HubSource, Item, Result, Row, SubsetScore, by_subset, mean, mean_subset, user_message
 
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SUBSETS = ("Natural", *ADVERSARIAL)
@@ -35,13 +35,18 @@ def parse_row(row: Row) -> Item:
     if label not in (1, 2):
         raise ValueError(f"{row.location}: `label` is {label}, but must be 1 or 2.")
     outputs = (row.get("output_1", str), row.get("output_2", str))
-    return Item(row.location, subset, user_message(row.get("input", str)), outputs, {"better": label - 1})
+    prompt, better = user_message(row.get("input", str)), label - 1
+    return Item(row.location, subset, prompt, outputs, {"better": better}, ((better, 1 - better),), (0, 1))
 
 
-def aggregate(items, rewards) -> Result:
-    """Subsets, the adversarial mean, the total."""
+def judge(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """The subsets; a tie is half right anyway."""
     groups = by_subset(items, rewards)
-    subsets = {name: mean_subset(groups[name], _score_pair) for name in SUBSETS if name in groups}
+    return {name: mean_subset(groups[name], _score_pair, is_tie_half) for name in SUBSETS if name in groups}
+
+
+def combine(subsets: dict[str, SubsetScore]) -> Result:
+    """Subsets, the adversarial mean, the total."""
     adversarial = [subsets[name].score for name in ADVERSARIAL if name in subsets]
     sections = {"Adversarial": mean(adversarial)} if adversarial else {}
     total = mean([subset.score for subset in subsets.values()])
@@ -60,4 +65,4 @@ _HUB = tuple(
     )
     for name in SUBSETS
 )
-LLMBAR = Benchmark("llmbar", _HUB, parse_row, aggregate)
+LLMBAR = Benchmark("llmbar", _HUB, parse_row, judge, combine)

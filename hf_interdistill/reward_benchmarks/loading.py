@@ -54,7 +54,7 @@ def _file_rows(path: Path, part: str) -> Iterator[Row]:
         raise ValueError(f"{path}: cannot read `{path.suffix}` files; use one of {', '.join(FORMATS)}.")
     for location, values in readers[path.suffix](path):
         if not isinstance(values, dict):
-            raise ValueError(f"{location} is no JSON object, but {values!r:.80}.")
+            raise ValueError(f"{location} is not a JSON object, but {values!r:.80}.")
         yield Row(location, part, values)
 
 
@@ -72,7 +72,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     for number, values in enumerate(rows, 1):
         yield f"{path}, row {number}", values
 

@@ -1,7 +1,7 @@
 """PPE, Preference Proxy Evaluations (arXiv 2410.14872): human preference, and correctness of 32 answers.
 
 Source: the authors' post (lmarena.github.io, "Preference Proxy Evaluations", 2024-10-20) and the datasets' cards.
-Their code was not at hand, so only what these say is computed:
+Their code was not available, so only what these describe is computed:
 
 - `ppe_human_preference`: accuracy over the pairs with a winner; votes for a tie are left out. Sections: the same for
   the rows marked hard, easy, instruction-following, math and code.
@@ -33,6 +33,7 @@ from .items import (
     SubsetScore,
     by_subset,
     chosen_is_above,
+    is_above,
     mean,
     mean_subset,
     user_message,
@@ -66,19 +67,23 @@ def parse_preference(row: Row) -> Item | None:
     better = _WINNERS[winner]
     categories = [name for name, column in CATEGORIES.items() if row.values.get(column)]
     prompt = user_message(row.get("prompt", str))
-    return Item(row.location, "all", prompt, (answers[better], answers[1 - better]), {"categories": categories})
+    candidates, order = (answers[better], answers[1 - better]), (better, 1 - better)
+    return Item(row.location, "all", prompt, candidates, {"categories": categories}, ((0, 1),), order)
 
 
-def aggregate_preference(items, rewards) -> Result:
-    """Accuracy over all pairs and by category."""
+def judge_preference(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """All pairs, and those of each category."""
     group = list(zip(items, rewards, strict=True))
-    subset = mean_subset(group, chosen_is_above)
-    sections = {}
+    parts = {"all": group}
     for category in CATEGORIES:
-        part = [(item, values) for item, values in group if category in item.facts["categories"]]
-        if part:
-            sections[category] = mean_subset(part, chosen_is_above).score
-    return Result({"all": subset}, sections, subset.score)
+        parts[category] = [(item, values) for item, values in group if category in item.facts["categories"]]
+    return {name: mean_subset(part, chosen_is_above, is_tie_half) for name, part in parts.items() if part}
+
+
+def combine_preference(cells: dict[str, SubsetScore]) -> Result:
+    """Accuracy over all pairs and by category."""
+    sections = {name: cell.score for name, cell in cells.items() if name in CATEGORIES}
+    return Result({"all": cells["all"]}, sections, cells["all"].score)
 
 
 def parse_correctness(row: Row) -> Item:
@@ -96,32 +101,41 @@ def parse_correctness(row: Row) -> Item:
             raise ValueError(f"{row.location}: the conflict pair {pair} must be two indices of {len(scores)} answers.")
         if bool(scores[pair[0]]) == bool(scores[pair[1]]):
             raise ValueError(f"{row.location}: the answers of the conflict pair {pair} are both right or both wrong.")
-    facts = {"is_right": [bool(score) for score in scores], "pairs": [tuple(pair) for pair in pairs]}
-    return Item(row.location, domain, user_message(row.get("prompt", str)), answers, facts)
+    facts = {"is_right": [bool(score) for score in scores]}
+    ordered = tuple((one, other) if scores[one] else (other, one) for one, other in pairs)
+    prompt, order = user_message(row.get("prompt", str)), tuple(range(len(answers)))
+    return Item(row.location, domain, prompt, answers, facts, ordered, order)
 
 
-def aggregate_correctness(items, rewards) -> Result:
-    """Accuracy by domain, best of k by domain, mean of the domains."""
+def judge_correctness(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """Accuracy and best of k by domain."""
     groups = by_subset(items, rewards)
-    subsets, sections = {}, {}
+    cells = {}
     for domain in DOMAINS:
-        pairs = [pair for item, values in groups.get(domain, []) for pair in _conflicts(item, values)]
-        if not pairs:
-            continue
-        ties = sum(right == wrong for right, wrong in pairs)
-        subsets[domain] = SubsetScore(mean([right > wrong for right, wrong in pairs]), len(groups[domain]), ties)
-        sections[f"{domain}/best_of_k"] = mean([_pick(item, values) for item, values in groups[domain]])
+        group = groups.get(domain, [])
+        pairs = [(values[right], values[wrong]) for item, values in group for right, wrong in item.pairs]
+        if pairs:
+            ties = sum(right == wrong for right, wrong in pairs)
+            score = mean([is_above(right, wrong, is_tie_half) for right, wrong in pairs])
+            cells[domain] = SubsetScore(score, len(group), ties, len(pairs))
+        if group:
+            cells[f"{domain}/best_of_k"] = SubsetScore(mean([_pick(*each) for each in group]), len(group), 0)
+    return cells
+
+
+def combine_correctness(cells: dict[str, SubsetScore]) -> Result:
+    """Accuracy by domain, best of k by domain, mean of the domains.
+
+    Raises:
+        ValueError: there is no conflict pair.
+    """
+    subsets = {domain: cells[domain] for domain in DOMAINS if domain in cells}
     if not subsets:
         raise ValueError("No row of the data has a conflict pair, so PPE's accuracy is not defined.")
+    sections = {f"{domain}/best_of_k": cells[f"{domain}/best_of_k"].score for domain in subsets}
     sections["best_of_k"] = mean(list(sections.values()))
     total = mean([subset.score for subset in subsets.values()])
     return Result(subsets, sections, total, tuple(domain for domain in DOMAINS if domain not in subsets))
-
-
-def _conflicts(item: Item, rewards) -> list[tuple[float, float]]:
-    """Rewards of the right and the wrong answer of each pair."""
-    ordered = [pair if item.facts["is_right"][pair[0]] else pair[::-1] for pair in item.facts["pairs"]]
-    return [(rewards[right], rewards[wrong]) for right, wrong in ordered]
 
 
 def _pick(item: Item, rewards) -> float:
@@ -134,11 +148,13 @@ PPE_HUMAN_PREFERENCE = Benchmark(
     "ppe_human_preference",
     (HubSource("lmarena-ai/PPE-Human-Preference-V1", "test"),),
     parse_preference,
-    aggregate_preference,
+    judge_preference,
+    combine_preference,
 )
 PPE_CORRECTNESS = Benchmark(
     "ppe_correctness",
     tuple(HubSource(path, "train", part=domain) for domain, path in DOMAINS.items()),
     parse_correctness,
-    aggregate_correctness,
+    judge_correctness,
+    combine_correctness,
 )

@@ -1,80 +1,133 @@
-"""Results of models side by side, as JSON and as Markdown."""
+"""Results of models side by side, as JSON, as Markdown, and for the terminal."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.table import Table
+
 from ..utils.atomic_io import write_atomically
-from .items import Result
-from .running import BenchmarkRun
+from ..utils.wording import FLAG, INCONCLUSIVE, PASS, count, signed, verdict_of
+from .analysis import Analysis
+from .batch_check import BatchCheck
+from .grids import TOTAL, Grid, Report, grids, interval, short_names
+from .length import ALL, chance_shown
 
-Results = Mapping[str, Mapping[str, BenchmarkRun]]  # benchmark -> model -> scores
-
-
-def table(result: Result) -> dict[str, float | int]:
-    """The lines of a result: subsets, sections, total, and the counts."""
-    lines: dict[str, float | int] = {name: subset.score for name, subset in result.subsets.items()}
-    lines |= {f"[{name}]": score for name, score in result.sections.items()}
-    return {**lines, "total": result.total, "rows": result.rows, "ties": result.ties}
-
-
-def short_names(models: list[str]) -> dict[str, str]:
-    """The last part of each name, or the whole where two would be alike."""
-    shorts = [os.path.basename(model.rstrip("/")) or model for model in models]
-    return {model: short if shorts.count(short) == 1 else model for model, short in zip(models, shorts, strict=True)}
+_WIDTH = 2  # models side by side, so that a table has about 100 columns
+_MARKS = (
+    "`!`: not above the best baseline of the line. `?`: above it, but the 95 % interval of the paired difference "
+    "includes zero. `*`: the interval of the baseline minus chance, or of the difference, excludes zero."
+)
 
 
-def markdown(results: Results) -> str:
-    """One table per benchmark, one column per model."""
+def tables(benchmark: str, report: Report) -> list[Table]:
+    """The tables for the terminal."""
+    found = []
+    for grid in grids(benchmark, report, digits=3, width=_WIDTH):
+        table = Table(title=grid.title, title_justify="left")
+        for number, column in enumerate(grid.columns):
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
+        for row in grid.rows:
+            if row[0] in ("ties", ALL):
+                table.add_section()
+            table.add_row(*row)
+        found.append(table)
+    return found
+
+
+def markdown(reports: Mapping[str, Report]) -> str:
+    """The same tables with all models side by side, and what there is to say of them."""
     parts = []
-    for benchmark, by_model in results.items():
-        names = short_names(list(by_model))
-        columns = {names[model]: table(scored.result) for model, scored in by_model.items()}
-        lines = [
-            f"## {benchmark}",
-            "",
-            f"| | {' | '.join(map(_text, columns))} |",
-            f"| --- |{' ---: |' * len(columns)}",
-        ]
-        for name in dict.fromkeys(name for column in columns.values() for name in column):
-            cells = " | ".join(_cell(column.get(name)) for column in columns.values())
-            lines.append(f"| {_text(name)} | {cells} |")
-        lines += ["", *notes(by_model)]
+    for benchmark, report in reports.items():
+        first, *others = grids(benchmark, report, digits=4)
+        lines = [f"## {benchmark}", "", *_markdown_table(first), "", *(f"- {note}" for note in notes(report))]
+        for grid in others:
+            lines += ["", f"### {grid.title}", "", *_markdown_table(grid)]
         parts.append("\n".join(lines).rstrip())
     return "\n\n".join(parts) + "\n"
 
 
-def notes(by_model: Mapping[str, BenchmarkRun]) -> list[str]:
-    """What makes these figures differ from published ones."""
-    result = next(iter(by_model.values())).result
-    lines = []
-    if result.missing:
-        lines.append(f"Not in the data: {', '.join(result.missing)}. The total is over the rest.")
-    cut = {model: scored.cut_texts for model, scored in by_model.items() if scored.cut_texts}
-    lines += [f"{names} cut {count} texts to `max_length`." for names, count in cut.items()]
+def _markdown_table(grid: Grid) -> list[str]:
+    _, *columns = map(_text, grid.columns)
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    return lines + [f"| {' | '.join(map(_text, row))} |" for row in grid.rows]
+
+
+def notes(report: Report) -> list[str]:
+    """How to read the table, and what is not in it."""
+    runs, analysis = report.runs, report.analysis
+    names = short_names(list(runs))
+    lines = [
+        "Baselines need no model; equal lengths (in characters) count as chance would have them. "
+        + ("`last` of two answers is the second." if report.has_order else "The rows have no order of answers."),
+        f"Intervals are 95 %. {_MARKS}",
+        f"`{PASS}`: the interval lies above chance, or above the other model; `{FLAG}`: below; `{INCONCLUSIVE}`: "
+        "neither, or too few items.",
+    ]
+    missing = next(iter(runs.values())).result.missing
+    if missing:
+        lines.append(f"Not in the data: {', '.join(missing)}. The total is over the rest.")
+    lines += [
+        f"{names[model]} cut {run.cut_texts} texts to `max_length`." for model, run in runs.items() if run.cut_texts
+    ]
+    for model in runs:
+        lines += [f"{names[model]}: {line}" for line in (_length(analysis, model), _check(report.checks.get(model)))]
+    models = list(runs)
+    for number, model in enumerate(models):
+        lines += [_difference(analysis, names, model, other) for other in models[:number]]
     return lines
 
 
-def write(results: Results, folder: Path) -> None:
+def write(reports: Mapping[str, Report], folder: Path) -> None:
     """`results.json` and `results.md`."""
     content = [
-        {"benchmark": benchmark, "model": model, **scored.result.to_dict(), "cut_texts": scored.cut_texts}
-        for benchmark, by_model in results.items()
-        for model, scored in by_model.items()
+        {
+            **{"benchmark": benchmark, "model": model, **run.result.to_dict(), "cut_texts": run.cut_texts},
+            **report.analysis.to_dict(model),
+            "batch_check": None if (check := report.checks.get(model)) is None else check.to_dict(),
+        }
+        for benchmark, report in reports.items()
+        for model, run in report.runs.items()
     ]
     write_atomically(folder / "results.json", json.dumps(content, indent=2) + "\n")
-    write_atomically(folder / "results.md", markdown(results))
+    write_atomically(folder / "results.md", markdown(reports))
+
+
+def _length(analysis: Analysis, model: str) -> str:
+    of_model = analysis.models[model]
+    accuracy, pairs = of_model.length_matched[ALL]
+    share = "no pair differs in length"
+    if of_model.longer_preferred == of_model.longer_preferred:
+        share = f"prefers the longer answer in {100 * of_model.longer_preferred:.1f} % of pairs"
+    matched = f"no pair has lengths within {100 * analysis.length_share:g} %"
+    if pairs:
+        matched = (
+            f"right in {interval(accuracy)} of the {count(pairs, 'pair')} (of {count(accuracy.items, 'item')}) with "
+            f"lengths within {100 * analysis.length_share:g} %, against chance: {chance_shown(accuracy)}"
+        )
+    return f"{share}; {matched}."
+
+
+def _check(check: BatchCheck | None) -> str:
+    if check is None:
+        return "batches were not checked (texts were scored one by one, or by a server or an ensemble)."
+    return (
+        f"batch invariance: {check.verdict}; rewards of {check.texts} texts alone and in batches differ by up to "
+        f"{check.largest:.2g} ({check.relative:.2g} of the largest; {check.tolerance:g} is allowed), and "
+        f"{check.changed} of {count(check.choices, 'choice')} change."
+    )
+
+
+def _difference(analysis: Analysis, names: Mapping[str, str], model: str, other: str) -> str:
+    found = analysis.models[model].differences[other][TOTAL]
+    return (
+        f"{names[model]} minus {names[other]}, total: {verdict_of(found.low, found.high)}; {signed(found.value)} "
+        f"points, 95 % interval {signed(found.low)} to {signed(found.high)}."
+    )
 
 
 def _text(name: str) -> str:
     """A name as a cell: neither a bar nor a line break may end it."""
     return " ".join(name.split()).replace("|", "\\|")
-
-
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4f}"

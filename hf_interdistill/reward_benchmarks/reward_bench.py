@@ -21,6 +21,7 @@ from .items import (
     Item,
     Result,
     Row,
+    SubsetScore,
     by_subset,
     chosen_is_above,
     mean,
@@ -71,12 +72,18 @@ def parse_row(row: Row) -> Item:
         messages = [{"role": roles[turn % 2], "content": message["content"]} for turn, message in enumerate(prompt)]
     else:
         messages = user_message(prompt)
-    return Item(row.location, subset, messages, (row.get("chosen", str), row.get("rejected", str)))
+    answers = (row.get("chosen", str), row.get("rejected", str))
+    return Item(row.location, subset, messages, answers, pairs=((0, 1),))
 
 
-def aggregate(items, rewards) -> Result:
+def judge(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """The subsets."""
+    groups = by_subset(items, rewards)
+    return {name: mean_subset(group, chosen_is_above, is_tie_half) for name, group in groups.items()}
+
+
+def combine(subsets: dict[str, SubsetScore]) -> Result:
     """Subsets, sections and the weighted total."""
-    subsets = {name: mean_subset(group, chosen_is_above) for name, group in by_subset(items, rewards).items()}
     sections = {}
     for section, counts in SECTIONS.items():
         present = {name: count for name, count in counts.items() if name in subsets}
@@ -95,5 +102,5 @@ def aggregate(items, rewards) -> Result:
 _CORE = (HubSource("allenai/reward-bench", "filtered"),)
 _PRIOR = tuple(HubSource("allenai/preference-test-sets", name) for name in PRIOR_SETS)
 
-REWARD_BENCH = Benchmark("reward_bench", _CORE, parse_row, aggregate)
-REWARD_BENCH_WITH_PRIOR_SETS = Benchmark("reward_bench_with_prior_sets", (*_CORE, *_PRIOR), parse_row, aggregate)
+REWARD_BENCH = Benchmark("reward_bench", _CORE, parse_row, judge, combine)
+REWARD_BENCH_WITH_PRIOR_SETS = Benchmark("reward_bench_with_prior_sets", (*_CORE, *_PRIOR), parse_row, judge, combine)

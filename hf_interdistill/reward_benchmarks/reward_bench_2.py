@@ -17,6 +17,7 @@ Rows: `id`, `prompt`, `chosen` and `rejected` (lists of texts), `subset`, `num_c
 
 from __future__ import annotations
 
+from itertools import product
 from math import inf, tanh
 
 from .items import Benchmark, HubSource, Item, Result, Row, SubsetScore, by_subset, mean, user_message
@@ -36,7 +37,8 @@ def parse_row(row: Row) -> Item:
     if correct != len(chosen):
         raise ValueError(f"{row.location}: `num_correct` is {correct}, but `chosen` holds {len(chosen)} answers.")
     facts = {"correct": correct, **(_ties_id(row, correct) if name == _TIES else {})}
-    return Item(row.location, name, user_message(row.get("prompt", str)), (*chosen, *rejected), facts)
+    pairs = tuple(product(range(correct), range(correct, correct + len(rejected))))
+    return Item(row.location, name, user_message(row.get("prompt", str)), (*chosen, *rejected), facts, pairs)
 
 
 def _ties_id(row: Row, correct: int) -> dict:
@@ -50,14 +52,19 @@ def _ties_id(row: Row, correct: int) -> dict:
     return {"kind": kind, "prompt": number}
 
 
-def aggregate(items, rewards) -> Result:
-    """Subsets and their mean."""
+def judge(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """The subsets. A shared first rank already counts as chance would have it, so `is_tie_half` changes nothing; in
+    Ties equal rewards are a gap of zero."""
     groups = by_subset(items, rewards)
-    subsets = {
+    return {
         name: _ties(groups[name]) if name == _TIES else _best_of_four(groups[name])
         for name in SUBSETS
         if name in groups
     }
+
+
+def combine(subsets: dict[str, SubsetScore]) -> Result:
+    """Subsets and their mean."""
     total = mean([subset.score for subset in subsets.values()])
     return Result(subsets, {}, total, tuple(name for name in SUBSETS if name not in subsets))
 
@@ -101,4 +108,4 @@ def _margin_score(gap: float, spread: float) -> float:
     return tanh(gap / spread - 1)
 
 
-REWARD_BENCH_2 = Benchmark("reward_bench_2", (HubSource("allenai/reward-bench-2", "test"),), parse_row, aggregate)
+REWARD_BENCH_2 = Benchmark("reward_bench_2", (HubSource("allenai/reward-bench-2", "test"),), parse_row, judge, combine)

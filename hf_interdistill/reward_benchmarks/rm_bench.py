@@ -13,9 +13,10 @@ Rows: `prompt`, `chosen` and `rejected` (lists of three), `domain` (`chat`, `cod
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import PurePath
 
-from .items import Benchmark, HubSource, Item, Result, Row, SubsetScore, by_subset, mean, user_message
+from .items import Benchmark, HubSource, Item, Result, Row, SubsetScore, by_subset, is_above, mean, user_message
 
 DOMAINS = ("chat", "math", "code", "safety")
 LEVELS = ("easy", "normal", "hard")
@@ -37,27 +38,38 @@ def parse_row(row: Row) -> Item:
             f"{row.location} has {len(chosen)} chosen and {len(rejected)} rejected answers, but RM-Bench has three "
             "each."
         )
-    return Item(row.location, domain, user_message(row.get("prompt", str)), (*chosen, *rejected))
+    prompt = user_message(row.get("prompt", str))
+    pairs = tuple(product(range(_STYLES), range(_STYLES, 2 * _STYLES)))
+    return Item(row.location, domain, prompt, (*chosen, *rejected), pairs=pairs)
 
 
-def aggregate(items, rewards) -> Result:
-    """Domain and level, domains, levels, total."""
+def judge(items, rewards, is_tie_half: bool) -> dict[str, SubsetScore]:
+    """Each domain on each level."""
     groups = by_subset(items, rewards)
-    present = [domain for domain in DOMAINS if domain in groups]
-    subsets = {f"{domain}/{level}": _level(groups[domain], level) for domain in present for level in LEVELS}
+    return {
+        f"{domain}/{level}": _level(groups[domain], level, is_tie_half)
+        for domain in DOMAINS
+        if domain in groups
+        for level in LEVELS
+    }
+
+
+def combine(subsets: dict[str, SubsetScore]) -> Result:
+    """Domain and level, domains, levels, total."""
+    present = [domain for domain in DOMAINS if f"{domain}/{LEVELS[0]}" in subsets]
     domains = {domain: mean([subsets[f"{domain}/{level}"].score for level in LEVELS]) for domain in present}
     levels = {level: mean([subsets[f"{domain}/{level}"].score for domain in present]) for level in LEVELS}
     missing = tuple(domain for domain in DOMAINS if domain not in present)
     return Result(subsets, {**domains, **levels}, mean(list(domains.values())), missing)
 
 
-def _level(group, level: str) -> SubsetScore:
+def _level(group, level: str, is_tie_half: bool) -> SubsetScore:
     """Mean over the comparisons of one level; ties are comparisons."""
     is_level = {"easy": lambda i, j: i > j, "normal": lambda i, j: i == j, "hard": lambda i, j: i < j}[level]
     cells = [(i, j) for i in range(_STYLES) for j in range(_STYLES) if is_level(i, j)]
     pairs = [(values[i], values[_STYLES + j]) for _, values in group for i, j in cells]
-    score = mean([chosen > rejected for chosen, rejected in pairs])
+    score = mean([is_above(chosen, rejected, is_tie_half) for chosen, rejected in pairs])
     return SubsetScore(score, len(group), sum(chosen == rejected for chosen, rejected in pairs))
 
 
-RM_BENCH = Benchmark("rm_bench", (HubSource("THU-KEG/RM-Bench", "train"),), parse_row, aggregate)
+RM_BENCH = Benchmark("rm_bench", (HubSource("THU-KEG/RM-Bench", "train"),), parse_row, judge, combine)

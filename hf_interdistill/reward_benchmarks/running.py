@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..scoring.scorer import RewardScorer
+from ..scoring.aggregation import EnsembleFile, is_ensemble
+from ..scoring.text_scorer import TextScorer
 from ..utils.jsonl_jobs import JsonlJob
 from . import find_benchmark
 from .items import Benchmark, Item, Result
@@ -30,7 +31,7 @@ class BenchmarkRun:
 
 
 def run_benchmark(
-    scorer: RewardScorer,
+    scorer: TextScorer,
     benchmark: str | Benchmark,
     data: str | Sequence[Item] | None = None,
     *,
@@ -63,7 +64,7 @@ def run_benchmark(
     items = load_items(benchmark, data) if data is None or isinstance(data, str) else list(data)
     job = job or JsonlJob(None)
     known = {row["row"]: row for row in job.rows() if row["model"] == model_key}
-    missing = [item for item in items if _row_key(item) not in known]
+    missing = [item for item in items if row_key(item) not in known]
     finished, label = len(items) - len(missing), f"{scorer.__name__} on {benchmark.name}"
     with job.appending() as append, tqdm(total=len(items), initial=finished, desc=label) as progress:
         for chunk in _chunks(missing, 8 * scorer.batch_size):
@@ -71,14 +72,14 @@ def run_benchmark(
             append(*scored)
             known |= {entry["row"]: entry for entry in scored}
             progress.update(len(chunk))
-    entries = [known[_row_key(item)] for item in items]
+    entries = [known[row_key(item)] for item in items]
     result = benchmark.aggregate(items, [entry["rewards"] for entry in entries])
     rewards = tuple(tuple(entry["rewards"]) for entry in entries)
     return BenchmarkRun(result, sum(entry["cut"] for entry in entries), rewards)
 
 
 def _chunks(items: Sequence[Item], texts: int) -> Iterator[list[Item]]:
-    """Items in chunks of up to so many candidates, but at least one item each."""
+    """Items in chunks of at most so many candidates, with at least one item each."""
     chunk: list[Item] = []
     count = 0
     for item in items:
@@ -91,56 +92,74 @@ def _chunks(items: Sequence[Item], texts: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _score(scorer: RewardScorer, items: Sequence[Item], is_truncating: bool) -> list[dict]:
+def _score(scorer: TextScorer, items: Sequence[Item], is_truncating: bool) -> list[dict]:
     rows, cuts = [], []
     for item in items:
-        encoded = [_encode(scorer, item, candidate) for candidate in item.candidates]
-        limit = scorer.max_length
-        is_long = [limit is not None and len(ids) > limit for ids in encoded]
-        if any(is_long) and not is_truncating:
-            raise ValueError(
-                f"{item.location}: a text has {max(map(len, encoded))} tokens, more than max_length={limit}. Raise "
-                "`max_length`, or set `truncate` to keep the last ones."
-            )
-        rows += encoded if limit is None else [ids[-limit:] for ids in encoded]
-        cuts.append(sum(is_long))
+        encoded, cut = encode_item(scorer, item, is_truncating)
+        rows += encoded
+        cuts.append(cut)
     rewards = iter(scorer.score_ids(rows))
     entries = []
     for item, cut in zip(items, cuts, strict=True):
         values = [next(rewards) for _ in item.candidates]
-        if not all(map(isfinite, values)):
-            raise ValueError(
-                f"{item.location}: the rewards are {values}: a broken model, or one that needs another dtype."
-            )
-        entries.append({"row": _row_key(item), "rewards": values, "cut": cut})
+        require_finite(item, values)
+        entries.append({"row": row_key(item), "rewards": values, "cut": cut})
     return entries
 
 
-def _encode(scorer: RewardScorer, item: Item, candidate: str) -> list[int]:
+def encode_item(scorer: TextScorer, item: Item, is_truncating: bool) -> tuple[list[list[int]], int]:
+    """The tokens of each candidate after the prompt, and how many of these texts were cut.
+
+    Raises:
+        ValueError: a text that the scorer cannot read, or that is too long; the message names file and line.
+    """
+    encoded = [_encode(scorer, item, candidate) for candidate in item.candidates]
+    limit = scorer.max_length
+    is_long = [limit is not None and len(ids) > limit for ids in encoded]
+    if any(is_long) and not is_truncating:
+        raise ValueError(
+            f"{item.location}: a text has {max(map(len, encoded))} tokens, more than max_length={limit}. Raise "
+            "`max_length`, or set `truncate` to keep the last ones."
+        )
+    return encoded if limit is None else [ids[-limit:] for ids in encoded], sum(is_long)
+
+
+def require_finite(item: Item, rewards: Sequence[float]) -> None:
+    """Raise `ValueError` for rewards that are not finite; the message names file and line."""
+    if not all(map(isfinite, rewards)):
+        raise ValueError(
+            f"{item.location}: the rewards are {list(rewards)}: a broken model, or one that needs another dtype."
+        )
+
+
+def _encode(scorer: TextScorer, item: Item, candidate: str) -> list[int]:
     try:
         return scorer.formatter.encode(item.prompt, [{"role": "assistant", "content": candidate}])
     except ValueError as error:
         raise ValueError(f"{item.location}: {error}") from None
 
 
-def _row_key(item: Item) -> str:
+def row_key(item: Item) -> str:
+    """A short text for the prompt and the candidates."""
     content = json.dumps([item.prompt, item.candidates], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def fingerprint_model(name: str, scorer: RewardScorer, **settings) -> str:
-    """What rewards depend on, as a short text: the model's name, its files or its commit, and settings.
+def fingerprint_model(name: str, scorer: TextScorer, **settings) -> str:
+    """A short text of everything that rewards depend on: the model's name, its files or its commit, and settings.
 
     For a folder it covers the contents of the small files (configuration, tokenizer, chat template) and size and time
-    of the weights, so that a model trained again is scored again.
+    of the weights, so that a model trained again is scored again; for an ensemble also those of its members.
     """
     digest = hashlib.blake2b(digest_size=8)
-    if Path(name).is_dir():
-        for path in sorted(path for path in Path(name).iterdir() if path.is_file()):
-            stat = path.stat()
-            content = f"{stat.st_size} {stat.st_mtime_ns}".encode() if path.suffix in _WEIGHTS else path.read_bytes()
-            digest.update(path.name.encode() + b"\0" + content + b"\0")
-    else:
-        digest.update(str(getattr(scorer.model.config, "_commit_hash", None)).encode())
+    members = EnsembleFile.read(name).members if is_ensemble(name) else ()
+    folders = [folder for folder in map(Path, (name, *members)) if folder.is_dir()]
+    for path in sorted(path for folder in folders for path in folder.iterdir() if path.is_file()):
+        stat = path.stat()
+        content = f"{stat.st_size} {stat.st_mtime_ns}".encode() if path.suffix in _WEIGHTS else path.read_bytes()
+        digest.update(path.name.encode() + b"\0" + content + b"\0")
+    if not Path(name).is_dir():
+        config = getattr(getattr(scorer, "model", None), "config", None)  # a served model has none here
+        digest.update(str(getattr(config, "_commit_hash", None)).encode())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return f"{name}@{digest.hexdigest()}"

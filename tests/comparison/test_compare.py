@@ -15,10 +15,11 @@ from support.pipeline import PAIRS
 
 from hf_interdistill import InteractionTeacher, RewardScorer, compare, run_benchmark
 from hf_interdistill.cli import main
-from hf_interdistill.comparison.scoring import judged_together
+from hf_interdistill.comparison import scoring as comparison_scoring
 from hf_interdistill.reward_benchmarks import BENCHMARKS
-from hf_interdistill.reward_benchmarks.items import Item
+from hf_interdistill.reward_benchmarks.items import Item, Row, judged_together
 from hf_interdistill.reward_benchmarks.loading import load_items
+from hf_interdistill.reward_benchmarks.running import BenchmarkRun
 
 SAMPLES = ROOT / "tests" / "reward_benchmarks" / "samples"
 TEST = PAIRS[64:77]
@@ -164,6 +165,21 @@ def test_items_of_every_benchmark_can_be_judged_one_by_one(name):
     assert all(-0.01 <= score <= 1.01 for score in scores) and len(set(scores)) > 1
     if name == "ppe_human_preference":
         assert np.mean(scores) == pytest.approx(total(range(len(items))))
+
+
+def test_rows_without_a_pair_have_no_score_of_their_own(tmp_path, monkeypatch):
+    def item(scores, pairs):
+        answers = {f"response_{number}": "a" for number in range(1, len(scores) + 1)}
+        row = {"prompt": "p", "scores": scores, "sampled_conflict_pairs": pairs, **answers}
+        return BENCHMARKS["ppe_correctness"].parse(Row("file, line 1", "math", row))
+
+    items = [item([True, False], [[0, 1]]), item([True, True], []), item([False, True], [[0, 1]])]
+    benchmark, rewards = BENCHMARKS["ppe_correctness"], ((2, 1), (1, 2), (2, 1))
+    run = BenchmarkRun(benchmark.aggregate(items, rewards), 0, rewards)
+    monkeypatch.setattr(comparison_scoring, "run_benchmark", lambda *args, **kwargs: run)
+    (tmp_path / "config.json").write_text("{}")
+    found, scores = comparison_scoring.score_benchmark(None, benchmark, items, tmp_path)
+    assert found.result.total == 0.5 and list(scores) == [1, 0]
 
 
 def test_the_two_rows_of_a_tie_are_judged_together():

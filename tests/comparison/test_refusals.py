@@ -17,7 +17,6 @@ from hf_interdistill import CompareConfig, compare
 from hf_interdistill.cli import main
 from hf_interdistill.comparison import runs
 from hf_interdistill.comparison.data import prompt_keys
-from hf_interdistill.comparison.runs import launcher
 from hf_interdistill.utils.errors import RunError
 
 
@@ -176,6 +175,7 @@ def test_equal_and_wrongly_named_recipes(made, tmp_path):
         ({"benchmark_data": ["a"]}, "0 benchmarks and 1 `benchmark_data`"),
         ({"teacher_config": "nowhere.yaml"}, "`teacher_config` is 'nowhere.yaml', but there is no such file"),
         ({"num_processes": 0}, "`num_processes` is 0"),
+        ({"accelerate_config": "zero4"}, "`accelerate_config` is 'zero4', but must be a file or one of TRL's"),
     ],
 )
 def test_settings_of_the_wrong_kind(changes, message, tmp_path):
@@ -218,14 +218,14 @@ def test_what_is_held_out_or_given_needs_no_more(made, tmp_path):
         compare(made.recipe, config_of(tmp_path, teacher_config=str(teacher)), is_progress_shown=False)
     one = made.write_rows("one.jsonl", [{**row, "prompt": "Always the same."} for row in PAIRS[:8]])
     recipe = recipe_of(made, "one", dataset_name=one)
-    with pytest.raises(ValueError, match="has one prompt alone, so none can be held out"):
+    with pytest.raises(ValueError, match="has only one prompt, so none can be held out"):
         compare(recipe, config_of(tmp_path), is_progress_shown=False)
 
 
 def test_two_comparisons_do_not_share_a_folder(pipeline):
     with pipeline.path("compared", ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another comparison, or a training that it started, is at work"):
+        with pytest.raises(ValueError, match="another comparison, or a training that it started, is running"):
             compared(pipeline)
     stray = pipeline.path("compared", "runs", "baseline", "seed-9")
     stray.mkdir()
@@ -242,11 +242,7 @@ def test_a_training_is_a_process_that_holds_the_lock(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text() == "said\n"
 
 
-def test_accelerate_starts_the_processes(tmp_path, monkeypatch):
-    assert launcher(None, None) == launcher(1, None) == ()
-    start = ("-m", "accelerate.commands.launch")
-    assert launcher(2, None) == (*start, "--num_processes", "2", "--main_process_port", "0")
-    assert launcher(None, "ddp.yaml") == (*start, "--config_file", "ddp.yaml", "--main_process_port", "0")
+def test_a_comparison_is_started_once(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="was started in 2 processes, but it starts those of each training itself"):
         compare({}, CompareConfig(output=str(tmp_path)))

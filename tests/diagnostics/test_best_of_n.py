@@ -66,7 +66,7 @@ def test_a_curve_by_hand():
     assert [each.value for each in found.proxy] == pytest.approx([2.0, 8 / 3, 3.0])
     assert found.drop.value == pytest.approx(1.0) and found.excess.value == pytest.approx(1.0 - 0.2)
     assert found.efficiency.value == pytest.approx(0.0)
-    assert "only 2 prompts" in found.finding().sentence and found.finding().verdict == "unclear"
+    assert "only 2 prompts" in found.finding().sentence and found.finding().verdict == "inconclusive"
 
 
 def test_the_interval_allows_for_the_choice_of_the_peak():
@@ -95,13 +95,13 @@ def simulated(harm: float, noise: float, prompts: int = 80, size: int = 16, seed
 @pytest.mark.parametrize(
     ("scores", "verdict", "words"),
     [
-        (simulated(harm=0.0, noise=0.0), "good", "no harm"),
-        (simulated(harm=0.0, noise=1.0), "good", "no harm"),
-        (simulated(harm=1.0, noise=1.0), "suspect", "choosing harder does harm"),
-        (simulated(harm=0.0, noise=1e4, prompts=400), "suspect", "hardly better than choosing at random"),
-        (simulated(harm=0.0, noise=3.0, prompts=12), "unclear", "too uncertain"),
-        ((np.zeros((20, 8)).tolist(), simulated(0, 0, 20, 8)[1]), "suspect", "hardly better"),
-        ((simulated(0, 0, 20, 8)[1], np.full((20, 8), 0.1).tolist()), "unclear", "nothing to choose"),
+        (simulated(harm=0.0, noise=0.0), "pass", "no harm"),
+        (simulated(harm=0.0, noise=1.0), "pass", "no harm"),
+        (simulated(harm=1.0, noise=1.0), "flag", "choosing harder does harm"),
+        (simulated(harm=0.0, noise=1e4, prompts=400), "flag", "hardly better than choosing at random"),
+        (simulated(harm=0.0, noise=3.0, prompts=12), "inconclusive", "too uncertain"),
+        ((np.zeros((20, 8)).tolist(), simulated(0, 0, 20, 8)[1]), "flag", "hardly better"),
+        ((simulated(0, 0, 20, 8)[1], np.full((20, 8), 0.1).tolist()), "inconclusive", "nothing to choose"),
     ],
 )
 def test_verdicts(scores, verdict, words):
@@ -137,9 +137,9 @@ def counts_good(prompts, completions):
 @pytest.mark.parametrize(
     ("name", "gold", "verdict", "words"),
     [
-        ("length", likes_middle_lengths, "suspect", "does harm"),
-        ("perfect", counts_good, "good", "no harm"),
-        ("constant", counts_good, "suspect", "hardly better"),
+        ("length", likes_middle_lengths, "flag", "does harm"),
+        ("perfect", counts_good, "pass", "no harm"),
+        ("constant", counts_good, "flag", "hardly better"),
     ],
 )
 def test_models_built_to_have_the_fault(faulty_pairs, candidates, name, gold, verdict, words):
@@ -266,7 +266,6 @@ def test_command_line_with_a_gold_model_messages_and_long_candidates(tmp_path, c
     scores = [scorer([row["prompt"]] * 3, row["completions"]) for row in (rows[0], rows[2])]
     assert curve["gold"][0]["value"] == pytest.approx(np.mean(scores), abs=1e-4)
     assert curve["oracle"][2]["value"] == pytest.approx(np.mean(np.max(scores, 1)), abs=1e-4)
-    assert (tmp_path / "out" / "best_of_n.png").exists()
     assert "prompts left out: 1 (a candidate longer" in (tmp_path / "out" / "index.html").read_text()
     assert main(["diagnose", *arguments]) == 2
     assert "no `candidates` to score" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def topics(is_text: bool, count: int = 40) -> list[dict]:
 @pytest.mark.parametrize("is_text", [True, False])
 @pytest.mark.parametrize(
     ("reads", "share", "verdict"),
-    [("answer", 0.5, "suspect"), (2, 0.5, "suspect"), ("prompt length", 0.5, "suspect"), ("all", 1.0, "good")],
+    [("answer", 0.5, "flag"), (2, 0.5, "flag"), ("prompt length", 0.5, "flag"), ("all", 1.0, "pass")],
 )
 def test_swapped_prompts(reads, share, verdict, is_text):
     """Exactly a half without a look at the question, also for a model that likes some prompts more than others."""
@@ -98,10 +98,10 @@ def questions(lengths, is_text: bool) -> list[dict]:
 @pytest.mark.parametrize(
     ("reads", "first", "last", "by_distance", "verdict"),
     [
-        ("answer", 0.5, 0.5, [0.5] * 4, "suspect"),
-        ("all", 1.0, 1.0, [1.0] * 4, "good"),
-        (200, 0.75, 1.0, [1.0, 1.0, 0.5, 0.5], "unclear"),  # half of the advantage is left
-        (FEW_TOKENS, 0.5, 1.0, [0.5] * 4, "suspect"),
+        ("answer", 0.5, 0.5, [0.5] * 4, "flag"),
+        ("all", 1.0, 1.0, [1.0] * 4, "pass"),
+        (200, 0.75, 1.0, [1.0, 1.0, 0.5, 0.5], "inconclusive"),  # half of the advantage is left
+        (FEW_TOKENS, 0.5, 1.0, [0.5] * 4, "flag"),
     ],
 )
 def test_early_context(reads, first, last, by_distance, verdict, is_text):
@@ -150,9 +150,9 @@ def fit(prompt: list[dict], answer: list[dict]) -> float:
 @pytest.mark.parametrize(
     ("reads", "verdict", "sentence"),
     [
-        ("answer", "suspect", "The prompt hardly matters"),
-        (FEW_TOKENS, "suspect", "It hardly reads how the conversation began"),
-        ("all", "good", "The first is"),
+        ("answer", "flag", "The prompt hardly matters"),
+        (FEW_TOKENS, "flag", "It hardly reads how the conversation began"),
+        ("all", "pass", "The first is"),
     ],
 )
 def test_turns(reads, verdict, sentence):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from html.parser import HTMLParser
 
 import pytest
 import torch
 from support.datasets import read_rows
 from support.models import build_encoder, build_student
+from support.pages import check_page
 from support.tokenizers import tokenizer_of
 from transformers import AutoModelForSequenceClassification
 
@@ -262,21 +262,6 @@ def test_killed_run_resumes(tmp_path, monkeypatch):
         diagnose(scorer_of(seed=3), rows, FAST, name="rm", records_dir=str(tmp_path), is_progress_shown=False)
 
 
-class Page(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.sources, self.links, self.tags, self.text = [], [], [], ""
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        self.sources += [attributes["src"]] if "src" in attributes else []
-        self.links += [attributes["href"]] if "href" in attributes else []
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_report_shows_models_side_by_side_and_needs_nothing_else(tmp_path, diagnoses):
     from dataclasses import replace
 
@@ -284,19 +269,16 @@ def test_report_shows_models_side_by_side_and_needs_nothing_else(tmp_path, diagn
         {"prompt": "</blockquote><img src=x>", "chosen": "a & b", "rejected": "<b>c</b>", "margin": -1.0}
     ])  # fmt: skip
     page = write_report([diagnoses["perfect"], evil], str(tmp_path))
-    html = page.read_text(encoding="utf-8")
-    assert "<script" not in html and "<img src=x>" not in html
-    read = Page()
-    read.feed(html)
+    read = check_page(page.read_text(encoding="utf-8"), None)
+    assert not read.scripts and "<img src=x>" not in read.source
     assert "<script>alert(1)</script>" in read.text and "</blockquote><img src=x>" in read.text
-    assert len(read.sources) == 5 and all(source.startswith("data:image/png;base64,iVBOR") for source in read.sources)
-    assert all(link.startswith("#") for link in read.links) and "http" not in html.replace("http-equiv", "")
     for name in ("accuracy", "masking", "cue", "length", "calibration"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "It likes length" in read.text and "How to read it" in read.text
+        assert "<svg" in read.source.split(f'<section id="{name}">')[1].split("</section>")[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"diagnosis.json", "index.html"}
+    assert "It prefers longer responses" in read.text and "How to read it" in read.text
     written = json.loads((tmp_path / "diagnosis.json").read_text())
     assert [each["model"] for each in written] == ["perfect", "<script>alert(1)</script>"]
-    assert written[1]["findings"]["length"]["verdict"] == "suspect"
+    assert written[1]["findings"]["length"]["verdict"] == "flag"
     assert written[0]["masking"]["first"][3]["value"] == diagnoses["perfect"].masking.first[3].value
     with pytest.raises(ValueError, match="different names"):
         write_report([evil, evil], str(tmp_path))
@@ -305,10 +287,9 @@ def test_report_shows_models_side_by_side_and_needs_nothing_else(tmp_path, diagn
 def test_report_of_attention_and_of_a_model_without_an_opinion(tmp_path, diagnoses):
     seen = diagnose(scorer_of(), preferences(6), FAST, name="seen", is_progress_shown=False)
     write_report([seen, diagnoses["constant"]], str(tmp_path))
-    assert (tmp_path / "attention.png").exists()
-    read = Page()
-    read.feed((tmp_path / "index.html").read_text())
-    assert "not seen" in read.text and "n/a" in read.text and "nan" not in read.text
+    read = check_page((tmp_path / "index.html").read_text(encoding="utf-8"), None)
+    assert "<svg" in read.source.split('<section id="attention">')[1].split("</section>")[0]
+    assert "not run" in read.text and "n/a" in read.text and "nan" not in read.text
 
 
 def test_command_line(tmp_path, capsys):
@@ -322,7 +303,11 @@ def test_command_line(tmp_path, capsys):
     assert main(["diagnose", "--model", *models, *arguments]) == 0
     written = json.loads((tmp_path / "report" / "diagnosis.json").read_text())
     assert [each["pairs"] for each in written] == [4, 4] and written[0]["data"].endswith("pairs.jsonl")
-    assert str(tmp_path.parent) not in (tmp_path / "report" / "index.html").read_text()
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    folder = tmp_path.name
+    names = f"--model {folder}/one {folder}/two --data {folder}/pairs.jsonl --output {folder}/report"
+    check_page(page, f"interdistill diagnose {names} --limit 4 --resamples 20")
+    assert str(tmp_path.parent) not in page
     assert written[0]["accuracy"] != written[1]["accuracy"] or written[0]["calibration"] != written[1]["calibration"]
     assert "early_context" in written[0] and "swapped_prompt" in written[0] and "turn_removal" in written[0]
     assert "masking" in capsys.readouterr().out

@@ -38,13 +38,13 @@ def results(margins, cue=0.0, lengths=None, masked=None) -> PairResults:
 @pytest.mark.parametrize(
     ("right", "wrong", "verdict", "words"),
     [
-        (6, 1, "unclear", "do not tell it from chance"),  # p = 0.125
-        (5, 0, "unclear", "do not tell it from chance"),  # p = 0.0625
-        (6, 0, "good", ": better than chance"),  # p = 0.03125
-        (0, 6, "suspect", ": worse than chance"),
-        (1, 6, "unclear", "do not tell it from chance"),
-        (60, 40, "unclear", "do not tell it from chance"),  # p = 0.0569
-        (61, 39, "good", ": better than chance"),  # p = 0.0352
+        (6, 1, "inconclusive", "do not tell it from chance"),  # p = 0.125
+        (5, 0, "inconclusive", "do not tell it from chance"),  # p = 0.0625
+        (6, 0, "pass", ": better than chance"),  # p = 0.03125
+        (0, 6, "flag", ": worse than chance"),
+        (1, 6, "inconclusive", "do not tell it from chance"),
+        (60, 40, "inconclusive", "do not tell it from chance"),  # p = 0.0569
+        (61, 39, "pass", ": better than chance"),  # p = 0.0352
     ],
 )
 def test_accuracy_is_an_exact_test(right, wrong, verdict, words):
@@ -53,13 +53,13 @@ def test_accuracy_is_an_exact_test(right, wrong, verdict, words):
     assert found.finding().verdict == verdict and words in found.finding().sentence
 
 
-def test_ties_are_suspect_only_where_they_are_certainly_many():
-    assert measure_accuracy(results([0.0] + [1.0] * 19)).finding().verdict == "good"  # 1 of 20, 0.001 to 0.25
-    assert measure_accuracy(results([0.0] * 6 + [1.0] * 19)).finding().verdict == "suspect"
+def test_ties_are_flagged_only_where_they_are_certainly_many():
+    assert measure_accuracy(results([0.0] + [1.0] * 19)).finding().verdict == "pass"  # 1 of 20, 0.001 to 0.25
+    assert measure_accuracy(results([0.0] * 6 + [1.0] * 19)).finding().verdict == "flag"
 
 
-@pytest.mark.parametrize(("pairs", "verdict"), [(9, "unclear"), (60, "unclear"), (80, "good")])
-def test_a_phrase_that_changes_nothing_is_cleared_by_enough_pairs(pairs, verdict):
+@pytest.mark.parametrize(("pairs", "verdict"), [(9, "inconclusive"), (60, "inconclusive"), (80, "pass")])
+def test_a_phrase_that_changes_nothing_passes_with_enough_pairs(pairs, verdict):
     """80 pairs without a change exclude a share of 5 %, 60 do not."""
     found = measure_cue(results([1.0, -1.0] * (pairs // 2) + [1.0] * (pairs % 2)), CONFIG)
     assert found.change.value == 0.0 and found.finding().verdict == verdict
@@ -78,7 +78,7 @@ def test_a_penalty_is_no_purchase(added, words, absent):
     found = measure_cue(results(margins, cue=np.full(60, added)), CONFIG)
     finding = found.finding()
     assert found.gain.value == pytest.approx(added / margins.std())
-    assert finding.verdict == "suspect" and "a loss of " in finding.sentence
+    assert finding.verdict == "flag" and "a loss of " in finding.sentence
     assert all(word in finding.sentence for word in words), finding.sentence
     assert not any(word in finding.sentence for word in absent), finding.sentence
 
@@ -88,7 +88,7 @@ def test_a_phrase_of_no_certain_direction_is_neither():
     found = measure_cue(results(np.full(60, 1.0), cue=generator.choice([-4.0, 4.0], 60)), CONFIG)
     assert found.gain.low < 0 < found.gain.high
     finding = found.finding()
-    assert "no certain direction" in finding.sentence and finding.verdict == "suspect"
+    assert "no certain direction" in finding.sentence and finding.verdict == "flag"
     assert "buys" not in finding.sentence and "penalized" not in finding.sentence and "misleads" in finding.sentence
 
 
@@ -106,47 +106,51 @@ def test_a_pick_below_a_random_choice_is_said_to_be_below():
     gold = generator.normal(size=(40, 8))
     finding = measure_best_of_n((-gold).tolist(), gold.tolist(), CONFIG, gold_name="truth").finding()
     assert "below a random choice" in finding.sentence and "above a random choice" not in finding.sentence
-    assert finding.verdict == "suspect" and "-" not in finding.sentence.split("below")[0]
+    assert finding.verdict == "flag" and "-" not in finding.sentence.split("below")[0]
 
 
-@pytest.mark.parametrize(("pairs", "verdict"), [(3, "unclear"), (20, "suspect")])
+@pytest.mark.parametrize(("pairs", "verdict"), [(3, "inconclusive"), (20, "flag")])
 def test_length_needs_pairs_of_both_kinds(pairs, verdict):
     lengths = [[9, 5]] * pairs + [[5, 9]] * pairs
     found = measure_length(results([1.0] * pairs + [-1.0] * pairs, lengths=lengths), CONFIG)
     assert found.gap.value == 1.0 and found.finding().verdict == verdict
-    assert ("likes length" in found.finding().sentence) == (verdict == "suspect")
+    assert ("prefers longer responses" in found.finding().sentence) == (verdict == "flag")
     reverse = measure_length(results([-1.0] * pairs + [1.0] * pairs, lengths=lengths), CONFIG).finding()
-    assert reverse.verdict == verdict and ("likes brevity" in reverse.sentence) == (verdict == "suspect")
+    assert reverse.verdict == verdict and ("likes brevity" in reverse.sentence) == (verdict == "flag")
 
 
-def test_length_is_not_cleared_by_few_pairs():
+def test_length_does_not_pass_with_few_pairs():
     few, many = ([[9, 5]] * count + [[5, 9]] * count for count in (12, 60))
-    for lengths, verdict in ((few, "unclear"), (many, "good")):
+    for lengths, verdict in ((few, "inconclusive"), (many, "pass")):
         assert measure_length(results([1.0] * len(lengths), lengths=lengths), CONFIG).finding().verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("pairs", "verdict", "words"),
-    [(5, "unclear", "do not tell it from chance"), (8, "unclear", "too uncertain"), (40, "suspect", "last words")],
+    [
+        (5, "inconclusive", "do not tell it from chance"),
+        (8, "inconclusive", "too uncertain"),
+        (40, "flag", "last words"),
+    ],
 )
 def test_masking_needs_an_advantage_and_pairs(pairs, verdict, words):
     finding = measure_masking(results([1.0] * pairs), CONFIG).finding()
     assert finding.verdict == verdict and words in finding.sentence
 
 
-def test_label_noise_is_not_cleared_by_few_pairs():
-    for pairs, verdict in ((6, "unclear"), (60, "good")):
+def test_label_noise_does_not_pass_with_few_pairs():
+    for pairs, verdict in ((6, "inconclusive"), (60, "pass")):
         margins = np.ones(pairs)
         assert measure_noise(margins, {0.2: ("a", margins)}, 0, CONFIG).finding().verdict == verdict
 
 
-@pytest.mark.parametrize(("pairs", "verdict"), [(3, "unclear"), (20, "unclear"), (100, "good")])
-def test_confident_models_are_not_cleared_by_few_pairs(pairs, verdict):
+@pytest.mark.parametrize(("pairs", "verdict"), [(3, "inconclusive"), (20, "inconclusive"), (100, "pass")])
+def test_confident_models_do_not_pass_with_few_pairs(pairs, verdict):
     assert measure_calibration(results([9.0] * pairs), CONFIG).finding().verdict == verdict
 
 
 def test_few_confident_mistakes_are_no_bad_log_loss():
-    assert measure_calibration(results([-3.0] * 2), CONFIG).finding().verdict == "unclear"
+    assert measure_calibration(results([-3.0] * 2), CONFIG).finding().verdict == "inconclusive"
 
 
 def test_intervals_of_pairs_that_are_all_alike():

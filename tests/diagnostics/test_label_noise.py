@@ -59,11 +59,11 @@ def taught(accuracy: float, share: float, repeats: float, pairs: int = 2000) -> 
 @pytest.mark.parametrize(
     ("repeats", "pairs", "verdict", "words"),
     [
-        (1.0, 2000, "suspect", "learns the flips"),
-        (0.8, 2000, "suspect", "learns the flips"),
-        (0.2, 2000, "good", "sees through most"),
-        (0.0, 2000, "good", "sees through most"),
-        (0.5, 60, "unclear", "Too uncertain"),
+        (1.0, 2000, "flag", "learns the flips"),
+        (0.8, 2000, "flag", "learns the flips"),
+        (0.2, 2000, "pass", "sees through most"),
+        (0.0, 2000, "pass", "sees through most"),
+        (0.5, 60, "inconclusive", "Too uncertain"),
     ],
 )
 def test_verdicts(repeats, pairs, verdict, words):
@@ -74,14 +74,14 @@ def test_verdicts(repeats, pairs, verdict, words):
 
 def test_the_largest_share_decides():
     clean, worse = taught(0.9, 0.4, 1.0)
-    assert measure_noise(clean, {0.1: ("a", worse), 0.4: ("b", clean)}, 0, CONFIG).finding().verdict == "good"
-    assert measure_noise(clean, {0.1: ("a", clean), 0.4: ("b", worse)}, 0, CONFIG).finding().verdict == "suspect"
+    assert measure_noise(clean, {0.1: ("a", worse), 0.4: ("b", clean)}, 0, CONFIG).finding().verdict == "pass"
+    assert measure_noise(clean, {0.1: ("a", clean), 0.4: ("b", worse)}, 0, CONFIG).finding().verdict == "flag"
 
 
 def test_a_model_no_better_than_chance_has_nothing_to_lose():
     clean, noisy = taught(0.5, 0.3, 1.0, 200)
     finding = measure_noise(clean, {0.3: ("a", noisy)}, left_out=0, config=CONFIG).finding()
-    assert finding.verdict == "unclear" and "do not tell it from chance, so there is no" in finding.sentence
+    assert finding.verdict == "inconclusive" and "do not tell it from chance, so there is no" in finding.sentence
 
 
 def rule(name: str) -> RewardScorer:
@@ -99,8 +99,8 @@ def test_diagnosis_with_worse_and_with_equal_models(faulty_pairs):
     worse = found(**{"0.1": "perfect", "0.3": "constant"})
     assert worse.label_noise.loss[0].value == 0.0 and worse.label_noise.loss[1].value == 0.5
     assert worse.label_noise.models == ("perfect", "constant")
-    assert worse.findings()["label_noise"].verdict == "suspect"
-    assert found(**{"0.3": "perfect"}).findings()["label_noise"].verdict == "good"
+    assert worse.findings()["label_noise"].verdict == "flag"
+    assert found(**{"0.3": "perfect"}).findings()["label_noise"].verdict == "pass"
     assert worse.to_dict()["label_noise"]["loss"][1]["value"] == 0.5
     plain = diagnose(rule("perfect"), pairs, FAST, is_progress_shown=False)
     assert "label_noise" not in plain.to_dict() and "label_noise" not in plain.findings()
@@ -137,9 +137,13 @@ def test_rewards_are_the_scorers_and_long_pairs_are_left_out(tmp_path, monkeypat
     assert calls == [1] and again.to_dict() == found.to_dict()
     with pytest.raises(ValueError, match="weights differ"):
         diagnose(scorer_of(0), mixed, fast, noise_models={0.2: scorer_of(2)}, **options)
-    monkeypatch.setattr("hf_interdistill.diagnostics.collect.noise_models.context_length", lambda *_: 5)
+
+    class Short(RewardScorer):
+        context_length = 5
+
+    short = Short(noisy.model, noisy.tokenizer)
     with pytest.raises(ValueError, match="No pair can be read by rm and all"):
-        diagnose(scorer_of(0), rows, fast, noise_models={0.2: noisy}, name="rm", is_progress_shown=False)
+        diagnose(scorer_of(0), rows, fast, noise_models={0.2: short}, name="rm", is_progress_shown=False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -19,10 +22,10 @@ def verdicts(diagnosis) -> dict[str, str]:
     return {name: finding.verdict for name, finding in diagnosis.findings().items()}
 
 
-def test_perfect_model_is_cleared(diagnoses):
+def test_perfect_model_passes(diagnoses):
     found = diagnoses["perfect"]
     assert found.accuracy.accuracy.value == 1.0 and found.accuracy.ties.value == 0.0 and found.pairs == 300
-    expected = dict.fromkeys(("accuracy", "masking", "cue", "length", "calibration"), "good")
+    expected = dict.fromkeys(("accuracy", "masking", "cue", "length", "calibration"), "pass")
     assert verdicts(found) == expected
     assert found.examples == []
 
@@ -30,8 +33,8 @@ def test_perfect_model_is_cleared(diagnoses):
 def test_model_that_scores_the_end_alone(diagnoses):
     found = diagnoses["end"]
     assert found.accuracy.accuracy.low > 0.5
-    assert verdicts(found)["masking"] == "suspect" and "from the last words alone" in found.masking.finding().sentence
-    assert verdicts(found)["length"] != "suspect"
+    assert verdicts(found)["masking"] == "flag" and "from the last words alone" in found.masking.finding().sentence
+    assert verdicts(found)["length"] != "flag"
     curve = found.masking
     for first in curve.first:  # it never read what is taken away
         assert first.value == curve.whole.value
@@ -51,14 +54,14 @@ def test_model_that_scores_length(diagnoses):
     found = diagnoses["length"]
     assert found.length.longer_is_better.value == 1.0 and found.length.longer_is_worse.value == 0.0
     assert found.length.correlation.value == pytest.approx(1.0)
-    assert verdicts(found)["length"] == "suspect" and "likes length" in found.length.finding().sentence
-    assert verdicts(found)["cue"] == "suspect"  # the phrase makes the response longer
+    assert verdicts(found)["length"] == "flag" and "prefers longer responses" in found.length.finding().sentence
+    assert verdicts(found)["cue"] == "flag"  # the phrase makes the response longer
     assert found.examples and all(example["margin"] < 0 for example in found.examples)
 
 
 def test_model_that_rewards_the_cue(diagnoses):
     found = diagnoses["cue"]
-    assert verdicts(found) == {**verdicts(diagnoses["perfect"]), "cue": "suspect"}
+    assert verdicts(found) == {**verdicts(diagnoses["perfect"]), "cue": "flag"}
     assert found.cue.on_rejected.value == 0.0 and found.cue.on_chosen.value == found.cue.plain.value == 1.0
     assert found.cue.gain.value > 2 and found.cue.change.value == 1.0
 
@@ -66,8 +69,8 @@ def test_model_that_rewards_the_cue(diagnoses):
 def test_constant_model(diagnoses):
     found = diagnoses["constant"]
     assert found.accuracy.ties.value == 1.0 and np.isnan(found.accuracy.accuracy.value)
-    assert verdicts(found)["accuracy"] == "suspect" and "same reward" in found.accuracy.finding().sentence
-    assert verdicts(found)["masking"] == verdicts(found)["length"] == "unclear"
+    assert verdicts(found)["accuracy"] == "flag" and "same reward" in found.accuracy.finding().sentence
+    assert verdicts(found)["masking"] == verdicts(found)["length"] == "inconclusive"
     assert found.calibration.nll.value == pytest.approx(np.log(2))
     assert found.to_dict()["accuracy"]["accuracy"]["value"] is None
 
@@ -90,7 +93,7 @@ def results(margins, attention=None, lengths=None) -> PairResults:
     )
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.1, "suspect"), (0.0, "good"), (-0.1, "good")])
+@pytest.mark.parametrize(("shift", "verdict"), [(0.1, "flag"), (0.0, "pass"), (-0.1, "pass")])
 def test_attention_of_wrong_pairs(shift, verdict):
     generator = np.random.default_rng(1)
     margins = generator.choice([-1.0, 1.0], size=400)
@@ -105,7 +108,7 @@ def test_attention_of_wrong_pairs(shift, verdict):
 def test_few_wrong_pairs_give_no_conclusion_on_attention():
     margins = np.array([1.0] * 50 + [-1.0] * 9)
     found = measure_attention(results(margins, np.full((59, 6), 0.2)), CONFIG)
-    assert found.finding().verdict == "unclear" and "9 wrong ones" in found.finding().sentence
+    assert found.finding().verdict == "inconclusive" and "9 wrong ones" in found.finding().sentence
 
 
 def test_calibration_against_plain_python():
@@ -122,19 +125,65 @@ def test_calibration_against_plain_python():
     squares = [(p - y) ** 2 for p, y in zip(probabilities, labels, strict=True)]
     assert found.brier.value == pytest.approx(np.mean(squares))
     assert found.nll.value == pytest.approx(np.mean([np.log(1 + np.exp(-margin)) for margin in margins]))
-    assert sum(one.pairs for one in found.bins) == 57
     assert 10 < labels.sum() < 47
     assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0]), 10) == 0.0
+
+
+def bins_by_hand(pairs: list[tuple[float, int]]) -> list[tuple[float, float, float, float, int]]:
+    """Mean, lowest and highest probability, share and number of each bin: as many pairs in each, equals together."""
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    count = min(5, max(1, len(pairs) // 10))
+    groups: list[list[tuple[float, int]]] = [[] for _ in range(count)]
+    for place, pair in enumerate(pairs):
+        number = sum(place >= round(len(pairs) * each / count) for each in range(1, count))
+        groups[number].append(pair)
+    for lower, upper in pairwise(groups):  # equal probabilities that are parted go to the upper bin
+        while lower and upper and lower[-1][0] == upper[0][0]:
+            upper.insert(0, lower.pop())
+    found = []
+    for group in groups:
+        if group:
+            values = [probability for probability, _ in group]
+            share = sum(label for _, label in group) / len(group)
+            found.append((sum(values) / len(values), values[0], values[-1], share, len(group)))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 9, 19, 20, 57, 203])
+@pytest.mark.parametrize("decimals", [0, 1, 8])
+def test_the_diagram_has_few_bins_of_equally_many_pairs_with_exact_intervals(count, decimals):
+    margins = np.random.default_rng(count).normal(0.5, 1.5, size=count).round(decimals)
+    found = measure_calibration(results(margins), CONFIG).bins
+    signed, labels = in_random_order(margins, CONFIG.seed)
+    expected = bins_by_hand(
+        [(1 / (1 + math.exp(-margin)), int(label)) for margin, label in zip(signed, labels, strict=True)]
+    )
+    assert len(found) == len(expected) <= 5
+    for one, (mean_of_bin, lowest, highest, share, pairs) in zip(found, expected, strict=True):
+        assert (one.probability, one.lowest, one.highest) == pytest.approx((mean_of_bin, lowest, highest))
+        assert one.share.value == pytest.approx(share) and one.share.pairs == pairs
+        hits = round(share * pairs)
+        # Clopper-Pearson: at the bounds, so many hits or more (fewer) have 2.5 %.
+        if hits:
+            assert at_least(hits, pairs, one.share.low) == pytest.approx(0.025, abs=1e-6)
+        if hits < pairs:
+            assert 1 - at_least(hits + 1, pairs, one.share.high) == pytest.approx(0.025, abs=1e-6)
+    if decimals == 8 and count >= 50:
+        assert {one.share.pairs for one in found} <= {count // 5, count // 5 + 1}
+
+
+def at_least(hits: int, trials: int, share: float) -> float:
+    return sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(hits, trials + 1))
 
 
 def test_calibration_of_few_pairs_gives_no_conclusion():
     assert (
         measure_calibration(results(np.random.default_rng(5).normal(0.5, 1.0, 20)), CONFIG).finding().verdict
-        == "unclear"
+        == "inconclusive"
     )
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "good"), (8.0, "suspect"), (0.1, "suspect")])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (8.0, "flag"), (0.1, "flag")])
 def test_calibration_of_overconfident_and_underconfident_models(factor, verdict):
     generator = np.random.default_rng(3)
     true = generator.normal(0, 2.0, size=2000)

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 import pytest
+from support.pages import Page, check_page
 from support.rain import tree_node as node
 
 from hf_interdistill.diagnostics.config import DiagnosisConfig
@@ -48,20 +50,22 @@ def pages(folder, diagnoses):
     return report, tree
 
 
+CONTEXT = ("swapped_prompt", "turn_removal")
+
+
 def test_optional_sections_are_shown_only_where_they_were_run(tmp_path, diagnoses):
     plain, options = diagnoses["perfect"], DiagnosisConfig(resamples=20)
     noise = measure_noise(np.ones(9), {0.25: (EVIL, np.zeros(9))}, left_out=1, config=options)
     curve = measure_best_of_n([[1.0, 2.0]] * 3, [[0.0, 1.0]] * 3, options, gold_name=EVIL, left_out={EVIL: 1})
     without = write_report([plain], str(tmp_path / "a")).read_text(encoding="utf-8")
-    assert "label_noise" not in without and "best_of_n" not in without and "not run" not in without
+    assert "label_noise" not in without and "best_of_n" not in without and "Not run" not in without
     page = write_report([plain, replace(plain, model="b", label_noise=noise, best_of_n=curve)], str(tmp_path / "b"))
     html = page.read_text(encoding="utf-8")
     assert "swapped_prompt" not in without
     for name in ("label_noise", "best_of_n"):
-        assert f'id="{name}"' in html and (page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f'id="{name}"' in html
     assert html.count("Not run: ") == 2 and "accuracy lost with 25 % of training labels flipped" in html
-    assert "<script" not in html and "<iframe" not in html
-    assert "nan" not in re.sub(r'src="data:[^"]*"', "", html)
+    assert "nan" not in check_page(html, None).text
 
 
 def test_measures_of_the_context_are_shown_with_what_was_left_out_or_why_they_are_missing(tmp_path, diagnoses):
@@ -72,16 +76,42 @@ def test_measures_of_the_context_are_shown_with_what_was_left_out_or_why_they_ar
     page = write_report([found, replace(diagnoses["end"], model="b")], str(tmp_path))
     html = page.read_text(encoding="utf-8")
     assert 'id="swapped_prompt"' in html and 'id="turn_removal"' in html and 'id="early_context"' not in html
-    assert (tmp_path / "swapped_prompt.png").exists() and not (tmp_path / "turn_removal.png").exists()
+    sections = {name: html.split(f'<section id="{name}">')[1].split("</section>")[0] for name in CONTEXT}
+    assert ["<svg" in sections[name] for name in CONTEXT] == [True, False]
     assert "40 pairs with 40 distinct prompts" in html and "; left out: 3 (" in html
     assert html.count("`context_measures` does not name it") == 2 and "more reward under the own prompt" in html
-    assert "<script" not in html and "<iframe" not in html
+    assert check_page(html, None).scripts == []
 
 
-def test_names_with_dollars_are_no_formulas(tmp_path, diagnoses):
-    """Matplotlib reads `$...$` as a formula, and a broken one is an error."""
-    report = write_report([replace(diagnoses["length"], model=r"a$\frac$b", data="$_$")], str(tmp_path))
-    assert r"a$\frac$b" in report.read_text(encoding="utf-8")
+def test_pages_keep_what_all_pages_promise(tmp_path, diagnoses):
+    report, tree = (page.read_text(encoding="utf-8") for page in pages(tmp_path, diagnoses))
+    for source, scripts in ((report, 0), (tree, 2)):
+        page = check_page(source, None)
+        assert len(page.scripts) == scripts and page.text.count("it ran") > 10
+    assert all(word not in Page(report).text.lower() for word in ("suspect", "unclear", "not seen"))
+
+
+def test_mistakes_are_shown_as_conversations(tmp_path, diagnoses):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": EVIL * 2}]
+    answer = [{"role": "assistant", "content": "Grab it."}]
+    example = {"prompt": turns, "chosen": answer, "rejected": "As text.", "margin": -1.0}
+    report = write_report([replace(diagnoses["perfect"], examples=[example])], str(tmp_path))
+    page = check_page(report.read_text(encoding="utf-8"), None)
+    assert [text for _, text in page.all("span", "role")] == ["system", "user", "assistant", "response"]
+    assert (
+        len([text for _, text in page.all("details") if f"{len(EVIL * 2):,} characters" in text]) == 2
+    )  # and its pair
+
+
+def test_the_page_says_how_the_models_did_at_a_glance(tmp_path, diagnoses):
+    shown = [diagnoses["perfect"], diagnoses["constant"]]
+    page = check_page(write_report(shown, str(tmp_path)).read_text(encoding="utf-8"), None)
+    rows = page.source.split('<table class="glance">')[1].split("</table>")[0].split("<tr>")[3:]
+    names = ["accuracy", "masking", "cue", "length", "attention", "calibration"]
+    for name, row in zip(names, rows, strict=True):
+        cells = re.findall(r'<span class="(badge \w+|soft small)">([^<]*)</span>', row)
+        expected = [each.findings()[name].verdict if name in each.findings() else "not run" for each in shown]
+        assert f'href="#{name}"' in row and [text for _, text in cells] == expected
 
 
 def title_after_running(page, profile) -> str:
@@ -105,3 +135,28 @@ def test_a_browser_runs_nothing_of_it(tmp_path, diagnoses):
         assert title_after_running(control, tmp_path / "profile") == "it ran", payload
     for page in pages(tmp_path, diagnoses):
         assert title_after_running(page, tmp_path / "profile") != "it ran"
+
+
+MEASURE = """<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+  const sizes = [...page.querySelectorAll("svg")].map(svg => svg.clientWidth / svg.viewBox.baseVal.width * 12);
+  document.title = [root.scrollWidth, root.clientWidth, Math.min(99, ...sizes)].join(" ");
+}</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a chromium to lay the pages out")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_do_not_scroll_sideways_and_plots_can_be_read(tmp_path, diagnoses, width):
+    harness = tmp_path / "harness.html"
+    wide = '<!doctype html><div style="width: 500px">wide</div>'  # the harness sees what is too wide
+    for source in (wide, *(page.read_text(encoding="utf-8") for page in pages(tmp_path, diagnoses))):
+        frame = f'<iframe width="{width}" height="800" frameborder="0" srcdoc="{escape(source, quote=True)}"></iframe>'
+        head = f"<!doctype html><html><head><title>?</title>{MEASURE}</head>"
+        harness.write_text(f"{head}<body>{frame}</body></html>", encoding="utf-8")
+        scroll, client, size = map(float, title_after_running(harness, tmp_path / "profile").split())
+        if source is wide:
+            assert (scroll > client) == (width == 390)
+        else:
+            assert scroll == client and width - 20 <= client <= width  # less a bar for scrolling down
+            assert size >= 11

@@ -164,12 +164,12 @@ def rewards_of(prompts: int, first: float, last: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("prompts", "first", "last", "verdict", "words"),
     [
-        (9, 1.0, 1.0, "unclear", "Too few prompts"),
-        (40, 1.0, 1.0, "good", "there at the beginning too"),
-        (40, 0.0, 1.0, "suspect", "gone at the beginning"),
-        (40, 0.5, 1.0, "unclear", "how much of its effect"),
-        (40, 0.0, 0.0, "suspect", "wherever it stands"),
-        (12, 0.0, 0.25, "unclear", "at all"),
+        (9, 1.0, 1.0, "inconclusive", "Too few prompts"),
+        (40, 1.0, 1.0, "pass", "there at the beginning too"),
+        (40, 0.0, 1.0, "flag", "gone at the beginning"),
+        (40, 0.5, 1.0, "inconclusive", "how much of its effect"),
+        (40, 0.0, 0.0, "flag", "wherever it is placed"),
+        (12, 0.0, 0.25, "inconclusive", "at all"),
     ],
 )
 def test_verdicts(prompts, first, last, verdict, words):

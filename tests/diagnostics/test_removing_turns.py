@@ -102,12 +102,12 @@ def test_numbers_by_hand():
     assert found.first.control.value == pytest.approx((2 + 2) / 2) and found.first.share.value == pytest.approx(0.75)
     assert (found.middle.change.value, found.middle.control.value, found.middle.change.pairs) == (1.0, 1.0, 1)
     assert (found.last.change.value, found.last.share.value) == (0.0, 0.0)
-    assert found.finding().verdict == "unclear" and "Too few conversations" in found.finding().sentence
+    assert found.finding().verdict == "inconclusive" and "Too few conversations" in found.finding().sentence
 
 
 @pytest.mark.parametrize(
     ("moved", "control", "verdict"),
-    [(0.0, 1.0, "suspect"), (0.0, 0.0, "suspect"), (0.2, 1.0, "suspect"), (0.5, 1.0, "good"), (1.0, 1.0, "good")],
+    [(0.0, 1.0, "flag"), (0.0, 0.0, "flag"), (0.2, 1.0, "flag"), (0.5, 1.0, "pass"), (1.0, 1.0, "pass")],
 )
 def test_verdicts(moved, control, verdict):
     margins = np.random.default_rng(0).normal(size=30)
@@ -115,4 +115,4 @@ def test_verdicts(moved, control, verdict):
     found = measure_turn_removal(margins, without, spread, np.ones((30, 3)), DiagnosisConfig(resamples=100))
     assert found.finding().verdict == verdict
     few = measure_turn_removal(margins[:9], without[:9], spread[:9], np.ones((9, 3)), DiagnosisConfig(resamples=100))
-    assert few.finding().verdict == "unclear"
+    assert few.finding().verdict == "inconclusive"

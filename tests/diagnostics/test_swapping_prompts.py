@@ -159,14 +159,15 @@ def test_numbers_by_hand():
     spread = np.array([2.0, 1.0, 4.0]).std()
     assert found.gain.value == pytest.approx((1 + 0 - 2 + 1 + 3 - 1) / 6 / spread)
     assert (
-        found.finding().verdict == "unclear" and "Too few prompts to swap: 2, in 1 swaps" in found.finding().sentence
+        found.finding().verdict == "inconclusive"
+        and "Too few prompts to swap: 2, in 1 swaps" in found.finding().sentence
     )
 
 
-@pytest.mark.parametrize(("swaps", "clear", "suspect"), [(9, "unclear", "unclear"), (20, "good", "suspect")])
-def test_verdicts_need_swaps(swaps, clear, suspect):
+@pytest.mark.parametrize(("swaps", "passed", "flagged"), [(9, "inconclusive", "inconclusive"), (20, "pass", "flag")])
+def test_verdicts_need_swaps(swaps, passed, flagged):
     prompts = np.arange(2 * swaps)
     better = np.tile([[[2.0, 1.0], [1.0, 0.0]]], (2 * swaps, 1, 1))
-    for rewards, share, verdict in ((better, 1.0, clear), (better * 0, 0.5, suspect)):
+    for rewards, share, verdict in ((better, 1.0, passed), (better * 0, 0.5, flagged)):
         found = measure_swapped_prompt(rewards, prompts, prompts // 2, prompts, DiagnosisConfig(resamples=200))
         assert found.own.value == share and found.finding().verdict == verdict

@@ -51,7 +51,7 @@ def test_one_model_on_reward_bench(model, tmp_path, capsys):
         own = [right for right, row in zip(is_right, rows, strict=True) if row["subset"] == name]
         assert subset == {"score": sum(own) / len(own), "rows": len(own), "ties": 0}
     text = (output / "results.md").read_text()
-    assert f"| total | {result['total']:.4f} |" in text and "Not in the data: alpacaeval-length" in text
+    assert f" {result['total']:.4f} (" in text and "Not in the data: alpacaeval-length" in text
     assert "| alpacaeval-easy |" in text and "total" in capsys.readouterr().out
     kept = [json.loads(line) for line in (output / "scores.jsonl").read_text().splitlines()]
     assert [entry["rewards"] for entry in kept] == [
@@ -72,7 +72,16 @@ def test_models_and_benchmarks_side_by_side(model, tmp_path):
     by_model = {m: [result["total"] for result in results if result["model"] == m] for m in (model, other)}
     assert by_model[model] != by_model[other]
     text = (tmp_path / "out" / "results.md").read_text()
-    assert text.count("| | model | other |") == len(names) and "| [easy] |" in text
+    assert text.count("| longest | shortest | model | other |") == 2  # the others have columns of places
+    assert text.count("| first | last | model | other |") == 4 and "| [easy] |" in text
+    for result in results:
+        (other_model,) = {model, other} - {result["model"]}
+        theirs = next(
+            each for each in results if each["model"] == other_model and each["benchmark"] == result["benchmark"]
+        )
+        found = result["differences"][other_model]["total"]
+        assert found["value"] == pytest.approx(result["total"] - theirs["total"])
+        assert found["verdict"] == "inconclusive"  # a handful of rows
 
 
 def count_scored(monkeypatch) -> list[int]:
@@ -166,6 +175,14 @@ def test_keys_of_models(model, tmp_path, capsys):
         (["--benchmark", "llmbar", "--truncate", "true"], "`truncate` needs a `max_length`"),
         (["--benchmark", "llmbar", "--benchmarks", "x"], "Did you mean `benchmark`"),
         (["--benchmark", "llmbar", "--data", "nowhere.json"], "nowhere.json is not there"),
+        (["--benchmark", "llmbar", "--length_share", "1.5"], "`length_share` is 1.5, but must be a share from 0 to 1"),
+        (["--benchmark", "llmbar", "--length_share", "nan"], "`length_share` is nan"),
+        (["--benchmark", "llmbar", "--resamples", "0"], "`resamples` is 0, but must be a whole number of at least 1"),
+        (
+            ["--benchmark", "llmbar", "--batch_tolerance", "-1"],
+            "`batch_tolerance` is -1.0, but must be a finite share",
+        ),
+        (["--benchmark", "llmbar", "--batch_tolerance", "inf"], "`batch_tolerance` is inf"),
     ],
 )
 def test_bad_commands(model, tmp_path, capsys, extra, message):

@@ -187,7 +187,7 @@ def test_judge_bench_decides_ties_for_b_and_keeps_response_models_apart():
     result = score("judge_bench", rows)
     assert result.subsets["knowledge"].score == pytest.approx(2 / 3) and result.subsets["knowledge"].ties == 2
     assert result.subsets["math"].score == 0 and result.total == 0.5  # over pairs, not categories
-    with pytest.raises(ValueError, match="each response model apart, but the data hold m, other"):
+    with pytest.raises(ValueError, match="each response model separately, but the data hold m, other"):
         score("judge_bench", [*rows, ("gpt", row("livebench-math", "B>A", "other"), (1, 2))])
 
 
@@ -294,7 +294,7 @@ def test_bad_conflict_pairs_and_files_are_explained(tmp_path):
     with pytest.raises(ValueError, match="line 1 has no `scores`"):
         load_items(BENCHMARKS["ppe_correctness"], str(tmp_path))
     (tmp_path / "math.jsonl").write_text('\n{"a":')
-    with pytest.raises(ValueError, match=r"Line 2 of .*math.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"Line 2 of .*math.jsonl is not a JSON object"):
         load_items(BENCHMARKS["ppe_correctness"], str(tmp_path))
     with pytest.raises(FileNotFoundError, match="is not there"):
         load_items(BENCHMARKS["llmbar"], str(tmp_path / "nothing"))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from ... import __version__
 from ...utils.atomic_io import write_atomically
+from ...utils.pages.charts import figure
+from ...utils.pages.page import render_page
 from ..config import BASELINE
-from ..result import Comparison, count, signed
+from ..result import Comparison, difference_text
 from .intervals import interval_plot
 from .text import cost_cells
 
@@ -29,28 +28,22 @@ def write_page(comparison: Comparison, folder: str) -> Path:
 
 def render(comparison: Comparison) -> str:
     """The page; everything that comes from recipes, models or data is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["bare"] = lambda share: f"{100 * share:.1f}"
-    environment.filters["signed"] = signed
-    environment.filters["count"] = count
     findings = {model.name: model.diagnosis.findings() for model in comparison.models if model.diagnosis is not None}
-    return environment.get_template("comparison.html").render(
+    return render_page(
+        _TEMPLATES,
+        "comparison.html",
         comparison=comparison,
         baseline=BASELINE,
-        verdicts=comparison.verdicts(),
-        plot=interval_plot(comparison),
+        sentences={
+            model.name: difference_text(model.name, model.difference)
+            for model in comparison.models
+            if model.difference is not None
+        },
+        plot=figure(interval_plot(comparison)),
         findings=findings,
         measures={
-            name: _MEASURES.get(name, name)
+            name: _MEASURES.get(name, name.replace("_", " "))
             for name in dict.fromkeys(key for each in findings.values() for key in each)
         },
         costs={model.name: cost_cells(model) for model in comparison.models},
-        version=__version__,
     )

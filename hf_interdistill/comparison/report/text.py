@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ..result import Comparison, ModelResult, TeacherResult, count, duration, signed
+from ...utils.wording import count, duration, signed
+from ..result import Comparison, ModelResult, TeacherResult
 from ..statistics import Estimate
 
 

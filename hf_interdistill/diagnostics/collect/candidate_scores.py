@@ -1,4 +1,4 @@
-"""Scores candidate completions by the diagnosed model and by what counts as the truth."""
+"""Scores candidate completions with the diagnosed model and with the gold scorer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from itertools import islice
 from typing import Any
 
 from ...scoring.formatting import is_messages, normal_text, template_kwargs
-from ...scoring.scorer import RewardScorer
-from ...utils.context_length import context_length
+from ...scoring.opening import LocalScorer
 from ...utils.privacy import public_name
 from ..config import DiagnosisConfig
 from ..measures.best_of_n import BestOfN, measure_best_of_n
@@ -25,7 +24,7 @@ from .records import IndexedRow, RecordStore, smaller
 def score_candidates(
     candidates,
     gold,
-    scorer: RewardScorer,
+    scorer: LocalScorer,
     config: DiagnosisConfig,
     store: RecordStore,
 ) -> BestOfN:
@@ -33,7 +32,7 @@ def score_candidates(
 
     Args:
         candidates: as `diagnose` takes them. gold: a reward model, a function `(prompts, completions) -> scores`, or
-            `None` where the rows bring their scores.
+            `None` where the rows have scores.
         scorer: of the diagnosed model. config: the settings. store: where records are kept.
 
     Raises:
@@ -66,7 +65,7 @@ def _measure(proxies: dict[int, dict], golds: dict[int, dict], gold_name: str, c
         broken = next((n for n in shared if not all(map(math.isfinite, records[n]["scores"]))), None)
         if broken is not None:
             raise ValueError(
-                f"Row {broken} of the candidates has a {kind} that is not finite: what gave it is broken."
+                f"Row {broken} of the candidates has a {kind} that is not finite, so its source is broken."
             )
     rewards, truth = ([records[n]["scores"] for n in shared] for records in (proxies, golds))
     return measure_best_of_n(rewards, truth, config, gold_name=gold_name, left_out=left_out)
@@ -79,29 +78,29 @@ class _CandidateScorer:
         source: a reward model, a function, or `None` for the scores in the rows.
     """
 
-    def __init__(self, source: RewardScorer | Callable | None, config: DiagnosisConfig):
+    def __init__(self, source: LocalScorer | Callable | None, config: DiagnosisConfig):
         self.source = source
-        if isinstance(source, RewardScorer):
-            self.max_length = config.max_length or context_length(source.model, source.tokenizer)
+        if isinstance(source, LocalScorer):
+            self.max_length = config.max_length or source.context_length
 
     def __call__(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         if self.source is None:
             return [{"id": number, "scores": [float(each) for each in row["gold"]]} for number, row in examples]
-        if isinstance(self.source, RewardScorer):
+        if isinstance(self.source, LocalScorer):
             return self._score_tokens(self.source, examples)
         prompts = [row["prompt"] for _, row in examples for _ in row["completions"]]
         completions = [completion for _, row in examples for completion in row["completions"]]
         found = list(self.source(prompts, completions))
         if len(found) != len(completions):
             raise ValueError(
-                f"`gold` gave {len(found)} scores of {len(completions)} completions; it must give as many."
+                f"`gold` gave {len(found)} scores of {len(completions)} completions; it must give one for each."
             )
         scores = iter(found)
         return [
             {"id": number, "scores": [float(next(scores)) for _ in row["completions"]]} for number, row in examples
         ]
 
-    def _score_tokens(self, scorer: RewardScorer, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
+    def _score_tokens(self, scorer: LocalScorer, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         texts = [_encode(scorer, number, row) for number, row in examples]
         is_read = [self.max_length is None or max(map(len, rows)) <= self.max_length for rows in texts]
         rewards = iter(
@@ -115,7 +114,7 @@ class _CandidateScorer:
         ]
 
 
-def _encode(scorer: RewardScorer, number: int, row: dict[str, Any]) -> list[list[int]]:
+def _encode(scorer: LocalScorer, number: int, row: dict[str, Any]) -> list[list[int]]:
     prompt = normal_text(row["prompt"])
     kwargs = template_kwargs(row) if is_messages(prompt) else {}
     texts = []
@@ -128,12 +127,12 @@ def _encode(scorer: RewardScorer, number: int, row: dict[str, Any]) -> list[list
     return texts
 
 
-def _resolve_gold(gold, scorer: RewardScorer, source: str) -> tuple[RewardScorer | Callable | None, str, int]:
-    """What gives the gold scores, its name, and a number that changes with it: of a function as far as its own code
-    shows."""
+def _resolve_gold(gold, scorer: LocalScorer, source: str) -> tuple[LocalScorer | Callable | None, str, int]:
+    """The source of gold scores, its name, and a fingerprint; of a function, the fingerprint covers its own code
+    alone."""
     if gold is None:
         return None, source, 0
-    if isinstance(gold, RewardScorer) or hasattr(gold, "config") or not callable(gold):
+    if isinstance(gold, LocalScorer) or hasattr(gold, "config") or not callable(gold):
         other = scorer_beside(gold, scorer)
         return other, name_of(gold, other), fingerprint(other)
     shown, code = getattr(gold, "__name__", type(gold).__name__), getattr(gold, "__code__", None)
@@ -141,6 +140,6 @@ def _resolve_gold(gold, scorer: RewardScorer, source: str) -> tuple[RewardScorer
 
 
 def _code_parts(code) -> tuple:
-    """What a function does, nested ones with it, but not where it stands."""
+    """The code of a function and of nested ones, without its location."""
     constants = [_code_parts(each) if hasattr(each, "co_code") else each for each in code.co_consts]
     return code.co_code, code.co_names, constants

@@ -16,8 +16,8 @@ _GOLD = ("gold_rewards", "scores")
 
 
 def check_candidates(candidates, gold) -> None:
-    """Raise `ValueError` for candidates that are no JSONL file and no list of rows, or `gold` without candidates;
-    `FileNotFoundError` for a file that is not there."""
+    """Raise `ValueError` for candidates that are neither a JSONL file nor a list of rows, or `gold` without
+    candidates; `FileNotFoundError` for a file that is not there."""
     if candidates is None:
         if gold is not None:
             raise ValueError("`gold` is given, but no `candidates` to score. Give both, or neither.")
@@ -52,7 +52,7 @@ def candidate_rows(candidates, is_scored: bool) -> Iterator[IndexedRow]:
 def _checked(row: Any, number: int, is_scored: bool) -> dict[str, Any]:
     where = f"Row {number} of the candidates"
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is no JSON object: {row!r:.120}")
+        raise ValueError(f"{where} is not a JSON object: {row!r:.120}")
     check_prompt(row, where)
     completions = check_completions(row, where, at_least=2)
     given = [key for key in _GOLD if row.get(key) is not None]

@@ -1,9 +1,9 @@
 """A pair as token rows in which the positions of the contents are known, and rows with parts removed.
 
 *How parts are removed.* The tokens are left out of the row and the others keep their positions. For a decoder that
-is the same as hiding them from attention (a test holds it), but needs no mask that some attention kernels lack, and
+is the same as hiding them from attention (checked by a test), but needs no mask that some attention kernels lack, and
 costs less. Template tokens (roles, BOS, EOS, separators) always stay, so the text keeps its form, and the scored token
-and the first token, on which attention rests, are never touched: what is lost is content. An encoder counts positions
+and the first token, an attention sink, are never touched: only content is lost. An encoder counts positions
 by itself, so for it the gaps close.
 """
 
@@ -59,14 +59,14 @@ class PairRows:
 
     rows: tuple[TokenRow, TokenRow]
     cued: tuple[list[int], list[int]]
-    texts: dict[str, str]
+    texts: dict[str, Text]
 
 
 def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> PairRows:
     """The rows of a preference of any format that `RewardTrainer` takes.
 
     Raises:
-        ValueError: a row that is no preference.
+        ValueError: a row that is not a preference.
     """
     preference = read_preference(example)
     kwargs = template_kwargs(example) if preference.is_conversation else {}
@@ -78,11 +78,28 @@ def read_pair(formatter: RewardFormatter, example: dict[str, Any], cue: str) -> 
     return PairRows(
         rows=(chosen, rejected),
         cued=(cued_chosen, cued_rejected),
-        texts={
-            name: " ".join(flat.contents)
-            for name, flat in zip(("prompt", "chosen", "rejected"), preference.flatten(), strict=True)
-        },
+        texts={"prompt": preference.prompt, "chosen": preference.chosen, "rejected": preference.rejected},
     )
+
+
+def shown_text(text: Text, limit: int) -> str | list[dict[str, str]]:
+    """The end of a text, or of a conversation as turns of `role` and `content`, of at most so many characters; "…"
+    where the beginning is missing."""
+    if isinstance(text, str):
+        return text if len(text) <= limit else f"…{text[-limit:]}"
+    turns: list[dict[str, str]] = []
+    left = limit
+    for message in reversed(text):
+        content = " ".join(message_texts(message))
+        if len(content) > left:
+            content = f"…{content[len(content) - left :]}"
+        turns.insert(0, {"role": str(message["role"]), "content": content})
+        left -= len(content)
+        if left <= 0:
+            break
+    if len(turns) < len(text) and not turns[0]["content"].startswith("…"):
+        turns[0]["content"] = f"…{turns[0]['content']}"
+    return turns
 
 
 def token_row(formatter: RewardFormatter, prompt: Text, response: Text, kwargs: dict[str, Any]) -> TokenRow:

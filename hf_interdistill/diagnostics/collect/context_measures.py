@@ -18,7 +18,7 @@ _MEASURES: dict[str, Callable[[Rereading], Any]] = {
 
 
 def measure_context(reading: Rereading) -> tuple[dict[str, Any], dict[str, str]]:
-    """The measures of `config.context_measures` that the data allow, and why the others are missing."""
+    """The measures of `config.context_measures` that the data allow, and why others are missing."""
     found, problems = {}, {}
     for name in reading.config.context_measures:
         try:

@@ -28,7 +28,7 @@ _SAME = "the chat template or the tokenizer hides the instruction"
 
 
 def score_early_context(reading: Rereading) -> EarlyContext:
-    """Plant an instruction in every distinct prompt, and see which answer gets more reward.
+    """Plant an instruction in every distinct prompt, and compare the rewards of the answers.
 
     Raises:
         CannotMeasureError: there is no prompt to plant in. ValueError: a reward that is not finite.

@@ -9,13 +9,14 @@ import torch
 
 from ...interaction.attention.recorder import AttentionRecorder, resolve_layers
 from ...scoring.batching import padded
+from ...scoring.ensemble import RewardEnsemble
+from ...scoring.opening import LocalScorer
 from ...scoring.scorer import RewardScorer
-from ...utils.context_length import context_length
 from ..config import STAGES, DiagnosisConfig
-from .contents import PairRows, read_pair
+from .contents import PairRows, read_pair, shown_text
 from .scored_attention import scored_attention, stage_masses
 
-_SHOWN = 300  # characters of a text kept for examples
+_SHOWN = 1000  # characters of a text kept for examples
 
 
 class PairMeasurer:
@@ -28,9 +29,9 @@ class PairMeasurer:
         attention_problem: why the attention of this model cannot be recorded; `None` if it can.
     """
 
-    def __init__(self, scorer: RewardScorer, config: DiagnosisConfig):
+    def __init__(self, scorer: LocalScorer, config: DiagnosisConfig):
         self.scorer, self.config = scorer, config
-        self.max_length = config.max_length or context_length(scorer.model, scorer.tokenizer)
+        self.max_length = config.max_length or scorer.context_length
         self.attention_problem = self._probe_attention()
 
     def __call__(self, examples: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ class PairMeasurer:
         A record has `id`; `left_out` (why), or: `rewards`, `[chosen, rejected]` for `full`, `first F`, `last F`,
         `response start`, `prompt` (content that was removed) and `cue`; `lengths`, tokens of the responses;
         `attention`, for each of the two the mass on the first token and the shares of the stages, or `None`; `texts`,
-        shortened.
+        shortened; of an ensemble `members`, for each of the two the rewards of the members.
         """
         records, measured = [], []
         for number, example in examples:
@@ -70,7 +71,7 @@ class PairMeasurer:
         variants: list[tuple[dict[str, Any], str, list[int], list[int]]] = []
         for record, pair in measured:
             record["rewards"], record["attention"] = {}, [None, None]
-            record["texts"] = {name: text[-_SHOWN:] for name, text in pair.texts.items()}
+            record["texts"] = {name: shown_text(text, _SHOWN) for name, text in pair.texts.items()}
             for row, cued in zip(pair.rows, pair.cued, strict=True):
                 changed = {f"first {f:g}": row.without_first(f) for f in self.config.fractions}
                 changed |= {f"last {f:g}": row.without_last(f) for f in self.config.fractions}
@@ -87,37 +88,49 @@ class PairMeasurer:
         texts = [(record, side, pair.rows[side].ids) for record, pair in measured for side in (0, 1)]
         for record, *_ in texts:
             record["rewards"]["full"] = [0.0, 0.0]
+            if isinstance(self.scorer, RewardEnsemble):
+                record["members"] = [[], []]
         for numbers in self.scorer.batches([len(ids) for *_, ids in texts]):
             batch = [texts[number] for number in numbers]
-            rewards, masses = self._score_batch([ids for *_, ids in batch])
+            rows = [ids for *_, ids in batch]
+            if isinstance(self.scorer, RewardEnsemble):
+                members = self.scorer.member_rewards(rows)
+                for (record, side, _), own in zip(batch, members.T.tolist(), strict=True):
+                    record["members"][side] = own
+                rewards, masses = self.scorer.rule(members).tolist(), [None] * len(rows)
+            else:
+                rewards, masses = self._score_batch(self.scorer, rows)
             for (record, side, _), reward, mass in zip(batch, rewards, masses, strict=True):
                 record["rewards"]["full"][side] = reward
                 record["attention"][side] = mass
 
-    def _score_batch(self, rows: list[list[int]]):
+    def _score_batch(self, scorer: RewardScorer, rows: list[list[int]]):
         if self.attention_problem is not None:
-            return self.scorer.score_ids(rows), [None] * len(rows)
-        side = self.scorer.padding_side  # measured before the recorder counts forward passes
-        with AttentionRecorder(self.scorer.model, self._layers) as recorder:
-            rewards = self.scorer.score_ids(rows)
-        mask = self._mask(rows, side)
+            return scorer.score_ids(rows), [None] * len(rows)
+        side = scorer.padding_side  # measured before the recorder counts forward passes
+        with AttentionRecorder(scorer.model, self._layers) as recorder:
+            rewards = scorer.score_ids(rows)
+        mask = self._mask(scorer, rows, side)
         positions = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, positions, -1).argmax(1) if self.scorer.is_causal else mask.int().argmax(1)
+        last = torch.where(mask, positions, -1).argmax(1) if scorer.is_causal else mask.int().argmax(1)
         weights = torch.stack([scored_attention(record, mask, last) for record in recorder.records]).mean(0)
         recorder.release()
         return rewards, stage_masses(weights, mask, STAGES)
 
-    def _mask(self, rows: list[list[int]], side: str) -> torch.Tensor:
+    @staticmethod
+    def _mask(scorer: RewardScorer, rows: list[list[int]], side: str) -> torch.Tensor:
         """The real tokens of a batch padded on a side; a closing padding token is not the scored one."""
-        batch = padded(self.scorer.tokenizer, rows, side)
+        batch = padded(scorer.tokenizer, rows, side)
         mask = batch["attention_mask"].bool()
-        if self.scorer.is_causal:
-            is_padding = batch["input_ids"] == self.scorer.tokenizer.pad_token_id
+        if scorer.is_causal:
+            is_padding = batch["input_ids"] == scorer.tokenizer.pad_token_id
             ends_here = (~is_padding).flip(1).cumsum(1).flip(1) > 0
             mask = mask & ends_here
-        return mask.to(self.scorer.device)
+        return mask.to(scorer.device)
 
     def _probe_attention(self) -> str | None:
+        if isinstance(self.scorer, RewardEnsemble):
+            return "An ensemble has an attention for each member. Diagnose the members by themselves."
         layers = self.scorer.model.config.get_text_config().num_hidden_layers
         self._layers = resolve_layers(self.config.attention_layers, layers, "attention_layers")
         ids = self.scorer.tokenizer("a b c", verbose=False)["input_ids"]

@@ -10,8 +10,7 @@ import numpy as np
 
 from ...interaction.data.pairs import read_preference
 from ...scoring.formatting import template_kwargs
-from ...scoring.scorer import RewardScorer
-from ...utils.context_length import context_length
+from ...scoring.opening import LocalScorer
 from ..config import DiagnosisConfig
 from ..measures.noise import LabelNoise, measure_noise
 from .loading import fingerprint, name_of, scorer_beside
@@ -22,7 +21,7 @@ def check_noise_models(noise_models: Mapping[Any, Any] | None, model, data) -> d
     """The models by share, rising; `None` if there are none.
 
     Raises:
-        ValueError: shares that are no numbers between 0 and 0.5, or there is none; one model for two shares, or the
+        ValueError: shares that are not numbers between 0 and 0.5, or there is none; one model for two shares, or the
             diagnosed one; data that can be read only once.
     """
     if noise_models is None:
@@ -58,8 +57,8 @@ def _as_share(share: Any) -> float:
         number = np.nan
     if isinstance(share, bool) or not 0 < number < 0.5:
         raise ValueError(
-            f"`noise_models` has the share {share!r}, but shares of flipped labels must lie between 0 (the diagnosed "
-            "model itself) and 0.5 (labels that say nothing). Write 10 % as 0.1."
+            f"`noise_models` has the share {share!r}, but shares of flipped labels must lie between 0 (the "
+            "diagnosed model itself) and 0.5 (labels without information). Write 10 % as 0.1."
         )
     return number
 
@@ -70,7 +69,7 @@ def _identity(model) -> Any:
 
 def score_noise_models(
     noise_models: Mapping[float, Any],
-    scorer: RewardScorer,
+    scorer: LocalScorer,
     measured: tuple[PairData, Sequence[dict[str, Any]]],
     config: DiagnosisConfig,
     store: RecordStore,
@@ -106,9 +105,9 @@ def score_noise_models(
 class _PairScorer:
     """Rewards of pairs, as records: `id`, and `rewards` (chosen, rejected) or `left_out` (why)."""
 
-    def __init__(self, scorer: RewardScorer, config: DiagnosisConfig):
+    def __init__(self, scorer: LocalScorer, config: DiagnosisConfig):
         self.scorer = scorer
-        self.max_length = config.max_length or context_length(scorer.model, scorer.tokenizer)
+        self.max_length = config.max_length or scorer.context_length
 
     def __call__(self, examples: Sequence[IndexedRow]) -> list[dict[str, Any]]:
         texts = [self._encode(example) for _, example in examples]

@@ -14,8 +14,7 @@ from jinja2 import TemplateError
 from ...interaction.data.pairs import Preference, read_preference
 from ...scoring.formatting import Text, message_texts, template_kwargs
 from ...scoring.normal_form import is_missing
-from ...scoring.scorer import RewardScorer
-from ...utils.context_length import context_length
+from ...scoring.opening import LocalScorer
 from ..config import DiagnosisConfig
 from .loading import fingerprint
 from .records import IndexedRow, PairData, RecordStore
@@ -30,14 +29,14 @@ class CannotMeasureError(Exception):
 
 @dataclass(frozen=True)
 class Rereading:
-    """What a measure of the context needs: the model, the pairs, and what is known of them.
+    """What a measure of the context needs: the model, the pairs, and their records.
 
     Args:
         scorer: the reward model. pairs: the data. records: of the pairs, as `PairMeasurer` makes them.
         config: the settings. store: where records are kept.
     """
 
-    scorer: RewardScorer
+    scorer: LocalScorer
     pairs: PairData
     records: Sequence[dict[str, Any]]
     config: DiagnosisConfig
@@ -45,7 +44,7 @@ class Rereading:
 
     @property
     def max_length(self) -> int | None:
-        return self.config.max_length or context_length(self.scorer.model, self.scorer.tokenizer)
+        return self.config.max_length or self.scorer.context_length
 
     def rewards(self) -> dict[int, list[float]]:
         """Rewards of the whole texts of each measured pair, chosen and rejected, by its number."""
@@ -108,7 +107,7 @@ def prompt_texts(prompt: Text) -> list[str]:
 
 
 def is_empty(prompt: Text) -> bool:
-    """Whether a prompt says nothing."""
+    """Whether a prompt has no content."""
     return not any(text.strip() for text in prompt_texts(prompt))
 
 
@@ -121,7 +120,7 @@ def asked(preference: Preference, example: Mapping[str, Any]) -> Text:
 
 
 def prompt_key(prompt: Text) -> str:
-    """What is equal for prompts that differ in white space alone."""
+    """A key that is equal for prompts that differ only in white space."""
     return repr(_squeezed(prompt))
 
 

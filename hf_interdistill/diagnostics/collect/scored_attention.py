@@ -38,7 +38,7 @@ def stage_masses(weights: torch.Tensor, mask: torch.Tensor, stages: int) -> list
         weights: `(batch, length)`, rows sum to 1. mask: `(batch, length)` bool. stages: number of stages.
 
     Returns:
-        `[first token, stage 1, ..., stage n]` a text, the stages summing to 1; `None` for a text too short.
+        `[first token, stage 1, ..., stage n]` per text, the stages summing to 1; `None` for a text too short.
     """
     masses: list[list[float] | None] = []
     for row, real in zip(weights.double().cpu(), mask.cpu(), strict=True):

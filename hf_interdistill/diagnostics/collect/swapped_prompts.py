@@ -25,7 +25,7 @@ from .rereading import (
     split_records,
 )
 
-_BLOCK = 2  # prompts that change places
+_BLOCK = 2  # prompts that are swapped
 _ALONE = "no other prompt of its kind"
 _REFUSED = "the chat template refuses the other prompt"
 

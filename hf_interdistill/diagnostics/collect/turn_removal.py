@@ -13,11 +13,11 @@ from .records import IndexedRow
 from .rereading import CannotMeasureError, Rereading, read_prompted, split_records
 
 _TEXT, _ONE_TURN = "plain text, which has no turns", "a prompt of one turn"
-_FRAMES = ("system", "developer")  # roles of messages that are no turns
+_FRAMES = ("system", "developer")  # roles of messages that are not turns
 
 
 def score_turn_removal(reading: Rereading) -> TurnRemoval:
-    """Take single turns from every prompt of two or more, and see how far the margin moves.
+    """Remove single turns from every prompt of two or more, and measure how far the margin moves.
 
     Raises:
         CannotMeasureError: there is no such prompt. ValueError: a reward that is not finite.
@@ -80,7 +80,7 @@ class _TurnScorer:
 
 def turns_to_remove(row: TokenRow, roles: Sequence[str]) -> dict[str, int]:
     """The messages of a prompt to remove, by place (see `PLACES`): the first and the last turn, and from three turns
-    on the middle one; none if there is one turn. Turns are messages with content that are no system prompt."""
+    on the middle one; none if there is one turn. Turns are messages with content that are not system prompts."""
     turns = [n for n, role in enumerate(roles) if role not in _FRAMES and row.messages[n]]
     if len(turns) < 2:
         return {}
@@ -89,7 +89,7 @@ def turns_to_remove(row: TokenRow, roles: Sequence[str]) -> dict[str, int]:
 
 
 def _stretch(row: TokenRow, message: int, number: int) -> list[int]:
-    """As many positions as a message has, in a row, from a place in the content of the prompt that is drawn for the
+    """As many consecutive positions as a message has, from a random place in the content of the prompt, drawn for the
     pair of this number."""
     count = len(row.messages[message])
     start = int(np.random.default_rng((number, message)).integers(len(row.prompt) - count + 1))

@@ -1,8 +1,8 @@
 """Attention by stage: where does the scored token look, in pairs ranked right and in pairs ranked wrong?
 
 Source: Figure 1 of arXiv 2508.02618 (in misclassified pairs more attention goes to the last part); five equal stages,
-the first token apart, and the rule of the finding are ours. Attention explains little of a
-reward, and a model that was trained to attend like a teacher will do so: a hint, no evidence.
+the separate first token and the rule of the finding are ours. Attention explains little of a reward, and a model that
+was trained to attend like a teacher will do so. So this is a hint, not evidence.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, points
+from .estimates import FEW_PAIRS, Estimate, Finding, bootstrap, mean, points
 from .pair_results import PairResults
 
 
@@ -44,15 +45,15 @@ class AttentionStages:
     last_gap: Estimate
 
     def finding(self) -> Finding:
-        """`suspect`: wrong pairs have more of their attention on the last stage; `good`: they have not more than one
-        point more; `unclear`: too uncertain, or fewer than 10 pairs in a group."""
+        """`flag`: wrong pairs have more of their attention on the last stage; `pass`: they have not more than one
+        point more; `inconclusive`: too uncertain, or fewer than 10 pairs in a group."""
         if min(self.right.sink.pairs, self.wrong.sink.pairs) < FEW_PAIRS:
             groups = f"{self.wrong.sink.pairs} wrong ones, {self.right.sink.pairs} right ones"
-            return Finding(UNCLEAR, f"Too few pairs to compare: {groups}.")
+            return Finding(INCONCLUSIVE, f"Too few pairs to compare: {groups}.")
         sentence = f"Share of the last fifth in wrong pairs minus right pairs: {points(self.last_gap)}."
         if self.last_gap.low > 0:
-            return Finding(SUSPECT, f"{sentence} Wrong pairs look more at the end.")
-        return Finding(GOOD if self.last_gap.high < 0.01 else UNCLEAR, sentence)
+            return Finding(FLAG, f"{sentence} Wrong pairs look more at the end.")
+        return Finding(PASS if self.last_gap.high < 0.01 else INCONCLUSIVE, sentence)
 
 
 def _gap(last: np.ndarray, is_wrong: np.ndarray, is_right: np.ndarray) -> np.ndarray:

@@ -7,27 +7,36 @@ and a model that always says "the first" looks calibrated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ...scoring.metrics import calibration_error, in_random_order, sigmoid
 from ...utils.binomial import unseen_share
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean
+from .estimates import FEW_PAIRS, Estimate, Finding, bootstrap, mean, share_of
 from .pair_results import PairResults
 
 _LARGE_ERROR = 0.05
+_SHOWN_BINS = 5  # of the diagram: few enough that each holds pairs for an interval
 _CHANCE_NLL = float(np.log(2))
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pairs whose probability falls into one bin: mean probability, share that came true, number."""
+    """Pairs of about the same probability.
+
+    Args:
+        probability: their mean. lowest, highest: of them.
+        share: how often the first response was the better one, with its exact interval.
+    """
 
     probability: float
-    share: float
-    pairs: int
+    lowest: float
+    highest: float
+    share: Estimate
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class Calibration:
             its mean and 95 % range. Few pairs make it large.
         brier: mean squared error of the probability. Source: Brier, 1950.
         nll: `-log` of the probability of what was chosen, nats; a coin has 0.693.
-        bins: reliability diagram.
+        bins: reliability diagram: at most five bins of about equally many pairs, of ten or more where there are as
+            many. Pairs of one probability are in one bin. The bins of `ece` are others, of equal width.
     """
 
     ece: Estimate
@@ -50,21 +60,21 @@ class Calibration:
     bins: list[ReliabilityBin]
 
     def finding(self) -> Finding:
-        """`suspect`: the error is beyond chance and above 0.05, or the log loss is worse than a coin's; `good`: the
-        error is below 0.05, or within a chance that is below 0.1; else `unclear`."""
+        """`flag`: the error is beyond chance and above 0.05, or the log loss is worse than a coin's; `pass`: the
+        error is below 0.05, or within a chance that is below 0.1; else `inconclusive`."""
         sentence = (
             f"Its probabilities are off by {self.ece.value:.3f} on average; a perfectly calibrated model would show "
             f"up to {self.ece_by_chance.high:.3f} on {self.ece.pairs} pairs. Log loss {self.nll.value:.3f}, a coin "
             "has 0.693."
         )
         if self.ece.pairs < FEW_PAIRS:
-            return Finding(UNCLEAR, f"{sentence} Too few pairs to say more.")
+            return Finding(INCONCLUSIVE, f"{sentence} Too few pairs to say more.")
         is_beyond_chance = self.ece.value > self.ece_by_chance.high
         if self.nll.low > _CHANCE_NLL or (is_beyond_chance and self.ece.low > _LARGE_ERROR):
-            return Finding(SUSPECT, sentence)
+            return Finding(FLAG, sentence)
         by_chance = max(self.ece_by_chance.high, unseen_share(self.ece.pairs))
         is_within_small_chance = not is_beyond_chance and by_chance < 2 * _LARGE_ERROR
-        return Finding(GOOD if is_within_small_chance or self.ece.high < _LARGE_ERROR else UNCLEAR, sentence)
+        return Finding(PASS if is_within_small_chance or self.ece.high < _LARGE_ERROR else INCONCLUSIVE, sentence)
 
 
 def measure_calibration(results: PairResults, config: DiagnosisConfig) -> Calibration:
@@ -86,15 +96,25 @@ def measure_calibration(results: PairResults, config: DiagnosisConfig) -> Calibr
         ece_by_chance=Estimate(float(drawn.mean()), float(low), float(high), margins.size),
         brier=bootstrap(mean, (probabilities - labels) ** 2, **options),
         nll=bootstrap(mean, np.logaddexp(0.0, -results.margins), **options),
-        bins=_reliability(probabilities, labels, config.bins),
+        bins=_reliability(probabilities, labels),
     )
 
 
-def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> list[ReliabilityBin]:
-    bin_indices = np.minimum((probabilities * bins).astype(int), bins - 1)
-    groups = [bin_indices == index for index in range(bins)]
+def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[ReliabilityBin]:
+    """Bins of about equally many pairs, from the lowest probability to the highest."""
+    order = np.argsort(probabilities, kind="stable")
+    ordered, outcomes = probabilities[order], labels[order]
+    pairs = ordered.size
+    bins = min(_SHOWN_BINS, max(1, pairs // FEW_PAIRS))
+    middles = [round(pairs * number / bins) for number in range(1, bins)]
+    # Where equal probabilities would be parted, the whole group goes to the upper bin.
+    edges = sorted({0, pairs, *(int(np.searchsorted(ordered, ordered[middle])) for middle in middles)})
     return [
-        ReliabilityBin(float(probabilities[group].mean()), float(labels[group].mean()), int(group.sum()))
-        for group in groups
-        if group.any()
+        ReliabilityBin(
+            probability=float(ordered[start:end].mean()),
+            lowest=float(ordered[start]),
+            highest=float(ordered[end - 1]),
+            share=share_of(outcomes[start:end]),
+        )
+        for start, end in pairwise(edges)
     ]

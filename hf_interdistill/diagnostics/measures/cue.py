@@ -8,21 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import (
-    FEW_PAIRS,
-    GOOD,
-    SUSPECT,
-    UNCLEAR,
-    Estimate,
-    Finding,
-    bootstrap,
-    lost,
-    mean,
-    percent,
-    right,
-    share_of,
-)
+from .estimates import FEW_PAIRS, Estimate, Finding, bootstrap, lost, mean, percent, right, share_of
 from .pair_results import PairResults
 
 _LARGE_CHANGE = 0.05
@@ -48,10 +36,11 @@ class PlantedCue:
     gain: Estimate
 
     def finding(self) -> Finding:
-        """`suspect`: the phrase on one side costs more than 5 points of accuracy; `good`: less; else, and with fewer
-        than 10 pairs, `unclear`. The sentence says whether the phrase raises or lowers rewards, if that is certain."""
+        """`flag`: the phrase on one side costs more than 5 points of accuracy; `pass`: less; else, and with fewer
+        than 10 pairs, `inconclusive`. The sentence says whether the phrase raises or lowers rewards, if certain.
+        """
         if self.change.pairs < FEW_PAIRS:
-            return Finding(UNCLEAR, f"Too few pairs to say what the phrase does: {self.change.pairs}.")
+            return Finding(INCONCLUSIVE, f"Too few pairs to say what the phrase does: {self.change.pairs}.")
         side = "worse" if not self.gain.value < 0 else "better"
         accuracy = self.on_rejected if side == "worse" else self.on_chosen
         sentence = (
@@ -60,8 +49,8 @@ class PlantedCue:
             f"{percent(accuracy)} instead of {percent(self.plain)}, {lost(self.change)}."
         )
         if self.change.low > _LARGE_CHANGE:
-            return Finding(SUSPECT, f"{sentence} {self._fault()}")
-        return Finding(GOOD if self.change.high < _LARGE_CHANGE else UNCLEAR, sentence)
+            return Finding(FLAG, f"{sentence} {self._fault()}")
+        return Finding(PASS if self.change.high < _LARGE_CHANGE else INCONCLUSIVE, sentence)
 
     def _effect(self) -> str:
         if self.gain.low > 0:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent, right, share_of
+from .estimates import FEW_PAIRS, Estimate, Finding, bootstrap, mean, percent, right, share_of
 
 _LIMIT = 0.6
 _BINS = 4
@@ -61,25 +62,25 @@ class EarlyContext:
     left_out: dict[str, int]
 
     def finding(self) -> Finding:
-        """`suspect`: even at the end of the prompt the instruction is followed in less than 60 %, or at the beginning
-        less than half of the advantage over chance is left; `good`: more than half is left; `unclear`: neither can be
-        said, or there are fewer than 10 prompts."""
+        """`flag`: even at the end of the prompt the instruction is followed in less than 60 %, or at the beginning
+        less than half of the advantage over chance is left; `pass`: more than half is; `inconclusive`: neither can
+        be said, or there are fewer than 10 prompts."""
         if self.first.pairs < FEW_PAIRS:
-            return Finding(UNCLEAR, f"Too few prompts to plant an instruction in: {self.first.pairs}.")
+            return Finding(INCONCLUSIVE, f"Too few prompts to plant an instruction in: {self.first.pairs}.")
         sentence = (
             f"The answer that follows the instruction gets more reward in {percent(self.first)} of cases with the "
             f"instruction at the beginning ({self.distance_first:.0f} tokens from the end of the prompt, median) and "
             f"in {percent(self.last)} with it at the end; a model that does not read it has 50 %."
         )
         if self.last.high < _LIMIT:
-            return Finding(SUSPECT, f"{sentence} It hardly follows the instruction, wherever it stands.")
+            return Finding(FLAG, f"{sentence} It hardly follows the instruction, wherever it is placed.")
         if not self.last.low > 0.5:
-            return Finding(UNCLEAR, f"{sentence} Too uncertain to say whether it follows the instruction at all.")
+            return Finding(INCONCLUSIVE, f"{sentence} Too uncertain to say whether it follows the instruction at all.")
         if self.kept.high < 0:
-            return Finding(SUSPECT, f"{sentence} Most of its effect is gone at the beginning.")
+            return Finding(FLAG, f"{sentence} Most of its effect is gone at the beginning.")
         if self.kept.low > 0:
-            return Finding(GOOD, f"{sentence} Most of its effect is there at the beginning too.")
-        return Finding(UNCLEAR, f"{sentence} Too uncertain to say how much of its effect is left.")
+            return Finding(PASS, f"{sentence} Most of its effect is there at the beginning too.")
+        return Finding(INCONCLUSIVE, f"{sentence} Too uncertain to say how much of its effect is left.")
 
 
 def measure_early_context(

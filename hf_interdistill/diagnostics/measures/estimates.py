@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty, and what they say."""
+"""Numbers with their uncertainty, and their wording."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ _BLOCK = 1 << 21  # resampled numbers in memory at a time
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
-GOOD, SUSPECT, UNCLEAR = "good", "suspect", "unclear"
 FEW_PAIRS = 10  # a bootstrap of fewer says little of the values of others
 
 
@@ -34,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a measure says of a model: `good`, `suspect` or `unclear`, and a sentence for a reader."""
+    """The result of a measure for a model: `pass`, `flag` or `inconclusive`, and a sentence for a reader."""
 
     verdict: str
     sentence: str
@@ -102,7 +101,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def accuracy(margins: np.ndarray) -> np.ndarray:
-    """Share of pairs with a positive margin among those that are no ties; `nan` if all are."""
+    """Share of pairs with a positive margin among those that are not ties; `nan` if all are."""
     return (margins > 0).sum(-1) / (margins != 0).sum(-1)
 
 
@@ -137,7 +136,7 @@ def lost(estimate: Estimate) -> str:
 
 
 def against_chance(accuracy: Estimate) -> str:
-    """What pairs say of an accuracy, for a sentence: better, worse, or neither."""
+    """An accuracy against chance, for a sentence: better, worse, or neither."""
     if accuracy.low > 0.5:
         return "better than chance"
     return "worse than chance" if accuracy.high < 0.5 else "these pairs do not tell it from chance"

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import GOOD, SUSPECT, UNCLEAR, Estimate, Finding, accuracy, accuracy_of, bootstrap, percent, points
+from .estimates import Estimate, Finding, accuracy, accuracy_of, bootstrap, percent, points
 from .pair_results import PairResults
 
 _LARGE_GAP = 0.1
@@ -19,7 +20,7 @@ _LARGE_GAP = 0.1
 
 @dataclass(frozen=True)
 class LengthBias:
-    """How rewards go with length, in tokens of the response.
+    """How rewards depend on length, in tokens of the response.
 
     Args:
         correlation: Pearson's, of margin and length difference. longer_is_better, longer_is_worse: accuracy where the
@@ -32,19 +33,21 @@ class LengthBias:
     gap: Estimate
 
     def finding(self) -> Finding:
-        """`suspect`: one of the two accuracies is more than 10 points above the other; `good`: less than 10 points
-        apart; else `unclear`."""
+        """`flag`: one of the two accuracies is more than 10 points above the other; `pass`: less than 10 points
+        apart; else `inconclusive`."""
         if np.isnan(self.gap.value):
-            return Finding(UNCLEAR, "No decided pair with a longer better response, or none with a longer worse one.")
+            return Finding(
+                INCONCLUSIVE, "No decided pair with a longer better response, or none with a longer worse one."
+            )
         sentence = (
             f"Right in {percent(self.longer_is_better)} where the longer response is the better one and in "
             f"{percent(self.longer_is_worse)} where it is the worse one, a gap of {points(self.gap)}."
         )
         if self.gap.low > _LARGE_GAP:
-            return Finding(SUSPECT, f"{sentence} It likes length.")
+            return Finding(FLAG, f"{sentence} It prefers longer responses.")
         if self.gap.high < -_LARGE_GAP:
-            return Finding(SUSPECT, f"{sentence} It likes brevity.")
-        return Finding(GOOD if max(abs(self.gap.low), abs(self.gap.high)) < _LARGE_GAP else UNCLEAR, sentence)
+            return Finding(FLAG, f"{sentence} It likes brevity.")
+        return Finding(PASS if max(abs(self.gap.low), abs(self.gap.high)) < _LARGE_GAP else INCONCLUSIVE, sentence)
 
 
 def _correlation(margins: np.ndarray, differences: np.ndarray) -> np.ndarray:

@@ -11,20 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import (
-    GOOD,
-    SUSPECT,
-    UNCLEAR,
-    Estimate,
-    Finding,
-    accuracy,
-    accuracy_of,
-    against_chance,
-    bootstrap,
-    percent,
-    right,
-)
+from .estimates import Estimate, Finding, accuracy, accuracy_of, against_chance, bootstrap, percent, right
 from .pair_results import PairResults
 
 
@@ -52,24 +41,24 @@ class MaskingCurve:
     kept: Estimate
 
     def finding(self) -> Finding:
-        """`suspect`: without the start of the response more than half of the advantage over chance is still there;
-        `good`: less than half is; `unclear` in between, or where there is no advantage.
+        """`flag`: without the start of the response more than half of the advantage over chance is still there;
+        `pass`: less than half is; `inconclusive` in between, or where there is no advantage.
 
         The prompt stays for this: where it is long, the first 80 % of everything are the prompt and little else, and a
         model may rightly judge a response by itself.
         """
         if not self.whole.low > 0.5:
             sentence = f"On whole texts it is right in {percent(self.whole)}: {against_chance(self.whole)}"
-            return Finding(UNCLEAR, f"{sentence}, so there is no advantage that it could lose.")
+            return Finding(INCONCLUSIVE, f"{sentence}, so there is no advantage that it could lose.")
         sentence = (
             f"Without the first {100 * self.fractions[-1]:.0f} % of the response it is right in "
             f"{percent(self.response_start)} instead of {percent(self.whole)}"
         )
         if self.kept.low > 0:
-            return Finding(SUSPECT, f"{sentence}: more than half of what it knows comes from the last words alone.")
+            return Finding(FLAG, f"{sentence}: more than half of what it knows comes from the last words alone.")
         if self.kept.high < 0:
-            return Finding(GOOD, f"{sentence}: it needs what comes before the end.")
-        return Finding(UNCLEAR, f"{sentence}, too uncertain to say.")
+            return Finding(PASS, f"{sentence}: it needs what comes before the end.")
+        return Finding(INCONCLUSIVE, f"{sentence}, too uncertain to say.")
 
 
 def _drop(whole: np.ndarray, masked: np.ndarray) -> np.ndarray:

@@ -15,21 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import (
-    GOOD,
-    SUSPECT,
-    UNCLEAR,
-    Estimate,
-    Finding,
-    against_chance,
-    bootstrap,
-    lost,
-    mean,
-    percent,
-    right,
-    share_of,
-)
+from .estimates import Estimate, Finding, against_chance, bootstrap, lost, mean, percent, right, share_of
 
 _LARGE_SHARE = 0.5
 
@@ -62,11 +50,11 @@ class LabelNoise:
         return dict(zip(self.shares, self.loss, strict=True)).get(share)
 
     def finding(self) -> Finding:
-        """`suspect`: at the largest share the loss is more than half of what it would be if every flipped label were
-        repeated; `good`: less than half of it; `unclear` in between, or where there is no advantage to lose."""
+        """`flag`: at the largest share the loss is more than half of what it would be if every flipped label were
+        repeated; `pass`: less than half of it; `inconclusive` in between, or where there is no advantage to lose."""
         if not self.clean.low > 0.5:
             sentence = f"Without flipped labels it is right in {percent(self.clean)}: {against_chance(self.clean)}"
-            return Finding(UNCLEAR, f"{sentence}, so there is no advantage that it could lose.")
+            return Finding(INCONCLUSIVE, f"{sentence}, so there is no advantage that it could lose.")
         largest = self.shares[-1]
         sentence = (
             f"With {100 * largest:g} % of its training labels flipped it is right in {percent(self.accuracy[-1])} "
@@ -76,10 +64,10 @@ class LabelNoise:
         if self.left_out:
             sentence += f" Pairs that are too long for one of the models: {self.left_out}."
         if self.excess.low > 0:
-            return Finding(SUSPECT, f"{sentence} It learns the flips rather than seeing through them.")
+            return Finding(FLAG, f"{sentence} It learns the flips rather than seeing through them.")
         if self.excess.high < 0:
-            return Finding(GOOD, f"{sentence} It sees through most of them.")
-        return Finding(UNCLEAR, f"{sentence} Too uncertain to say.")
+            return Finding(PASS, f"{sentence} It sees through most of them.")
+        return Finding(INCONCLUSIVE, f"{sentence} Too uncertain to say.")
 
 
 def expected_loss(accuracy, share: float):

@@ -21,15 +21,18 @@ class PairResults:
         lengths: tokens of chosen and rejected response, `(pairs, 2)`.
         attention: mass on the first token and shares of the stages, mean of both texts, `(pairs, 1 + stages)`; rows of
             `nan` where there is none.
-        texts: prompt, chosen and rejected of each pair, shortened.
+        texts: prompt, chosen and rejected of each pair, shortened: a text, or turns of `role` and `content`.
         left_out: how many pairs were left out, by reason.
+        members: rewards of the whole texts by each member of an ensemble, `(members, pairs, 2)`; `None` for a single
+            model.
     """
 
     rewards: dict[str, np.ndarray]
     lengths: np.ndarray
     attention: np.ndarray
-    texts: list[dict[str, str]]
+    texts: list[dict[str, Any]]
     left_out: dict[str, int]
+    members: np.ndarray | None = None
 
     @property
     def margins(self) -> np.ndarray:
@@ -56,7 +59,9 @@ class PairResults:
             if not np.isfinite(values).all():
                 row = measured[int(np.flatnonzero(~np.isfinite(values).all(1))[0])]["id"]
                 raise ValueError(f"Row {row} has a reward that is not finite (text: {kind}): the model is broken.")
+        members = [record["members"] for record in measured if "members" in record]
         return cls(
+            members=np.array(members, dtype=float).transpose(2, 0, 1) if members else None,
             rewards=rewards,
             lengths=np.array([record["lengths"] for record in measured], dtype=float),
             attention=np.array([_mean_attention(record["attention"]) for record in measured]),

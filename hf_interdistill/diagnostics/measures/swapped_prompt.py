@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, percent, right
+from .estimates import FEW_PAIRS, Estimate, Finding, bootstrap, percent, right
 
 _LIMIT = 0.6
 
@@ -42,18 +43,18 @@ class SwappedPrompt:
     left_out: dict[str, int]
 
     def finding(self) -> Finding:
-        """`suspect`: the interval of `own` lies below 60 %; `good`: above; else, and with fewer than 10 swaps,
-        `unclear`."""
+        """`flag`: the interval of `own` lies below 60 %; `pass`: above; else, and with fewer than 10 swaps,
+        `inconclusive`."""
         if self.own.pairs < FEW_PAIRS:
-            return Finding(UNCLEAR, f"Too few prompts to swap: {self.prompts}, in {self.own.pairs} swaps.")
+            return Finding(INCONCLUSIVE, f"Too few prompts to swap: {self.prompts}, in {self.own.pairs} swaps.")
         sentence = (
             f"An answer gets more reward under its own prompt than under another in {percent(self.own)} of cases; "
             f"without a look at the prompt it would be 50 %. Own minus other: {self.gain.value:+.2f} standard "
             f"deviations of the margins ({self.gain.low:+.2f} to {self.gain.high:+.2f})."
         )
         if self.own.high < _LIMIT:
-            return Finding(SUSPECT, f"{sentence} Which question was asked hardly matters to it.")
-        return Finding(GOOD if self.own.low > _LIMIT else UNCLEAR, sentence)
+            return Finding(FLAG, f"{sentence} Which question was asked hardly matters to it.")
+        return Finding(PASS if self.own.low > _LIMIT else INCONCLUSIVE, sentence)
 
 
 def measure_swapped_prompt(

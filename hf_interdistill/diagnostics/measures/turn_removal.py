@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.wording import FLAG, INCONCLUSIVE, PASS
 from ..config import DiagnosisConfig
-from .estimates import FEW_PAIRS, GOOD, SUSPECT, UNCLEAR, Estimate, Finding, bootstrap, mean, percent
+from .estimates import FEW_PAIRS, Estimate, Finding, bootstrap, mean, percent
 
 PLACES = ("first", "middle", "last")
 _SMALL_SHARE, _SMALL_CHANGE = 0.25, 0.05
@@ -53,11 +54,11 @@ class TurnRemoval:
     left_out: dict[str, int]
 
     def finding(self) -> Finding:
-        """`suspect`: without the first turn the margin moves by less than a quarter of what its control does, or the
-        control too moves it by less than 0.05 standard deviations; `good`: by more than a quarter; else, and with
-        fewer than 10 conversations, `unclear`."""
+        """`flag`: without the first turn the margin moves by less than a quarter of what its control does, or the
+        control too moves it by less than 0.05 standard deviations; `pass`: by more than a quarter; else, and with
+        fewer than 10 conversations, `inconclusive`."""
         if self.conversations < FEW_PAIRS:
-            return Finding(UNCLEAR, f"Too few conversations to remove a turn from: {self.conversations}.")
+            return Finding(INCONCLUSIVE, f"Too few conversations to remove a turn from: {self.conversations}.")
         first = self.first
         sentence = (
             f"Without the first turn ({first.tokens:.0f} tokens, mean) the difference of the two rewards moves by "
@@ -65,11 +66,11 @@ class TurnRemoval:
             f"random place in the prompt by {first.control.value:.2f}"
         )
         if first.control.high < _SMALL_CHANGE:
-            return Finding(SUSPECT, f"{sentence}. The prompt hardly matters to the comparison.")
+            return Finding(FLAG, f"{sentence}. The prompt hardly matters to the comparison.")
         sentence += f". The first is {percent(first.share)} of the second; a model that ignores the turn has 0 %."
         if first.share.high < _SMALL_SHARE:
-            return Finding(SUSPECT, f"{sentence} It hardly reads how the conversation began.")
-        return Finding(GOOD if first.share.low > _SMALL_SHARE else UNCLEAR, sentence)
+            return Finding(FLAG, f"{sentence} It hardly reads how the conversation began.")
+        return Finding(PASS if first.share.low > _SMALL_SHARE else INCONCLUSIVE, sentence)
 
 
 def measure_turn_removal(

@@ -1,91 +1,74 @@
-"""Pictures of the measures that need more than a model and pairs."""
+"""Plots of the measures that need more than a model and pairs."""
 
 from __future__ import annotations
 
-import numpy as np
-from matplotlib.figure import Figure
+from collections.abc import Sequence
 
+from ...utils.pages.charts import Axis, Curves, Plot, Point, Series, color_class
 from ..measures.estimates import Estimate
-from .drawing import chance_line, color, legend, new_figure
-
-_GRAY = "#8a8f98"
-_DOTTED = (0, (1, 2))
+from .points import CORRECT, Shown, near, point
 
 
-def draw_noise(shown) -> Figure:
+def draw_noise(shown: Shown) -> list[Plot]:
     """Accuracy, and the share of the advantage over chance that is lost, by the share of flipped labels."""
-    figure, axes = new_figure(3.7, 2)
     shares = sorted({0.0, *(share for _, each in shown for share in each.label_noise.shares)})
-    lowest = 50.0
+    largest = shares[-1]
+    ticks = tuple((share, f"{100 * share:g}") for share in shares)
+    width = Axis("training labels flipped (%)", -0.05 * largest, 1.05 * largest, ticks)
+    accuracy, lost, lows = [], [], []
     for index, (number, each) in enumerate(shown):
-        noise, shade = each.label_noise, color(number)
-        shift = (index - (len(shown) - 1) / 2) * 0.8
+        noise, color = each.label_noise, color_class(number)
+        at = [near(share, index, len(shown), 0.02 * largest) for share in (0.0, *noise.shares)]
         accuracies = [noise.clean, *noise.accuracy]
-        lowest = min(lowest, *(100 * estimate.low for estimate in accuracies))
-        _curve(axes[0], shift + 100 * np.array((0.0, *noise.shares)), accuracies, shade)
+        accuracy.append(_curve(color, at, accuracies))
+        lows += [one.low for one in accuracies]
         if noise.clean.low > 0.5:  # of an advantage that may be none, no share can be told
-            _curve(axes[1], shift + 100 * np.array(noise.shares), noise.lost_advantage, shade, has_band=False)
-    chance_line(axes[0], (min(40, lowest - 3), 103))
-    repeated = np.array([0.0, 100 * max(shares) + 3])
-    axes[1].plot(repeated, 2 * repeated, color="#22262c", linewidth=1.3, linestyle=_DOTTED)
-    axes[1].annotate(
-        "every flip repeated", (100 * max(shares), 200 * max(shares)), textcoords="offset points", xytext=(-6, 2),
-        ha="right", fontsize=8.5, color="#3b4048",
-    )  # fmt: skip
-    axes[1].fill_between(repeated, repeated, 0, color="#1a7f4e", alpha=0.1, linewidth=0)
-    axes[1].axhline(0, color=_GRAY, linewidth=1)
-    axes[0].set_title("Accuracy")
-    axes[1].set_title("Lost by flipped labels")
-    axes[1].set_ylabel("advantage over chance lost (%)\nshaded: less than half of the flips")
-    for axis in axes:
-        axis.set_xlabel("training labels flipped (%)")
-        axis.set_xticks([100 * share for share in shares])
-        axis.set_xlim(-3, 100 * max(shares) + 3)
-    legend(figure, axes[0], shown)
-    return figure
-
-
-def draw_best_of_n(shown) -> Figure:
-    """Reward and gold score of the pick, over its KL divergence."""
-    figure, axes = new_figure(4.1, 2)
-    for number, each in shown:
-        curve, shade = each.best_of_n, color(number)
-        _curve(axes[0], curve.kl, curve.proxy_gain, shade, scale=1)
-        _curve(axes[1], curve.kl, curve.gold_gain, shade, scale=1)
-    oracles = [(each.best_of_n, number) for number, each in shown]
-    is_shared = all(curve.oracle_gain == oracles[0][0].oracle_gain for curve, _ in oracles)
-    for curve, number in oracles[:1] if is_shared else oracles:
-        values = [estimate.value for estimate in curve.oracle_gain]
-        shade = "#22262c" if is_shared else color(number)
-        axes[1].plot(curve.kl, values, color=shade, linewidth=1.3, linestyle=_DOTTED)
-        axes[1].annotate(
-            "best possible", (curve.kl[-1], values[-1]), textcoords="offset points", xytext=(0, 5), ha="right",
-            fontsize=8.5, color="#3b4048",
-        )  # fmt: skip
-    longest = max((each.best_of_n for _, each in shown), key=lambda curve: curve.ns[-1])
-    for axis, title, label in (
-        (axes[0], "Reward of its pick", "gain over a random choice\n(standard deviations)"),
-        (axes[1], "Gold score of its pick", "gain over a random choice\n(gold score)"),
-    ):
-        axis.axhline(0, color=_GRAY, linewidth=1)
-        axis.set_title(title, pad=26)
-        axis.set_ylabel(label)
-        axis.set_xlabel("KL divergence from the sampled (nats)")
-        axis.margins(y=0.12)
-        top = axis.secondary_xaxis("top")
-        top.set_xticks(longest.kl, [str(n) for n in longest.ns])
-        top.tick_params(labelsize=8.5, length=2)
-        top.set_xlabel("n", fontsize=8.5, labelpad=2, loc="right")
-        top.spines["top"].set_visible(False)
-    legend(figure, axes[0], shown)
-    return figure
-
-
-def _curve(axis, x, estimates: list[Estimate], shade: str, scale: float = 100, has_band: bool = True) -> None:
-    """A line with its intervals."""
-    value, low, high = (scale * np.array([getattr(e, part) for e in estimates]) for part in ("value", "low", "high"))
-    if has_band:
-        axis.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
-    axis.errorbar(
-        x, value, yerr=np.maximum([value - low, high - value], 0), fmt="o-", color=shade, markersize=5, capsize=3
+            lost.append(_curve(color, at[1:], noise.lost_advantage, scale=100, has_band=False))
+    repeated = Series(
+        "color-ink", [Point(0.0, 0.0), Point(largest, 200 * largest)], "every flip repeated", line="dotted", mark=""
     )
+    half = Series("color-muted", [Point(0.0, 0.0), Point(largest, 100 * largest)], "half", line="dashed", mark="")
+    bounds = [bound for one in lost for each in one.drawn for bound in (each.low, each.high) if bound is not None]
+    height = Axis.around("advantage over chance lost (%); good is below the dashed line", [*bounds, 200 * largest])
+    return [
+        Curves("Accuracy", width, Axis.percent(CORRECT, lows), tuple(accuracy), 0.5),
+        Curves("Lost by flipped labels", width, height, (repeated, half, *lost), 0.0),
+    ]
+
+
+def draw_best_of_n(shown: Shown) -> list[Plot]:
+    """Reward and gold score of the pick, over its KL divergence."""
+    proxy = [_curve(color_class(number), each.best_of_n.kl, each.best_of_n.proxy_gain) for number, each in shown]
+    gold = [_curve(color_class(number), each.best_of_n.kl, each.best_of_n.gold_gain) for number, each in shown]
+    curves = [(number, each.best_of_n) for number, each in shown]
+    is_shared = all(curve.oracle_gain == curves[0][1].oracle_gain for _, curve in curves)
+    best = [
+        Series(
+            "color-ink" if is_shared else color_class(number),
+            [Point(x, one.value) for x, one in zip(curve.kl, curve.oracle_gain, strict=True)],
+            "" if index else "best possible",
+            line="dotted",
+            mark="",
+        )
+        for index, (number, curve) in enumerate(curves[:1] if is_shared else curves)
+    ]
+    longest = max((curve for _, curve in curves), key=lambda curve: curve.ns[-1])
+    ticks = tuple((kl, str(n)) for kl, n in zip(longest.kl, longest.ns, strict=True))
+    width = Axis("n, placed by the KL divergence of the pick from the sampled", 0.0, 1.03 * longest.kl[-1], ticks)
+    plots: list[Plot] = []
+    for title, unit, series in (
+        ("Reward of its pick", "standard deviations", proxy),
+        ("Gold score of its pick", "gold score", [*best, *gold]),
+    ):
+        values = [value for one in series for each in one.drawn for value in (each.y, each.low, each.high)]
+        height = Axis.around(f"gain over a random choice ({unit})", [value for value in values if value is not None])
+        plots.append(Curves(title, width, height, tuple(series), 0.0))
+    return plots
+
+
+def _curve(
+    color: str, x: Sequence[float], estimates: Sequence[Estimate], scale: float = 1.0, has_band: bool = True
+) -> Series:
+    """A line with its intervals."""
+    points = [point(at, estimate, scale) for at, estimate in zip(x, estimates, strict=True)]
+    return Series(color, points, has_band=has_band)

@@ -1,19 +1,16 @@
-"""The report: JSON, pictures, and one page that needs nothing else."""
+"""The report: JSON, and one page that needs nothing else."""
 
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ...utils.atomic_io import write_atomically
+from ...utils.pages.page import render_page
 from ..measures.estimates import Estimate
 from ..result import Diagnosis
 from .context_numbers import context_notes, context_rows
-from .drawing import color
 from .plots import draw
 from .sections import SECTIONS
 
@@ -21,7 +18,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(diagnoses: Sequence[Diagnosis], folder: str) -> Path:
-    """Write `diagnosis.json`, one PNG per measure, and `index.html` with all of it.
+    """Write `diagnosis.json`, and `index.html` with all of it.
 
     Args:
         diagnoses: of one or several models, shown side by side in this order.
@@ -39,32 +36,21 @@ def write_report(diagnoses: Sequence[Diagnosis], folder: str) -> Path:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "diagnosis.json", json.dumps([each.to_dict() for each in diagnoses], indent=2))
-    pictures = draw(diagnoses)
-    for name, picture in pictures.items():
-        (path / f"{name}.png").write_bytes(picture)
-    write_atomically(path / "index.html", render(diagnoses, pictures))
+    write_atomically(path / "index.html", render(diagnoses))
     return path / "index.html"
 
 
-def render(diagnoses: Sequence[Diagnosis], pictures: dict[str, bytes]) -> str:
+def render(diagnoses: Sequence[Diagnosis]) -> str:
     """The page; everything that comes from models or data is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value: "n/a" if value != value else f"{100 * value:.1f} %"
-    environment.filters["number"] = lambda value: "n/a" if value != value else f"{value:.3f}"
-    return environment.get_template("report.html").render(
+    return render_page(
+        _TEMPLATES,
+        "report.html",
         diagnoses=diagnoses,
         findings=[each.findings() for each in diagnoses],
-        colors=[color(number) for number in range(len(diagnoses))],
         sections=[each for each in SECTIONS if not each.is_optional or _is_asked(diagnoses, each.name)],
         optional_rows=[*context_rows(diagnoses), *_optional_rows(diagnoses)],
         notes={each.name: context_notes(diagnoses, each.name) for each in SECTIONS},
-        pictures={name: b64encode(picture).decode() for name, picture in pictures.items()},
+        plots=draw(diagnoses),
     )
 
 
@@ -85,6 +71,18 @@ def _optional_rows(diagnoses: Sequence[Diagnosis]) -> list[tuple[str, list[Estim
         for share in shares
     ]
     shown: list[tuple[str, list[Estimate | None], str]] = [(*row, "percent") for row in rows]
+    ensembles = [each.disagreement for each in diagnoses]
+    if any(ensembles):
+        splits = [None if each is None else each.split for each in ensembles]
+        spreads = [None if each is None else each.spread for each in ensembles]
+        weakest = [None if each is None else min(each.members, key=lambda own: own.value) for each in ensembles]
+        best = [None if each is None else max(each.members, key=lambda own: own.value) for each in ensembles]
+        shown += [
+            ("pairs in which members prefer different responses", splits, "percent"),
+            ("spread of margins among members, over that of their mean among pairs", spreads, "number"),
+            ("accuracy of the weakest member", weakest, "percent"),
+            ("accuracy of the best member", best, "percent"),
+        ]
     if any(curves):
         gains = [None if each is None else each.gold_gain[-1] for each in curves]
         efficiencies = [None if each is None else each.efficiency for each in curves]

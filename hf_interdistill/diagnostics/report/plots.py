@@ -1,167 +1,162 @@
-"""One picture per measure, several models side by side."""
+"""Plots of each measure, several models in one plot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
+from ...utils.pages.charts import Axis, Curves, Intervals, Plot, Point, Series, color_class, figure, legend
+from ..measures.estimates import Estimate
 from ..result import Diagnosis
 from .context_plots import draw_early_context, draw_swapped_prompt, draw_turn_removal
-from .drawing import STYLE, WIDTH, chance_line, color, error_bars, legend, new_figure, point, short
 from .optional_plots import draw_best_of_n, draw_noise
+from .points import CORRECT, Shown, interval, near, point, short
 
 
-def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, bytes]:
-    """A PNG for each measure, by the measure's name; a measure that no model has gets none."""
-    plots: dict[str, Callable] = {
-        "accuracy": _accuracy,
-        "masking": _masking,
-        "swapped_prompt": draw_swapped_prompt,
-        "early_context": draw_early_context,
-        "turn_removal": draw_turn_removal,
-        "cue": _cue,
-        "length": _length,
-        "attention": _attention,
-        "calibration": _calibration,
-        "label_noise": draw_noise,
-        "best_of_n": draw_best_of_n,
+def draw_accuracy(shown: Shown) -> list[Plot]:
+    """Right pairs of each model, ties beside."""
+    groups = []
+    for number, each in shown:
+        found = each.accuracy
+        label = f"{short(each.model)} ({100 * found.ties.value:.1f} % ties)"
+        groups.append((label, (interval(number, found.accuracy),)))
+    return [Intervals("", _shares(CORRECT, shown, lambda each: [each.accuracy.accuracy]), tuple(groups), 0.5)]
+
+
+def draw_masking(shown: Shown) -> list[Plot]:
+    """Accuracy as the beginning or the end is taken away, and with one part alone taken away."""
+    curves = {
+        side: [[each.masking.whole, *getattr(each.masking, side)] for _, each in shown] for side in ("first", "last")
     }
-    pictures = {}
-    for name, plot in plots.items():
+    height = Axis.percent(CORRECT, [one.low for side in curves.values() for curve in side for one in curve])
+    removed = [0.0, *shown[0][1].masking.fractions]
+    width = Axis("content removed (%)", 0.0, removed[-1], tuple((share, f"{100 * share:.0f}") for share in removed))
+    plots: list[Plot] = [
+        Curves(
+            title, width, height,
+            tuple(
+                Series(
+                    color_class(number),
+                    [point(x, one) for x, one in zip((0.0, *each.masking.fractions), curve, strict=True)],
+                    has_band=True,
+                )
+                for (number, each), curve in zip(shown, curves[side], strict=True)
+            ),
+            0.5,
+        )
+        for side, title in (("first", "Beginning removed"), ("last", "End removed (control)"))
+    ]  # fmt: skip
+    labels = {"prompt": "prompt", "response_start": f"first {100 * removed[-1]:.0f} % of the response"}
+    alone = _categories("Only this removed", shown, labels, lambda each, part: getattr(each.masking, part))
+    return [*plots, alone]
+
+
+def draw_cue(shown: Shown) -> list[Plot]:
+    """Accuracy with the phrase on either response, and without it."""
+    labels = {
+        "on_chosen": "phrase on the better response",
+        "plain": "no phrase",
+        "on_rejected": "phrase on the worse response",
+    }
+    return [_categories("", shown, labels, lambda each, part: getattr(each.cue, part))]
+
+
+def draw_length(shown: Shown) -> list[Plot]:
+    """Accuracy by which response is longer."""
+    labels = {
+        "longer_is_better": "longer response is the better one",
+        "longer_is_worse": "longer response is the worse one",
+    }
+    return [_categories("", shown, labels, lambda each, part: getattr(each.length, part))]
+
+
+def draw_disagreement(shown: Shown) -> list[Plot]:
+    """Accuracy where the members of an ensemble agree, and where they differ."""
+    labels = {"agreed": "members agree", "differed": "members differ"}
+    return [_categories("", shown, labels, lambda each, part: getattr(each.disagreement, part))]
+
+
+def draw_attention(shown: Shown) -> list[Plot]:
+    """Attention over the fifths of the text, one plot a model; the first token is apart, on the left."""
+    masses = [side for _, each in shown for side in (each.attention.right, each.attention.wrong)]
+    height = Axis.around(
+        "attention of the scored token (%)",
+        [100 * one.high for side in masses for one in (side.sink, *side.stages)],
+    )
+    plots: list[Plot] = []
+    for _, each in shown:
+        stages = len(each.attention.right.stages)
+        ticks = ((-0.6, "first token"), *((float(stage + 1), str(stage + 1)) for stage in range(stages)))
+        series = []
+        for name, side, shift in (("right", each.attention.right, -0.07), ("wrong", each.attention.wrong, 0.07)):
+            label = f"{side.sink.pairs} pairs ranked {name}"
+            sink = point(-0.6 + shift, side.sink, 100)
+            fifths = [point(stage + 1 + shift, one, 100) for stage, one in enumerate(side.stages)]
+            series += [
+                Series(f"color-{name}", [sink], line=""),
+                Series(f"color-{name}", fifths, label if side.sink.pairs else ""),
+            ]
+        width = Axis("fifth of the text, from its beginning", -1.1, stages + 0.4, ticks)
+        plots.append(Curves(each.model, width, height, tuple(series)))
+    return plots
+
+
+def draw_calibration(shown: Shown) -> list[Plot]:
+    """How often the first response is better, by the probability that the model gives to it; few bins, exact bars."""
+    ticks = tuple((tick / 4, f"{tick / 4:g}") for tick in range(5))
+    width = Axis("probability the model gives to the first response", 0.0, 1.0, ticks)
+    height = Axis("how often the first one is better", 0.0, 1.0, ticks)
+    diagonal = Series("color-muted", [Point(0.0, 0.0), Point(1.0, 1.0)], line="dashed", mark="")
+    series = []
+    for index, (number, each) in enumerate(shown):
+        points = []
+        for one in each.calibration.bins:
+            note = f"{one.share.pairs} pairs, probabilities {one.lowest:.2f} to {one.highest:.2f}"
+            at = min(max(near(one.probability, index, len(shown), 0.012), 0.0), 1.0)
+            points.append(point(at, one.share, note=note))
+        series.append(Series(color_class(number), points))
+    return [Curves("", width, height, (diagonal, *series))]
+
+
+def _categories(title: str, shown: Shown, labels: dict[str, str], read: Callable) -> Intervals:
+    """A group of intervals a label, one for each model."""
+    groups = tuple(
+        (label, tuple(interval(number, read(each, part)) for number, each in shown)) for part, label in labels.items()
+    )
+    axis = _shares(CORRECT, shown, lambda each: [read(each, part) for part in labels])
+    return Intervals(title, axis, groups, 0.5)
+
+
+def _shares(label: str, shown: Shown, read: Callable[[Diagnosis], Iterable[Estimate]]) -> Axis:
+    return Axis.percent(label, [one.low for _, each in shown for one in read(each)])
+
+
+PLOTS: dict[str, Callable[[Shown], Sequence[Plot]]] = {
+    "accuracy": draw_accuracy,
+    "masking": draw_masking,
+    "swapped_prompt": draw_swapped_prompt,
+    "early_context": draw_early_context,
+    "turn_removal": draw_turn_removal,
+    "cue": draw_cue,
+    "length": draw_length,
+    "attention": draw_attention,
+    "calibration": draw_calibration,
+    "disagreement": draw_disagreement,
+    "label_noise": draw_noise,
+    "best_of_n": draw_best_of_n,
+}
+
+
+def draw(diagnoses: Sequence[Diagnosis]) -> dict[str, Markup]:
+    """The plots of each measure as HTML, by the measure's name; a measure that no model has gets none."""
+    drawn = {}
+    for name, plot in PLOTS.items():
         shown = [(number, each) for number, each in enumerate(diagnoses) if getattr(each, name) is not None]
         if shown:
-            with rc_context(STYLE):  # type: ignore[arg-type]
-                buffer = BytesIO()
-                plot(shown).savefig(buffer, format="png", dpi=144)
-            pictures[name] = buffer.getvalue()
-    return pictures
-
-
-def _categories(shown, labels: Sequence[str], estimates: Callable, height: float = 3.1) -> Figure:
-    """Dots with intervals: one index a label, models beside each other."""
-    figure, (axis,) = new_figure(height)
-    step = min(0.16, 0.7 / len(shown))
-    for index, (number, each) in enumerate(shown):
-        shift = (index - (len(shown) - 1) / 2) * step
-        for x, estimate in enumerate(estimates(each)):
-            point(axis, x + shift, estimate, color=color(number), fmt="o")
-    axis.set_xticks(range(len(labels)), labels)
-    axis.set_xlim(-0.5, len(labels) - 0.5)
-    axis.grid(visible=False, axis="x")
-    chance_line(axis)
-    legend(figure, axis, shown)
-    return figure
-
-
-def _accuracy(shown) -> Figure:
-    figure, (axis,) = new_figure(0.9 + 0.42 * len(shown))
-    for row, (number, each) in enumerate(shown):
-        estimate = each.accuracy.accuracy
-        if not np.isnan(estimate.value):
-            error = np.array(error_bars(estimate)) * 100
-            axis.barh(row, 100 * estimate.value, height=0.55, color=color(number), alpha=0.85)
-            axis.errorbar([100 * estimate.value], [row], xerr=error, color="#22262c", capsize=4)
-        ties = f"{100 * each.accuracy.ties.value:.1f} % ties"
-        axis.annotate(ties, (101, row), va="center", fontsize=8.5, color="#6b7079", annotation_clip=False)
-    axis.axvline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
-    axis.set_yticks(range(len(shown)), [short(each.model) for _, each in shown])
-    axis.set_xlim(0, 100)
-    axis.set_ylim(len(shown) - 0.5, -0.5)
-    axis.grid(visible=False, axis="y")
-    axis.set_xlabel("pairs ranked correctly (%), dashed: chance")
-    return figure
-
-
-def _masking(shown) -> Figure:
-    figure, axes = new_figure(3.6, 3, sharey=True, width_ratios=(4, 4, 2.4))
-    for axis, side, title in (
-        (axes[0], "first", "Beginning removed"),
-        (axes[1], "last", "End removed (control)"),
-    ):
-        for number, each in shown:
-            curve = [each.masking.whole, *getattr(each.masking, side)]
-            x = [0.0, *(100 * fraction for fraction in each.masking.fractions)]
-            axis.plot(x, [100 * e.value for e in curve], "o-", color=color(number), markersize=5)
-            axis.fill_between(
-                x, [100 * e.low for e in curve], [100 * e.high for e in curve], color=color(number), alpha=0.15
-            )
-        axis.set_title(title)
-        axis.set_xlabel("content removed (%)")
-        chance_line(axis)
-    step = min(0.16, 0.7 / len(shown))
-    for index, (number, each) in enumerate(shown):
-        shift = (index - (len(shown) - 1) / 2) * step
-        point(axes[2], shift, each.masking.prompt, color=color(number), fmt="o")
-        point(axes[2], 1 + shift, each.masking.response_start, color=color(number), fmt="o")
-    axes[2].set_title("Only this removed")
-    axes[2].set_xticks([0, 1], ["prompt", f"first {100 * shown[0][1].masking.fractions[-1]:.0f} %\nof response"])
-    axes[2].set_xlim(-0.5, 1.5)
-    axes[2].grid(visible=False, axis="x")
-    axes[2].axhline(50, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
-    for axis in axes[1:]:
-        axis.set_ylabel("")
-    legend(figure, axes[0], shown)
-    return figure
-
-
-def _cue(shown) -> Figure:
-    labels = ("phrase on the better response", "no phrase", "phrase on the worse response")
-    return _categories(shown, labels, lambda each: (each.cue.on_chosen, each.cue.plain, each.cue.on_rejected))
-
-
-def _length(shown) -> Figure:
-    labels = ("longer response is the better one", "longer response is the worse one")
-    return _categories(shown, labels, lambda each: (each.length.longer_is_better, each.length.longer_is_worse))
-
-
-def _attention(shown) -> Figure:
-    columns = min(len(shown), 3)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(WIDTH, 3.6 * columns), 3.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axis in grid.flat[len(shown) :]:
-        axis.set_visible(False)
-    for axis, (_, each) in zip(grid.flat, shown, strict=False):
-        groups = (("right", each.attention.right, "#5b7f95"), ("wrong", each.attention.wrong, "#c8553d"))
-        for index, (name, masses, shade) in enumerate(groups):
-            for x, estimate in zip((-1.4, *range(len(masses.stages))), (masses.sink, *masses.stages), strict=True):
-                if np.isnan(estimate.value):
-                    continue
-                axis.bar(
-                    x + (index - 0.5) * 0.38, 100 * estimate.value, 0.36, color=shade, alpha=0.55 if x < 0 else 1,
-                    yerr=np.array(error_bars(estimate)) * 100, error_kw={"capsize": 2, "ecolor": "#22262c", "lw": 1},
-                )  # fmt: skip
-            axis.bar(0, 0, color=shade, label=f"{masses.sink.pairs} pairs ranked {name}")
-        stages = len(each.attention.right.stages)
-        axis.axvline(-0.75, color="#c3c7cd", linewidth=1)
-        axis.set_xticks([-1.4, *range(stages)], ["first\ntoken", *(str(n + 1) for n in range(stages))])
-        axis.set_xlabel("fifth of the text, from its beginning")
-        axis.set_title(short(each.model))
-        axis.grid(visible=False, axis="x")
-        axis.legend(fontsize=8.5, loc="upper center", ncols=2 if len(shown) == 1 else 1)
-    grid[0][0].set_ylim(0, 1.28 * grid[0][0].get_ylim()[1])  # shared by all; room for the legends
-    for row in grid:
-        row[0].set_ylabel("attention of the scored token (%)")
-    return figure
-
-
-def _calibration(shown) -> Figure:
-    figure, (axis,) = new_figure(4.2)
-    axis.plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)))
-    for number, each in shown:
-        bins = each.calibration.bins
-        sizes = [12 + 160 * one.pairs / each.pairs for one in bins]
-        x, y = [one.probability for one in bins], [one.share for one in bins]
-        axis.plot(x, y, color=color(number), linewidth=1.2)
-        axis.scatter(x, y, s=sizes, color=color(number), alpha=0.85, zorder=3)
-    axis.set_xlim(-0.03, 1.03)
-    axis.set_ylim(-0.03, 1.03)
-    axis.set_aspect("equal")
-    axis.set_xlabel("probability the model gives to the first response")
-    axis.set_ylabel("how often the first one is better")
-    legend(figure, axis, shown)
-    return figure
+            figures = Markup("").join(figure(each) for each in plot(shown))
+            names_rows = name in ("accuracy", "attention")  # these name each model themselves
+            models = [(color_class(number), each.model) for number, each in shown]
+            keys = legend(models) if len(shown) > 1 and not names_rows else Markup("")
+            drawn[name] = Markup('{}<div class="plots">\n{}</div>').format(keys, figures)
+    return drawn
