@@ -14,16 +14,18 @@ from .rain.api.registration import register_when_loaded
 __version__ = "0.1.0"
 
 _MODULES = {
-    "BestOfNConfig": "selection.job",
+    "BestOfNConfig": "selection.config",
     "CompareConfig": "comparison.config",
     "InteractionDistillationConfig": "interaction.config",
     "InteractionDistillationTrainer": "interaction.trainer",
     "InteractionTeacher": "interaction.teacher.teacher",
     "InteractionTeacherConfig": "interaction.teacher.config",
     "RAINLogitsProcessor": "rain.api.logits_processor",
+    "RainClient": "rain.api.rain_client",
     "RainConfig": "rain.config",
     "RainDecoder": "rain.api.decoder",
     "RemoteRewardScorer": "scoring.remote",
+    "RewardEnsemble": "scoring.ensemble",
     "RewardScorer": "scoring.scorer",
     "compare": "comparison.comparison",
     "diagnose": "diagnostics.diagnosis",
@@ -64,15 +66,17 @@ if TYPE_CHECKING:
     from .metrics.training import reward_metrics as reward_metrics
     from .rain.api.decoder import RainDecoder as RainDecoder
     from .rain.api.logits_processor import RAINLogitsProcessor as RAINLogitsProcessor
+    from .rain.api.rain_client import RainClient as RainClient
     from .rain.api.registration import register_rain as register_rain
     from .rain.api.registration import unregister_rain as unregister_rain
     from .rain.config import RainConfig as RainConfig
     from .reward_benchmarks.running import run_benchmark as run_benchmark
+    from .scoring.ensemble import RewardEnsemble as RewardEnsemble
     from .scoring.ppo import ppo_reward_model as ppo_reward_model
     from .scoring.ppo import ppo_value_model as ppo_value_model
     from .scoring.remote import RemoteRewardScorer as RemoteRewardScorer
     from .scoring.scorer import RewardScorer as RewardScorer
-    from .selection.job import BestOfNConfig as BestOfNConfig
+    from .selection.config import BestOfNConfig as BestOfNConfig
     from .selection.job import run_best_of_n as run_best_of_n
 
 register_when_loaded()

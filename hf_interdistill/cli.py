@@ -6,9 +6,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from .commands.quiet import known_noise_silenced
 from .utils.errors import RunError, recovery_hint
+from .utils.launching import run_launched
+from .utils.pages.command import running
 from .utils.parsing import parse
 
 COMMANDS = {
@@ -22,8 +25,12 @@ COMMANDS = {
     "diagnose": ("commands.diagnose", "report on attention hacking and other faults of reward models"),
     "best-of-n": ("commands.best_of_n", "sample candidates, score them, keep the best; curve of over-optimization"),
     "score": ("commands.score", "score completions or preferences with a reward model"),
+    "env": ("commands.env", "print versions and devices, for a report of a fault"),
     "serve": ("commands.serve", "serve the rewards of a model over HTTP"),
+    "convert": ("commands.convert", "write a reward model of another trainer as a plain one"),
 }
+
+LAUNCHED = ("teacher", "reward", "rain", "best-of-n")  # they share their work among processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,15 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Each command takes --config recipe.yaml, then --key value overrides; "
         "`interdistill COMMAND --help` lists the keys.",
     )
+    parser.add_argument("--version", action="version", version=f"hf_interdistill {version('hf_interdistill')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     command, rest = split_command(arguments)
     parser.parse_args([command] if arguments else [])
     try:
-        with known_noise_silenced():
+        status = run_launched(command, rest) if command in LAUNCHED else None
+        if status is not None:
+            return status
+        with known_noise_silenced(), running(["interdistill", *arguments]):
             module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
-            settings = parse(module.ARGUMENTS, rest, prog=f"interdistill {command}")
+            settings = parse(module.ARGUMENTS, rest, f"interdistill {command}", command in LAUNCHED)
             words = {"words": rest} if getattr(module, "TAKES_WORDS", False) else {}
             module.run(*settings, **words)
     except (ValueError, TypeError, OSError, FloatingPointError, RunError, ImportError) as error:

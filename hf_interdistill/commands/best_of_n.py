@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from accelerate import PartialState
 
-from ..selection.job import BestOfNConfig, run_best_of_n
+from ..selection.config import BestOfNConfig
+from ..selection.job import run_best_of_n
 from .tables import print_metrics
 
 ARGUMENTS = (BestOfNConfig,)
 
 
 def run(config: BestOfNConfig) -> dict:
-    """Run the job and print what came out; returns the summary of `run_best_of_n`."""
+    """Run the job and print a summary; returns the summary of `run_best_of_n`."""
     summary = run_best_of_n(config)
     if PartialState().is_main_process:
         print_metrics(f"Best of n in {config.output}", {"all prompts": summary})

@@ -1,4 +1,4 @@
-"""`interdistill compare`: baseline and interaction-distilled models from one recipe, and what differs."""
+"""`interdistill compare`: baseline and interaction-distilled models from one recipe, and their differences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..comparison.config import CompareConfig
 from ..comparison.report.text import accuracy_table, benchmark_table, cost_table
 from ..comparison.result import Comparison
 from ..training.output_dir import OutputDirArguments
+from ..utils.parsing import read_yaml
 from .tables import console
 
 # `overwrite` is a key of the comparison here.
@@ -22,8 +23,8 @@ def run(config: CompareConfig, *recipe, words: Sequence[str]) -> Comparison:
     """Train, score and compare; write the page, and print the tables.
 
     Args:
-        config: of the comparison. recipe: the recipe's parsed keys, which are checked by then.
-        words: of the command line; those that are no keys of the comparison change every recipe.
+        config: of the comparison. recipe: the recipe's parsed and checked keys.
+        words: of the command line; those that are not keys of the comparison change every recipe.
     """
     path, overrides = _recipe_words(words)
     found = compare(path, config, overrides=overrides)
@@ -39,7 +40,7 @@ def _recipe_words(words: Sequence[str]) -> tuple[str, list[str]]:
     """The file that `--config` names, and the words that change keys of recipes.
 
     Raises:
-        ValueError: there is no `--config`.
+        ValueError: there is no `--config`, or a folder that the comparison would not write to.
     """
     own, kept, path, key = {each.name for each in fields(CompareConfig)}, [], None, ""
     for word in (part for each in words for part in (each.split("=", 1) if each.startswith("--") else [each])):
@@ -47,6 +48,8 @@ def _recipe_words(words: Sequence[str]) -> tuple[str, list[str]]:
             key = word[2:].replace("-", "_")
         elif key == "config":
             path = word
+        if key == "output_dir":
+            raise ValueError("`output_dir` is given, but each run has a folder in the comparison's. Write `--output`.")
         if key != "config" and key not in own:
             kept.append(word)
     if path is None:
@@ -54,4 +57,6 @@ def _recipe_words(words: Sequence[str]) -> tuple[str, list[str]]:
             "There is no recipe. Write `--config recipe.yaml`, a recipe of `interdistill reward` with a positive "
             "`alignment_weight`."
         )
+    if "output" in read_yaml(path):
+        raise ValueError(f"{path} has `output`, which is the comparison's here. Write `output_dir` in a recipe.")
     return path, kept

@@ -14,14 +14,14 @@ from ..diagnostics.config import CONTEXT_MEASURES, DiagnosisConfig
 from ..diagnostics.diagnosis import diagnose
 from ..diagnostics.report.page import write_report
 from ..diagnostics.result import Diagnosis
-from ..scoring.scorer import RewardScorer
+from ..scoring.opening import open_scorer, require_reward_model
 from ..utils.devices import find_device
 from ..utils.fields import as_mapping
-from ..utils.model_config import require_model
 from ..utils.privacy import public_name
+from ..utils.wording import FLAG, INCONCLUSIVE, PASS
 from .tables import console
 
-_STYLES = {"good": "green", "suspect": "bold red", "unclear": "yellow"}
+_STYLES = {PASS: "green", FLAG: "bold red", INCONCLUSIVE: "yellow"}
 
 
 @dataclass
@@ -29,10 +29,9 @@ class DiagnoseArguments:
     """What to look at.
 
     Args:
-        model: reward models or adapters, folders or Hub names.
+        model: reward models, adapters or ensembles, folders or Hub names.
         data: preferences: file, folder or Hub name.
-        output: folder for `index.html`, the pictures, `diagnosis.json`, and the records that a killed run
-            resumes.
+        output: folder for `index.html`, `diagnosis.json`, and the records that a killed run resumes.
         split: of the data, where it has several.
         noise_models: models trained with flipped labels, by the share of them: `{0.1: FOLDER, 0.3: FOLDER}`; with
             several `model`s one such mapping each: `{MODEL: {0.1: FOLDER}, ...}`. On the command line JSON.
@@ -52,7 +51,7 @@ class DiagnoseArguments:
         revision, dtype, attn_implementation: how to load the models.
     """
 
-    model: list[str] = field(metadata={"help": "Reward models or adapters: folders or Hub names."})
+    model: list[str] = field(metadata={"help": "Reward models, adapters or ensembles: folders or Hub names."})
     data: str = field(metadata={"help": "Preferences: file, folder or Hub name."})
     output: str = field(metadata={"help": "Folder for the report."})
     split: str = field(default="train", metadata={"help": "Split of the data; a single file is `train`."})
@@ -90,7 +89,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     noise_models = _noise_models(args)
     check_candidates(args.candidates, args.gold)
     for name in args.model:  # each is loaded when those before it are diagnosed
-        require_model("reward model", name, revision=args.revision)
+        require_reward_model(name, revision=args.revision)
     config = DiagnosisConfig(
         cue=args.cue,
         attention_layers=tuple(args.attention_layers),
@@ -103,7 +102,7 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     )
     diagnoses, records = [], str(Path(args.output) / "records")
     for name in args.model:
-        scorer = RewardScorer.from_pretrained(
+        scorer = open_scorer(
             name, revision=args.revision, dtype=args.dtype, attn_implementation=args.attn_implementation
         ).to(find_device(args.device))
         diagnoses.append(
@@ -155,7 +154,7 @@ def _noise_models(args: DiagnoseArguments) -> dict[str, dict[float, str]]:
 
 def _print(diagnoses: list[Diagnosis]) -> None:
     table = Table(title="Diagnosis", title_justify="left")
-    for column in ("model", "measure", "finding", ""):
+    for column in ("model", "measure", "verdict", ""):
         table.add_column(column, overflow="fold")
     for diagnosis in diagnoses:
         for name, finding in diagnosis.findings().items():

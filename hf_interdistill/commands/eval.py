@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..reward_benchmarks import find_benchmark
+from tqdm.auto import tqdm
+
+from ..reward_benchmarks import BENCHMARKS, find_benchmark
+from ..reward_benchmarks.analysis import analyze
+from ..reward_benchmarks.batch_check import BatchCheck, check_batches
+from ..reward_benchmarks.grids import Report
 from ..reward_benchmarks.loading import load_items
-from ..reward_benchmarks.reports import notes, short_names, table, write
+from ..reward_benchmarks.reports import notes, tables, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
-from ..scoring.scorer import RewardScorer
+from ..scoring.opening import require_reward_model
 from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
 from ..utils.jsonl_jobs import JsonlJob
-from ..utils.model_config import require_model
-from .tables import print_metrics
+from .scorers import load_scorer, refuse_unused_of_scorers
+from .tables import console
 
 
 @dataclass
@@ -24,19 +30,29 @@ class EvalArguments:
     """What to evaluate.
 
     Args:
-        model: reward models or adapters, folders or Hub names.
-        benchmark: names, such as `reward_bench` (a wrong one lists all).
-        output: folder for `results.json`, `results.md` and `scores.jsonl`, which a killed run resumes.
+        model: reward models, adapters or ensembles, folders or Hub names.
+        benchmark: names; `--help` lists them.
+        output: folder for `results.json` and `results.md`, and for `scores.jsonl` and `batch_checks.jsonl`, which a
+            killed run resumes.
         data: for each benchmark a file or folder in its published format; by default the data set on the Hub.
         batch_size: completions per forward pass.
         max_length: longest text in tokens; a longer one is an error, unless `truncate`.
         truncate: keep the last `max_length` tokens of longer texts; their number is reported.
+        length_share: answers are alike in length if they differ by at most this share of the longer one, 0 to 1.
+        resamples: of the bootstrap over items, for intervals and paired differences.
+        batch_tolerance: how far rewards in batches may be from those of the same texts alone, as a share of the
+            largest reward; more is an error. By default what rounding explains.
         device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the models.
+        reward_server: addresses of servers that have the models, one for each, or one for all; `model` has the names
+            that they are served by. Several servers of a model stand with commas between them.
+        reward_api: how these servers are asked: `interdistill` for `interdistill serve`, `classify` for vLLM.
+        reward_tokenizer: with `classify`, for each model the name or folder of its tokenizer; by default its own name.
+        server_timeout: seconds that a request to a server may take.
     """
 
-    model: list[str] = field(metadata={"help": "Reward models or adapters: folders or Hub names."})
-    benchmark: list[str] = field(metadata={"help": "Benchmarks, such as reward_bench."})
+    model: list[str] = field(metadata={"help": "Reward models, adapters or ensembles: folders or Hub names."})
+    benchmark: list[str] = field(metadata={"help": f"Benchmarks: {', '.join(BENCHMARKS)}."})
     output: str = field(metadata={"help": "Folder for results.json, results.md and scores.jsonl."})
     data: list[str] | None = field(
         default=None, metadata={"help": "A file or folder per benchmark; default: the Hub."}
@@ -44,10 +60,19 @@ class EvalArguments:
     batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens."})
     truncate: bool = field(default=False, metadata={"help": "Keep the last max_length tokens of longer texts."})
+    length_share: float = field(default=0.1, metadata={"help": "Lengths within this share of the longer are alike."})
+    resamples: int = field(default=1000, metadata={"help": "Resamples of the bootstrap over items."})
+    batch_tolerance: float | None = field(
+        default=None, metadata={"help": "Allowed relative difference of rewards in batches; default: rounding."}
+    )
     device: str | None = field(default=None, metadata={"help": "Where to run; default: a GPU if there is one."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the models."})
     dtype: str = field(default="float32", metadata={"help": "Data type to load the models in."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    reward_server: list[str] | None = field(default=None, metadata={"help": "Addresses of servers with the models."})
+    reward_api: str = field(default="interdistill", metadata={"help": "Its kind: interdistill, or classify (vLLM)."})
+    reward_tokenizer: list[str] | None = field(default=None, metadata={"help": "Tokenizers of served models."})
+    server_timeout: float = field(default=300.0, metadata={"help": "Seconds that a request may take."})
 
 
 ARGUMENTS = (EvalArguments,)
@@ -56,48 +81,82 @@ ARGUMENTS = (EvalArguments,)
 def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
     """Score every model on every benchmark, write and print; returns the results by benchmark and model."""
     benchmarks = [find_benchmark(name) for name in args.benchmark]
-    for name, values in (("model", args.model), ("benchmark", args.benchmark)):
-        if len(set(values)) != len(values):
-            raise ValueError(f"`{name}` names one twice: {', '.join(values)}.")
-    if args.data is not None and len(args.data) != len(benchmarks):
-        raise ValueError(f"{len(benchmarks)} benchmarks and {len(args.data)} `data`: give one for each, in order.")
-    if args.truncate and args.max_length is None:
-        raise ValueError("`truncate` needs a `max_length` to cut to.")
-    require_positive("batch_size", args.batch_size)
-    require_positive("max_length", args.max_length, is_optional=True)
-    check_dtype("dtype", args.dtype)
-    find_device(args.device)
+    _check(args)
+    servers, tokenizers = _per_model(args, "reward_server"), _per_model(args, "reward_tokenizer")
     sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
     data = dict(zip(args.benchmark, sources, strict=True))
     folder = Path(args.output)
     job = JsonlJob(folder / "scores.jsonl")
+    checked = JsonlJob(folder / "batch_checks.jsonl")
     job.open()
+    checked.open()
     for model in args.model:  # all that can be wrong is found before the first model is scored
-        require_model("reward model", model, revision=args.revision)
+        if servers[model] is None:
+            require_reward_model(model, revision=args.revision)
     items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
     results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
+    checks: dict[str, dict[str, BatchCheck | None]] = {name: {} for name in args.benchmark}
     for model in args.model:
-        scorer = _load(args, model)
+        scorer = load_scorer(args, model, servers[model], tokenizers[model])
         key = fingerprint_model(model, scorer, **_settings(args))
+        for benchmark in benchmarks:  # a model that cannot be scored in batches is found before the long work
+            checks[benchmark.name][model] = check_batches(
+                scorer,
+                items[benchmark.name],
+                job=checked,
+                model_key=key,
+                is_truncating=args.truncate,
+                allowed=args.batch_tolerance,
+            )
         for benchmark in benchmarks:
             results[benchmark.name][model] = run_benchmark(
                 scorer, benchmark, items[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
             )
-    write(results, folder)
-    _print(results, folder)
+    reports = {}
+    for benchmark in tqdm(benchmarks, desc="Baselines and intervals"):
+        runs = results[benchmark.name]
+        rewards = {model: run.rewards for model, run in runs.items()}
+        analysis = analyze(
+            benchmark, items[benchmark.name], rewards, length_share=args.length_share, resamples=args.resamples
+        )
+        reports[benchmark.name] = Report(runs, analysis, checks[benchmark.name])
+    write(reports, folder)
+    _print(reports, folder)
     return results
 
 
-def _load(args: EvalArguments, model: str) -> RewardScorer:
-    scorer = RewardScorer.from_pretrained(
-        model,
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        revision=args.revision,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-    )
-    return scorer.to(find_device(args.device))
+def _check(args: EvalArguments) -> None:
+    """Raise `ValueError` for settings that are out of range or do not fit together."""
+    for name, values in (("model", args.model), ("benchmark", args.benchmark)):
+        if len(set(values)) != len(values):
+            raise ValueError(f"`{name}` names one twice: {', '.join(values)}.")
+    if args.data is not None and len(args.data) != len(args.benchmark):
+        raise ValueError(f"{len(args.benchmark)} benchmarks and {len(args.data)} `data`: give one for each, in order.")
+    if args.truncate and args.max_length is None:
+        raise ValueError("`truncate` needs a `max_length` to cut to.")
+    require_positive("batch_size", args.batch_size)
+    require_positive("max_length", args.max_length, is_optional=True)
+    require_positive("resamples", args.resamples)
+    if not 0 <= args.length_share <= 1:
+        raise ValueError(f"`length_share` is {args.length_share}, but must be a share from 0 to 1, such as 0.1.")
+    if args.batch_tolerance is not None and not 0 <= args.batch_tolerance < math.inf:
+        raise ValueError(
+            f"`batch_tolerance` is {args.batch_tolerance}, but must be a finite share of the largest reward, such as "
+            "0.001, or 0."
+        )
+    check_dtype("dtype", args.dtype)
+    find_device(args.device)
+    refuse_unused_of_scorers(args)
+
+
+def _per_model(args: EvalArguments, option: str) -> dict[str, str | None]:
+    """An option's value for each model: its own, or the one for all."""
+    given = getattr(args, option)
+    if given is None:
+        return dict.fromkeys(args.model)
+    if len(given) not in (1, len(args.model)):
+        raise ValueError(f"{len(args.model)} models and {len(given)} `{option}`: give one for each, or one for all.")
+    return dict(zip(args.model, given if len(given) > 1 else given * len(args.model), strict=True))
 
 
 def _settings(args: EvalArguments) -> dict:
@@ -107,13 +166,14 @@ def _settings(args: EvalArguments) -> dict:
         "dtype": args.dtype,
         "attn_implementation": args.attn_implementation,
         "cut_to": args.max_length if args.truncate else None,
+        **({"is_served": True} if args.reward_server is not None else {}),
     }
 
 
-def _print(results: dict[str, dict[str, BenchmarkRun]], folder: Path) -> None:
-    for benchmark, by_model in results.items():
-        names = short_names(list(by_model))
-        print_metrics(benchmark, {names[model]: table(scored.result) for model, scored in by_model.items()})
-        for note in notes(by_model):
+def _print(reports: Mapping[str, Report], folder: Path) -> None:
+    for benchmark, report in reports.items():
+        for table in tables(benchmark, report):
+            console().print(table)
+        for note in notes(report):
             print(note)
     print(f"Written to {folder}/results.json and {folder}/results.md.")

@@ -87,7 +87,7 @@ def _evaluation(entry: dict[str, Any], date: str, path: str) -> Evaluation:
 
 
 def benchmark_section(evaluations: Sequence[Evaluation]) -> str:
-    """Markdown: the totals, and what they are made of folded away."""
+    """Markdown: the totals, with their parts folded."""
     lines = ["## Benchmarks", "", "| benchmark | score | measured on |", "| --- | ---: | --- |"]
     for each in evaluations:
         link = f"[{each.benchmark}](https://huggingface.co/datasets/{each.dataset})"

@@ -1,4 +1,4 @@
-"""What libraries say at the start of every command, and users can do nothing about, is not shown; all else is."""
+"""Hides messages of libraries at the start of every command about which users can do nothing; all others are shown."""
 
 from __future__ import annotations
 

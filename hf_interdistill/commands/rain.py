@@ -6,7 +6,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..rain.api.jobs import RainJobConfig, run_rain_job
+from ..rain.api.job_config import RainJobConfig
+from ..rain.api.jobs import run_rain_job
 from .rain_options import RainOptions, with_options
 from .tables import print_metrics
 

@@ -1,4 +1,4 @@
-"""The settings of a search as options of their own: `--iterations 30` beside `--rain '{"iterations": 30}'`."""
+"""The settings of a search as separate options: `--iterations 30` beside `--rain '{"iterations": 30}'`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import types
 from dataclasses import asdict, field, fields, make_dataclass, replace
 from typing import Any, Optional, get_args, get_origin, get_type_hints
 
-from ..rain.api.jobs import RainJobConfig
-from ..rain.config import PRESETS, RainConfig, field_meaning
+from ..rain.api.job_config import RainJobConfig
+from ..rain.config import RainConfig, field_meaning
+from ..rain.presets import PRESETS
 from ..utils.fields import as_mapping
 
 _GENERATION = {"max_new_tokens": "Tokens of an answer at most (in `generation`)."}
@@ -30,7 +31,7 @@ _OWN = {each.name for each in fields(RainJobConfig)}  # `seed` is the job's alre
 RainOptions = make_dataclass(
     "RainOptions",
     [
-        _option("preset", str, f"Settings to start from (`fast` is not a published one): {', '.join(PRESETS)}."),
+        _option("preset", str, f"Settings to start from (the first three are published): {', '.join(PRESETS)}."),
         *(
             _option(
                 each.name,
@@ -48,7 +49,7 @@ RainOptions.__doc__ = """Fields of `RainConfig`, its `preset`, and `max_new_toke
 
 
 def with_options(config: RainJobConfig, options: Any) -> RainJobConfig:
-    """The job with the options that are given; they come before what `rain` and `generation` say.
+    """The job with the given options; they override `rain` and `generation`.
 
     Args:
         config: the job. options: a `RainOptions`.

@@ -30,7 +30,7 @@ class RainPushArguments:
     Args:
         repo_id: repository, `user/name`; made if it is not there. Its card keeps its text and gets a section.
         output: folder to write the same files to, instead of or beside a repository.
-        model: a causal language model to lay beside the strategy: folder or Hub name.
+        model: a causal language model to put beside the strategy: folder or Hub name.
         preset: published settings to start from.
         rain: settings of `RainConfig` that differ, as a mapping (JSON on the command line).
         private, revision, commit_message: of the repository and its commit.
@@ -84,7 +84,7 @@ def run(args: RainPushArguments) -> list[str]:
                 private=args.private,
                 revision=args.revision,
                 commit_message=args.commit_message,
-                superseded=(f"{FOLDER}/*.py",),  # never the weights of a model that lies there
+                superseded=(f"{FOLDER}/*.py",),  # never the weights of a model in that folder
             )
             print(f"Pushed: {commit.commit_url}")
         if args.output is not None and not args.dry_run:
@@ -93,11 +93,11 @@ def run(args: RainPushArguments) -> list[str]:
 
 
 def _save_model(name: str, folder: Path) -> list[HubFile]:
-    """A model and its tokenizer, saved anew: safetensors, and nothing else that lay beside them."""
+    """Save a model and its tokenizer again: safetensors, and no other files of their folder."""
     model, tokenizer = load_causal_lm(name)
     if hasattr(model, "peft_config"):
         raise ValueError(
-            f"`model` is {name!r}, an adapter, but a whole model lies beside a strategy. Merge it "
+            f"`model` is {name!r}, an adapter, but only a full model can be put beside a strategy. Merge it "
             "(`merge_and_unload`), save the result and name its folder."
         )
     model.save_pretrained(folder)

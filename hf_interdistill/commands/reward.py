@@ -90,7 +90,7 @@ def _adapter_options(model: ModelConfig):
 
 
 def _with_model_options(args: InteractionDistillationConfig, model: ModelConfig) -> InteractionDistillationConfig:
-    """The loading options of `ModelConfig` as `model_init_kwargs`; what is set there already comes first."""
+    """The loading options of `ModelConfig` as `model_init_kwargs`; values already set there take precedence."""
     options = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..scoring.aggregation import ensemble_settings
 from ..scoring.checks import check_text
 from ..scoring.formatting import template_kwargs
-from ..scoring.scorer import RewardScorer
-from ..utils.devices import find_device
+from ..scoring.opening import require_reward_model
+from ..scoring.text_scorer import TextScorer
 from ..utils.fields import require_positive
 from ..utils.json_lines import read_json_lines
 from ..utils.jsonl_jobs import JsonlJob
-from ..utils.model_config import require_model
+from ..utils.servers import RequestRefusedError
 from ..utils.sources import refuse_same_file, require_file
+from .scorers import load_scorer, refuse_unused_of_scorers
 from .tables import print_metrics
 
 _SIDES = {"completion": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -26,7 +28,7 @@ class ScoreArguments:
     """What to score.
 
     Args:
-        model: reward model or adapter, folder or Hub name.
+        model: reward model, adapter or ensemble, folder or Hub name.
         input: JSONL; each row has `completion`, or `chosen` and `rejected`, and may have `prompt`, `tools` and
             `chat_template_kwargs`; text or messages.
         output: JSONL to write, the rows with `reward`, or `reward_chosen` and `reward_rejected`. Rows that it already
@@ -35,9 +37,13 @@ class ScoreArguments:
         max_length: longest text in tokens; a longer one is an error.
         device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the model.
+        reward_server: addresses of servers that have the model, which is then the name that it is served by.
+        reward_api: how that server is asked: `interdistill` for `interdistill serve`, `classify` for vLLM.
+        reward_tokenizer: with `classify`, name or folder of the served reward model's tokenizer; by default `model`.
+        server_timeout: seconds that a request to the server may take.
     """
 
-    model: str = field(metadata={"help": "Reward model or adapter: folder or Hub name."})
+    model: str = field(metadata={"help": "Reward model, adapter or ensemble: folder or Hub name."})
     input: str = field(metadata={"help": "JSONL with `completion`, or `chosen` and `rejected`, and `prompt`."})
     output: str | None = field(default=None, metadata={"help": "JSONL to write; default: INPUT with .scored.jsonl."})
     batch_size: int = field(default=16, metadata={"help": "Completions per forward pass."})
@@ -46,13 +52,19 @@ class ScoreArguments:
     revision: str | None = field(default=None, metadata={"help": "Revision of the model."})
     dtype: str = field(default="float32", metadata={"help": "Data type to load the model in."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    reward_server: list[str] | None | str = field(  # noqa: RUF036  # in this order TRL's parser reads a list
+        default=None, metadata={"help": "Addresses of servers with the model."}
+    )
+    reward_api: str = field(default="interdistill", metadata={"help": "Its kind: interdistill, or classify (vLLM)."})
+    reward_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of the served model."})
+    server_timeout: float = field(default=300.0, metadata={"help": "Seconds that a request may take."})
 
 
 ARGUMENTS = (ScoreArguments,)
 
 
 def run(args: ScoreArguments) -> dict:
-    """Score and write; returns counts and, for preferences, the accuracy with ties apart."""
+    """Score and write; returns counts and, for preferences, the accuracy, with ties counted separately."""
     source = require_file("input", args.input)
     target = Path(args.output or str(Path(args.input).with_suffix("")) + ".scored.jsonl")
     refuse_same_file({"`output`": target}, {"`input`": source})
@@ -61,24 +73,20 @@ def run(args: ScoreArguments) -> dict:
     total = sum(1 for _ in _read(source))
     if not total:
         raise ValueError(f"{source} holds no rows. Write one JSON object per line, with `completion`.")
-    require_model("reward model", args.model, revision=args.revision)
+    refuse_unused_of_scorers(args)
+    if args.reward_server is None:
+        require_reward_model(args.model, revision=args.revision)
     job = JsonlJob(target)
-    job.open({"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input})
+    settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
+    job.open({**settings, **({"is_served": True} if args.reward_server else ensemble_settings(args.model))})
     scored = sum(1 for _ in job.rows())
     if scored > total:
         raise ValueError(f"{target} holds {scored} rows, {source} only {total}: it is the output of another input.")
-    scorer = RewardScorer.from_pretrained(
-        args.model,
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        revision=args.revision,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-    ).to(find_device(args.device))
+    scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
     job.complete(
         _read(source),
         partial(_score, scorer, source),
-        chunk_size=8 * args.batch_size,
+        chunk_size=(8 if args.reward_server is None else 32) * args.batch_size,
         total=total,
         compared=("prompt", *_SIDES),
         desc="Scoring",
@@ -108,7 +116,7 @@ def _read(path: Path) -> Iterator[_Row]:
         yield _Row(number, row)
 
 
-def _score(scorer: RewardScorer, source: Path, rows: list[_Row]) -> list[dict]:
+def _score(scorer: TextScorer, source: Path, rows: list[_Row]) -> list[dict]:
     texts, scored = [], []
     for row in rows:
         for side in filter(row.__contains__, _SIDES):
@@ -116,7 +124,11 @@ def _score(scorer: RewardScorer, source: Path, rows: list[_Row]) -> list[dict]:
                 texts.append(scorer.encode(row.get("prompt"), row[side], template_kwargs(row)))
             except ValueError as error:
                 raise ValueError(f"{source}, line {row.line}, `{side}`: {error}") from error
-    rewards = iter(scorer.score_ids(texts))
+    try:
+        rewards = iter(scorer.score_ids(texts))
+    except RequestRefusedError as error:
+        message = f"{source}, lines {rows[0].line} to {rows[-1].line}: {error}"
+        raise type(error)(message, error.status, error.reason) from error
     for row in rows:
         scored.append({**row, **{_SIDES[side]: next(rewards) for side in _SIDES if side in row}})
     return scored

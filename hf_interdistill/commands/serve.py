@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from ..scoring.scorer import RewardScorer
+from ..scoring.opening import open_scorer, require_reward_model
 from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_above_zero, require_positive
-from ..utils.model_config import require_model
 from ..utils.privacy import public_name
+from ..utils.servers import INTERDISTILL_KEY, is_loopback
 from ..utils.sources import require_file
-
-_TOKEN = "INTERDISTILL_TOKEN"
 
 
 @dataclass
@@ -21,7 +19,7 @@ class ServeArguments:
     """What to serve, and where. A token that clients must send is read from `token_file` or `INTERDISTILL_TOKEN`.
 
     Args:
-        model: reward model or adapter, folder or Hub name.
+        model: reward model, adapter or ensemble, folder or Hub name.
         host: address to listen at; by default this machine alone can reach it.
         port: port to listen at; 0 for any that is free.
         token_file: file with the token, which clients send as `Authorization: Bearer TOKEN`.
@@ -32,17 +30,17 @@ class ServeArguments:
         max_length: longest text in tokens, at most `max_batch_tokens`; a longer one is an error.
         max_queue: texts that may wait; a request beyond is refused (503).
         max_wait_ms: how long the first text waits for others, in milliseconds.
-        timeout: seconds until a request is given up (504).
+        timeout: seconds until a request times out (504).
         max_body_mb: largest request in MiB.
         device: where to run (`cpu`, `cuda`, ...); by default a GPU if there is one.
         revision, dtype, attn_implementation: how to load the model.
     """
 
-    model: str = field(metadata={"help": "Reward model or adapter: folder or Hub name."})
+    model: str = field(metadata={"help": "Reward model, adapter or ensemble: folder or Hub name."})
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen at; default: this machine alone."})
     port: int = field(default=8000, metadata={"help": "Port to listen at; 0 for any that is free."})
     token_file: str | None = field(
-        default=None, metadata={"help": f"File with the token that clients must send; default: ${_TOKEN}."}
+        default=None, metadata={"help": f"File with the token that clients must send; default: ${INTERDISTILL_KEY}."}
     )
     allow_no_token: bool = field(default=False, metadata={"help": "Let other machines in without a token."})
     served_model_name: str | None = field(default=None, metadata={"help": "Name of the model; default: `model`."})
@@ -66,7 +64,7 @@ def run(args: ServeArguments) -> None:
     """Load the model and serve it until SIGINT or SIGTERM."""
     try:
         from ..serving.app import Limits, RewardApp
-        from ..serving.running import bind, is_loopback, url_of
+        from ..serving.running import bind, url_of
         from ..serving.running import run as run_server
     except ModuleNotFoundError as error:
         raise ImportError(
@@ -92,13 +90,13 @@ def run(args: ServeArguments) -> None:
     if token is None and not is_loopback(args.host) and not args.allow_no_token:
         raise ValueError(
             f"`host` is {args.host!r}, which other machines can reach, and no token is set. Set `token_file` or "
-            f"{_TOKEN}, or `allow_no_token: true` in a network that you trust."
+            f"{INTERDISTILL_KEY}, or `allow_no_token: true` in a network that you trust."
         )
     check_dtype("dtype", args.dtype)
-    require_model("reward model", args.model, revision=args.revision)
+    require_reward_model(args.model, revision=args.revision)
     device = find_device(args.device)
     with bind(args.host, args.port) as bound:
-        scorer = RewardScorer.from_pretrained(
+        scorer = open_scorer(
             args.model,
             batch_size=args.batch_size,
             max_length=args.max_length,
@@ -124,8 +122,8 @@ def _read_token(args: ServeArguments) -> str | None:
         token = require_file("token_file", args.token_file).read_text(encoding="utf-8").strip()
         source = args.token_file
     else:
-        token, source = os.environ.get(_TOKEN, "").strip(), _TOKEN
-        if _TOKEN not in os.environ:
+        token, source = os.environ.get(INTERDISTILL_KEY, "").strip(), INTERDISTILL_KEY
+        if INTERDISTILL_KEY not in os.environ:
             return None
     if not token or not token.isascii() or any(character.isspace() for character in token):
         raise ValueError(

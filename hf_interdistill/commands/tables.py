@@ -1,4 +1,4 @@
-"""Tables on the terminal. Names, paths and keys of users are shown as they are, never read as rich's markup."""
+"""Tables on the terminal. Names, paths and keys of users are printed as they are, never as rich's markup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def console() -> Console:
-    """A console for text of users: `[chat]` is no markup, `:cat:` no emoji."""
+    """A console for text of users: `[chat]` is not markup, and `:cat:` is not an emoji."""
     return Console(markup=False, emoji=False, highlight=False)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import set_seed
 
 from ..interaction.data.pairs import read_preferences
+from ..interaction.data.winners import rows_with_winners
 from ..interaction.teacher.config import InteractionTeacherConfig
 from ..interaction.teacher.teacher import InteractionTeacher
 from ..interaction.teacher.training import held_out_metrics
@@ -33,7 +34,9 @@ def run(data: DataArguments, args: InteractionTeacherConfig) -> dict:
     require_model("teacher", args.teacher_model, **hub_options(options, "trust_remote_code"))
     tests = None  # read before the training, which takes long
     if data.dataset_test_split in splits:
-        tests = read_preferences(splits[data.dataset_test_split], data.dataset_test_split)
+        tests = read_preferences(
+            rows_with_winners(splits[data.dataset_test_split], data.dataset_test_split), data.dataset_test_split
+        )
     set_seed(args.seed)  # the score head is new, and the encoder's pooler may be
     teacher = InteractionTeacher.from_pretrained(args.teacher_model, **options)
     metrics = teacher.fit(

@@ -261,7 +261,7 @@ def test_unknown_keys_of_a_file_are_errors(folder, capsys):
     assert "must hold a YAML mapping" in capsys.readouterr().err
     (folder / "broken.yaml").write_text("a: [")
     assert main(["reward", "--config", str(folder / "broken.yaml")]) == 2
-    assert "is no valid YAML" in capsys.readouterr().err
+    assert "is not valid YAML" in capsys.readouterr().err
 
 
 def test_missing_split_is_named(folder, capsys):

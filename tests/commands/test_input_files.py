@@ -73,9 +73,9 @@ def fails(name: str, arguments: list[str], capsys) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (f'{LINE}\n\n{{"prompt": \n', "Line 3 of {source} is no JSON object"),
-        (f"{LINE}\n[1, 2]\n", "Line 2 of {source} is no JSON object, but '[1, 2]'"),
-        (json.dumps(GOOD[0], indent=2), "Line 1 of {source} is no JSON object"),
+        (f'{LINE}\n\n{{"prompt": \n', "Line 3 of {source} is not a JSON object"),
+        (f"{LINE}\n[1, 2]\n", "Line 2 of {source} is not a JSON object, but '[1, 2]'"),
+        (json.dumps(GOOD[0], indent=2), "Line 1 of {source} is not a JSON object"),
     ],
 )
 def test_lines_that_are_no_objects_are_named(name, content, message, models, tmp_path, no_work, capsys):

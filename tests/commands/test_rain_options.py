@@ -12,6 +12,7 @@ from hf_interdistill.cli import main, parse
 from hf_interdistill.commands import rain
 from hf_interdistill.commands.rain_options import RainOptions, with_options
 from hf_interdistill.rain.config import RainConfig
+from hf_interdistill.rain.strategies import OF_OTHER_STRATEGIES
 
 NEEDED = ["--model", "m", "--prompts", "p.jsonl", "--output", "o.jsonl"]
 OTHER_VALUES = {
@@ -44,7 +45,11 @@ def _next(field):
     return field.default + 1 if isinstance(field.default, int) else field.default / 2 or 0.5
 
 
-@pytest.mark.parametrize("field", fields(RainConfig), ids=lambda field: field.name)
+OF_STRATEGIES = {"strategy", *OF_OTHER_STRATEGIES}
+SEARCH_FIELDS = [field for field in fields(RainConfig) if field.name not in OF_STRATEGIES]
+
+
+@pytest.mark.parametrize("field", SEARCH_FIELDS, ids=lambda field: field.name)
 def test_every_field_of_the_config_is_an_option(field, tmp_path):
     value = other_value(field)
     assert value != field.default
@@ -57,6 +62,21 @@ def test_every_field_of_the_config_is_an_option(field, tmp_path):
     assert all(getattr(job(f"--{field.name}", *words).rain_config(), name) == _default(name) for name in others)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "field", "value"),
+    [("args", "reward_weight", 0.5), ("rad", "reward_weight", 3.0), ("beam", "beams", 3)],
+)
+def test_options_of_other_strategies(strategy, field, value, tmp_path, capsys):
+    found = job("--strategy", strategy, f"--{field}", str(value)).rain_config()
+    assert found == RainConfig.preset(strategy, **{field: value}, seed=found.seed)
+    assert value != getattr(RainConfig.preset(strategy), field)
+    recipe = tmp_path / "rain.yaml"
+    recipe.write_text(yaml.safe_dump({"strategy": strategy, field: value}))
+    assert job("--config", str(recipe)).rain_config() == found
+    with pytest.raises(ValueError, match=f"`{field}` is {value}, but the strategy 'rain' does not read it"):
+        job(f"--{field}", str(value)).rain_config()
+
+
 def _default(name: str):
     return getattr(RainConfig(), name)
 
@@ -66,7 +86,8 @@ def test_help_says_what_each_option_does(capsys):
         main(["rain", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "visit budget of a root, including visits from before it became the root; 50 if not given." in shown
-    assert "Settings to start from (`fast` is not a published one): harmless, adversarial, truthful, fast." in shown
+    presets = "harmless, adversarial, truthful, fast, best_of_n, beam, args, rad"
+    assert f"Settings to start from (the first three are published): {presets}." in shown
     texts = {each.name: each.metadata["help"] for each in fields(RainOptions)}
     assert all(not text.startswith(name) and len(text) > 20 for name, text in texts.items()), texts
 
@@ -108,7 +129,7 @@ def test_settings_of_earlier_jobs_still_fit():
         (["--presets", "harmless"], "Did you mean `preset`?"),
         (
             ["--preset", "harmles"],
-            "`harmles` is no preset of RainConfig. Choose one of harmless, adversarial, truthful, fast.",
+            "`harmles` is not a preset of RainConfig. Choose one of harmless, adversarial, truthful, fast, best_of_n",
         ),
         (["--iterations", "0"], "`iterations` is 0, but must be a whole number, at least 1."),
         (["--iterations", "many"], "Argument --iterations: invalid int value: 'many'. (`--help` lists all keys.)"),

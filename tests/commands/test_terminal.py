@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 from support.datasets import ROOT
@@ -19,7 +20,10 @@ from support.tokenizers import tokenizer_of
 from hf_interdistill.cli import main
 from hf_interdistill.commands.quiet import known_noise_silenced
 from hf_interdistill.commands.tables import print_metrics
-from hf_interdistill.reward_benchmarks.items import Result, SubsetScore
+from hf_interdistill.reward_benchmarks import BENCHMARKS
+from hf_interdistill.reward_benchmarks.analysis import analyze
+from hf_interdistill.reward_benchmarks.grids import Report
+from hf_interdistill.reward_benchmarks.items import Item, Result
 from hf_interdistill.reward_benchmarks.reports import markdown
 from hf_interdistill.reward_benchmarks.running import BenchmarkRun
 
@@ -96,9 +100,16 @@ def test_no_console_reads_markup(folder):
 
 
 def test_names_do_not_break_tables_of_markdown():
-    result = Result({"a|b\nc": SubsetScore(0.5, 1, 0)}, {}, 0.5)
-    lines = markdown({"bench": {"x|y": BenchmarkRun(result, 0)}}).splitlines()
-    assert r"| | x\|y |" in lines and r"| a\|b c | 0.5000 |" in lines
+    items, rewards = [Item("file, line 1", "a|b\nc", [], ("one", "three"), pairs=((0, 1),))], [(1.0, 0.0)]
+    benchmark = BENCHMARKS["reward_bench"]
+    judged = benchmark.judge(items, rewards, False)
+    (name,) = judged
+    benchmark = replace(benchmark, combine=lambda cells: Result(cells, {}, cells[name].score))
+    analysis = analyze(benchmark, items, {"x|y": rewards})
+    run = BenchmarkRun(benchmark.aggregate(items, rewards), 0, tuple(rewards))
+    lines = markdown({"bench": Report({"x|y": run}, analysis, {})}).splitlines()
+    assert r"| | items | chance | longest | shortest | x\|y |" in lines
+    assert any(line.startswith(r"| a\|b c | 1 | 0.5000 | 0.0000 | 1.0000 | 1.0000 (") for line in lines)
 
 
 NOISE = ("Failed to load CPU gemm_4bit_forward", "is deprecated", "pin_memory", "Warning", "mtime may not be")

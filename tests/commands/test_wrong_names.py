@@ -21,7 +21,7 @@ from hf_interdistill.rain.scorers.embedder import TextEncoder
 
 WRONG = "runs/data/tset.jsonl"
 ON_CPU = ["--use_cpu", "--bf16", "false"]
-SAID = ("is not there", "is no folder here", "there is no such folder")
+SAID = ("is not there", "is not a folder here", "there is no such folder")
 KINDS = ("runs/studnet", "./studnet", "ABSOLUTE", "runs/deep/studnet")
 
 
@@ -142,7 +142,7 @@ def test_loaders_of_the_package(folder, tmp_path, dataset):
         "generate": decode,
     }
     for label, load in loaders.items():
-        with pytest.raises((OSError, ValueError), match=r"runs/studnet' is no folder here .* runs/student"):
+        with pytest.raises((OSError, ValueError), match=r"runs/studnet' is not a folder here .* runs/student"):
             load("runs/studnet")
             pytest.fail(label)
 
@@ -168,5 +168,5 @@ def test_a_folder_without_a_tokenizer_and_a_lost_base_model(folder, tmp_path, ca
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     assert main(["score", "--model", str(tmp_path / "adapter"), *arguments]) == 2
     error = capsys.readouterr().err
-    assert f"The base model (of the adapter {tmp_path}/adapter) 'runs/studnet' is no folder here" in error
+    assert f"The base model (of the adapter {tmp_path}/adapter) 'runs/studnet' is not a folder here" in error
     assert "Beside it there is runs/student" in error
