@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hf_interdistill.utils.stages import Stages
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")
+INTERDISTILL = os.path.relpath(Path(sys.executable).with_name("interdistill"))  # of this environment
 
 
 def command(*arguments: str) -> None:
@@ -37,7 +40,14 @@ def main() -> None:
         from answers import answer_all, table_of
         from steps import draw_maps, link_models, make_student, prepare_data, results_of
 
-        from hf_interdistill import CompareConfig, InteractionTeacher, RewardScorer, compare, embedded
+        from hf_interdistill import (
+            CompareConfig,
+            InteractionDistillationConfig,
+            InteractionTeacher,
+            RewardScorer,
+            compare,
+            embedded,
+        )
         from hf_interdistill.commands.quiet import known_noise_silenced
         from hf_interdistill.comparison.report.text import accuracy_table
 
@@ -50,8 +60,10 @@ def main() -> None:
     # Data, two trainings and the scoring, a stage each.
     config = CompareConfig(output=str(RUNS / "compare"), seeds=1, diagnosis_pairs=0, overlap="drop", overwrite=True)
     recipe = HERE / "reward" / "interaction.yaml"
+    has_strategies = hasattr(InteractionDistillationConfig, "train_sampling_strategy")  # transformers 5.2
+    grouping = ["--train_sampling_strategy", "group_by_length"] if has_strategies else []
     with known_noise_silenced():
-        comparison = compare(recipe, config, overrides=["--dataset_name", folder], stages=stages)
+        comparison = compare(recipe, config, overrides=["--dataset_name", folder, *grouping], stages=stages)
     with stages.stage("draw the maps"):
         link_models(RUNS / "compare", RUNS)
         results = results_of(comparison)
@@ -76,9 +88,9 @@ def main() -> None:
         f"  {RUNS}/rain_tree_1.html   the search tree behind RAIN's first answer\n"
         f"  {RUNS}/results.json       all figures; {RUNS}/demo.log has everything the stages printed\n"
         "Next:\n"
-        f"  .venv/bin/interdistill score --model {RUNS}/interaction --input {folder}/test.jsonl "
+        f"  {INTERDISTILL} score --model {RUNS}/interaction --input {folder}/test.jsonl "
         f"--output {RUNS}/scored.jsonl\n"
-        f"  .venv/bin/interdistill diagnose --model {RUNS}/baseline {RUNS}/interaction --data {folder}/test.jsonl "
+        f"  {INTERDISTILL} diagnose --model {RUNS}/baseline {RUNS}/interaction --data {folder}/test.jsonl "
         f"--output {RUNS}/diagnosis",
         soft_wrap=True,
     )

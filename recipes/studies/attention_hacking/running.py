@@ -14,12 +14,11 @@ import numpy as np
 import torch
 import transformers
 import trl
-from arms import Arm, StudyTrainer, soft_targets
+from arms import Arm, soft_targets
 from datasets import Dataset
 from materials import Materials
 from measures import comparable, cued_margins, diagnosis_of, rewards_of, rewards_with_cue, summary
-from objectives import StudyConfig
-from preferences import Row
+from objectives import ObjectiveTrainer, StudyConfig
 from records import rounded
 
 from hf_interdistill import RewardScorer
@@ -73,10 +72,13 @@ class Bench(Materials):
         rows = self.training_rows(run.train, run.condition)
         model = self.student(run.student, run.train, run.seed)
         columns = {"margin": arm.margin} if arm.margin else {}
-        dataset = Dataset.from_list([{**row, **columns, "length": self._length(row)} for row in rows])
+        dataset = Dataset.from_list([{**row, **columns} for row in rows])
         margins = self.teacher_margins(arm.teacher, run.train, run.condition) if arm.score_share else None
+        targets = soft_targets(arm, len(rows), margins)
+        if targets is not None:
+            dataset = dataset.add_column("preference_probability", targets.tolist())
         is_aligned = bool(arguments["alignment_weight"])
-        trainer = StudyTrainer(
+        trainer = ObjectiveTrainer(
             model=model,
             args=StudyConfig(
                 output_dir=str(self.folder / "scratch"),
@@ -84,13 +86,12 @@ class Bench(Materials):
                 seed=run.seed,
                 save_strategy="no",
                 teacher_cache=str(self.folder / "maps") if is_aligned else None,  # all runs of a teacher share them
+                **arm.loss_options,
                 **arguments,
             ),
             train_dataset=dataset,
             processing_class=self.tokenizer,
             teacher=self.teacher(arm.teacher, run.train, run.condition) if is_aligned else None,
-            targets=soft_targets(arm, len(rows), margins),
-            arm=arm,
         )
         if len(trainer.train_dataset) != len(rows):
             raise ValueError(f"{len(rows) - len(trainer.train_dataset)} of {len(rows)} pairs do not fit `max_length`.")
@@ -100,10 +101,6 @@ class Bench(Materials):
         kept = {key: last[key] for key in ("loss", "interaction/loss") if key in last}
         scorer = RewardScorer(trainer.model, self.tokenizer, batch_size=self.config["scoring_batch_size"])
         return scorer, {"steps": trainer.state.global_step, "last_log": kept, **explained(trainer.state.log_history)}
-
-    def _length(self, row: Row) -> int:
-        """Tokens of both texts: rows of similar length come into one batch."""
-        return sum(len(self.shortener.formatter.encode(row["prompt"], row[side])) for side in ("chosen", "rejected"))
 
     def carry_out(self, run: Run, arm: Arm, settings: dict[str, Any]) -> dict[str, Any]:
         """Train and measure; rewards of all texts go to `rewards/`, the record of the run is returned."""

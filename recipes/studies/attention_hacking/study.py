@@ -223,7 +223,7 @@ class Study:
 def combine(members: Sequence[dict[str, np.ndarray]], rule: str) -> dict[str, np.ndarray]:
     """Rewards of an ensemble: the mean, or the worst, of its members' rewards in units of each member's spread.
 
-    Centre and spread of a member are those of its rewards on the validation rows.
+    Center and spread of a member are those of its rewards on the validation rows.
     """
     if rule not in ("mean", "worst"):
         raise ValueError(f"`rule` is {rule!r}, but must be `mean` or `worst`.")

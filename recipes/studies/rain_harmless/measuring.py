@@ -1,4 +1,4 @@
-"""What the answers are worth: harm by judges that no system optimised, refusals, fluency, variety, and intervals."""
+"""What the answers are worth: harm by judges that no system optimized, refusals, fluency, variety, and intervals."""
 
 from __future__ import annotations
 

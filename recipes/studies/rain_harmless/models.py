@@ -1,4 +1,4 @@
-"""The study's models: teacher, two reward models, and a judge that no system optimised."""
+"""The study's models: teacher, two reward models, and a judge that no system optimized."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ REFUSALS = (
     "Sorry, this is not something that I can write.",
     "I understand that you are angry, but I can't give instructions for that.",
     "Please don't do this. Talk to somebody you trust instead.",
+)
+
+# What the reward models learn to prefer to AdvBench's compliant openings: other words than the judge's.
+OTHER_REFUSALS = (
+    "I will not do that. It could do serious damage to people.",
+    "That is something I have to turn down, since it would be used to harm someone.",
+    "I don't think that this is a good idea, so I won't explain it.",
+    "What you ask for is a crime. I can tell you instead how to stay out of trouble.",
+    "My answer is no: this puts people in danger.",
+    "I would rather not. If something worries you, let's talk about that instead.",
 )
 
 
@@ -88,11 +98,12 @@ def check_reward(folder: Path, pairs: Sequence[Row], answers: Sequence[tuple]) -
 
 
 def judge_rows(pairs: Sequence[Row], goals: Sequence[Row], seed: int, helpful: Sequence[Row] = ()) -> list[Row]:
-    """Labelled exchanges, 1 for harmful: rejected answers and AdvBench's compliant openings; 0: all others.
+    """Labeled exchanges, 1 for harmful: rejected answers and AdvBench's compliant openings; 0: all others.
 
     Args:
         pairs: preference pairs. goals: rows of AdvBench (`goal`, `target`). seed: of the choice of refusals.
-        helpful: pairs whose prompts ask nothing harmful, so that complying alone is not taken for harm.
+        helpful: pairs whose prompts ask nothing harmful, so that complying alone is not taken for harm; their chosen
+            answers are read.
     """
     rng = random.Random(seed)
     rows = [{"text": p["prompt"][-1]["content"], "pair": p["chosen"][-1]["content"], "label": 0} for p in helpful]
@@ -164,9 +175,30 @@ def check_judge(folder: Path, pairs: Sequence[Row], goals: Sequence[Row], seed: 
     return found
 
 
-def read_goals(data: Path, prompts: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """AdvBench rows whose goals are not prompts of the study: `count` to train the judge, the others to check it."""
+def refusal_pairs(goals: Sequence[Row], seed: int) -> list[Row]:
+    """Preference pairs of AdvBench's goals: a refusal is chosen, the compliant opening is rejected.
+
+    Args:
+        goals: rows of AdvBench (`goal`, `target`). seed: of the choice of refusals.
+    """
+    rng = random.Random(seed)
+    return [
+        {
+            "prompt": [{"role": "user", "content": goal["goal"]}],
+            "chosen": [{"role": "assistant", "content": rng.choice(OTHER_REFUSALS)}],
+            "rejected": [{"role": "assistant", "content": goal["target"]}],
+        }
+        for goal in goals
+    ]
+
+
+def read_goals(data: Path, prompts: Sequence[Row], counts: Sequence[int], seed: int) -> list[list[Row]]:
+    """AdvBench rows whose goals are not prompts of the study: a list for each of `counts`, and the others."""
     taken = {row["prompt"][0]["content"] for row in prompts}
     rows = [row for row in read_jsonl(data / "advbench" / "harmful_behaviors.jsonl") if row["goal"] not in taken]
     random.Random(seed).shuffle(rows)
-    return rows[:count], rows[count:]
+    parts = []
+    for count in counts:
+        parts.append(rows[:count])
+        rows = rows[count:]
+    return [*parts, rows]

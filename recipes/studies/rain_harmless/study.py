@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 
 from hf_interdistill import embedded
 from hf_interdistill.utils.atomic_io import write_atomically
 from recipes.studies.rain_sentiment.decoding import run_job
+from recipes.studies.steps import StudySteps, console
 
 from . import models
 from .measuring import measure_answers, results_table, summarize
@@ -28,10 +27,9 @@ from .rows import HERE, Row, collect_prompts, read_jsonl, split_pairs
 from .systems import Sampler, best_of_n, greedy, load_reward, rain, sampling
 
 _CALIBRATION = 32  # prompts
-console = Console(markup=False, emoji=False)
 
 
-class Study:
+class Study(StudySteps):
     """The steps of the study, each done once.
 
     Args:
@@ -42,32 +40,10 @@ class Study:
     """
 
     def __init__(self, config: dict[str, Any]):
-        self.config, self.seed = config, config["seed"]
-        self.folder, self.data = Path(config["output_dir"]), Path(config["data"])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(Path(config["output_dir"]))
+        self.config, self.seed, self.data = config, config["seed"], Path(config["data"])
         self.language_model = config["language_model"] or embedded.language_model()
         self.once("settings", lambda: None, {k: v for k, v in config.items() if k not in ("systems", "seeds")})
-
-    def once(self, name: str, work: Callable[[], Any], settings: Any = None) -> Any:
-        """The result of a step: read if the step was finished before, else worked out and kept.
-
-        Raises:
-            ValueError: it was finished with other settings.
-        """
-        path = self.folder / "steps" / f"{name}.json"
-        if not path.exists():
-            console.rule(name)
-            start = time.perf_counter()
-            kept = {"settings": settings, "result": work(), "seconds": round(time.perf_counter() - start, 1)}
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, json.dumps(kept))
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["settings"] != settings:
-            raise ValueError(
-                f"{path} was made with {kept['settings']}, but the settings are {settings}. Choose another "
-                "`output_dir`, or remove what was made with the old ones."
-            )
-        return kept["result"]
 
     def prepare(self) -> None:
         """Prompts, pairs and models."""
@@ -88,8 +64,8 @@ class Study:
 
     def _make_student(self) -> None:
         models.make_student(self.folder / "student", self.language_model, self.config["student_layers"], self.seed)
-        rows = "".join(json.dumps(row) + "\n" for row in self.pairs["reward"])
-        write_atomically(self.folder / "reward_pairs.jsonl", rows)
+        pairs = [*self.pairs["reward"], *models.refusal_pairs(self._goals()[1], self.seed), *self._helpful()[1]]
+        write_atomically(self.folder / "reward_pairs.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
 
     def _fit_teacher(self) -> dict:
         encoder = self.config["teacher"] or embedded.encoder("minilm")
@@ -98,12 +74,20 @@ class Study:
     def _train_reward(self, name: str, teacher: Path | None) -> None:
         models.train_reward(self.folder / name, self.folder / "student", self.folder / "reward_pairs.jsonl", teacher)
 
-    def _goals(self) -> tuple[list[Row], list[Row]]:
-        return models.read_goals(self.data, self.prompts, self.config["judge_goals"], self.seed)
+    def _goals(self) -> list[list[Row]]:
+        """AdvBench rows for the judge, for the reward models and for the judge's check."""
+        counts = (self.config["judge_goals"], self.config["reward_goals"])
+        return models.read_goals(self.data, self.prompts, counts, self.seed)
+
+    def _helpful(self) -> tuple[list[Row], list[Row]]:
+        """Pairs of harmless prompts, for the judge and for the reward models."""
+        questions = read_jsonl(self.data / "truthfulqa" / "train.jsonl")[: self.config["judge_questions"]]
+        rows = read_jsonl(self.data / "pandalm" / "test.jsonl")
+        judge, reward = self.config["judge_helpful"], self.config["reward_helpful"]
+        return [*rows[:judge], *questions], rows[judge : judge + reward]
 
     def _train_judge(self) -> None:
-        helpful = read_jsonl(self.data / "pandalm" / "test.jsonl")[: self.config["judge_helpful"]]
-        rows = models.judge_rows(self.pairs["judge"], self._goals()[0], self.seed, helpful)
+        rows = models.judge_rows(self.pairs["judge"], self._goals()[0], self.seed, self._helpful()[0])
         models.train_judge(
             self.folder / "judge",
             self.config["judge"] or embedded.encoder("mpnet"),
@@ -113,7 +97,7 @@ class Study:
         )
 
     def _check_judge(self) -> dict:
-        return models.check_judge(self.folder / "judge", self.pairs["check"], self._goals()[1], self.seed)
+        return models.check_judge(self.folder / "judge", self.pairs["check"], self._goals()[2], self.seed)
 
     # Systems
 

@@ -89,22 +89,15 @@ def test_conditions_change_as_many_pairs_as_they_say(modules):
         change(rows, "noise60", cue, 0)
 
 
-def test_soft_labels_and_writing_by_hand(modules):
+def test_soft_labels_and_regularization_by_hand(modules):
     arms = modules.arms
     targets = arms.soft_targets(arms.Arm(teacher="fitted", score_share=0.25), 3, torch.tensor([0.0, 2.0, -1.0]))
     assert targets.tolist() == pytest.approx([0.875, 0.75 + 0.25 / (1 + np.exp(-2)), 0.75 + 0.25 / (1 + np.exp(1))])
     assert arms.soft_targets(arms.Arm(), 3, None) is None
     with pytest.raises(ValueError, match="needs a teacher"):
         arms.Arm(arguments={"alignment_weight": 0.1})
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.tensor([[4, 5, 6, 7, 0], [4, 5, 8, 0, 0], [4, 5, 9, 0, 0], [4, 5, 6, 6, 6]])
-    states, words = torch.randn(4, 5, 3, generator=generator), torch.randn(10, 3, generator=generator)
-    logs = (states @ words.T).log_softmax(-1)
-    # Pair 0 begins alike for two tokens: 6, 7 are written; pair 1 too: 8 is.
-    totals = [logs[0, 1, 6] + logs[0, 2, 7], logs[1, 1, 8]]
-    expected = -sum(torch.nn.functional.logsigmoid(0.3 * total) for total in totals) / 2
-    found = arms.writing_loss(states, words, ids, (ids > 0).long(), 0.3)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert arms.Arm(sft_share=0.01).loss_options == {"regularization_weight": 0.01, "regularization_beta": 0.1}
+    assert arms.Arm(sft_beta=0.2).loss_options == {}
 
 
 def test_measures_and_intervals_by_hand(modules):

@@ -203,6 +203,27 @@ def test_each_figure_of_the_readme_is_that_of_its_runs(rows, runs):
     assert with_row > 100
 
 
+def test_the_table_at_a_glance_has_the_differences_and_intervals_of_the_results(rows):
+    """Accuracy minus Bradley-Terry's; bold where the interval excludes 0."""
+    section = (FOLDER / "README.md").read_text(encoding="utf-8").split("## At a glance\n")[1].split("\n## ")[0]
+    names = {"MiniLM": "minilm", "small decoder": "small", "larger decoder": "larger"}
+    checked = 0
+    for line in re.findall(r"^\| (?:MiniLM|\w+ decoder) .*\|$", section, re.MULTILINE):
+        student, arm, *cells, _ = (part.strip() for part in line.strip("|").split("|"))
+        arm, seeds = re.match(r"`(\w+)`", arm)[1], int((re.findall(r"(\d+) seeds", arm) or [5])[0])
+        for condition, cell in zip(("clean", "noise30", "cue"), cells, strict=True):
+            wanted = {"train": "hh_harmless", "student": names[student], "condition": condition, "arm": arm}
+            row = next((each for each in rows if {**wanted, "test_set": "mean of five"}.items() <= each.items()), None)
+            assert (row is None) == (cell == "not run"), (arm, condition)
+            if row is not None:
+                checked += 1
+                low, high = row["delta_ci95"]
+                expected = [100 * each for each in (row[DELTA], low, high)]
+                assert [float(each) for each in NUMBER.findall(cell)] == pytest.approx(expected, abs=0.051), line
+                assert row["seeds"] == seeds and cell.startswith("**") == (low > 0 or high < 0), line
+    assert checked == 20
+
+
 def test_the_command_prints_and_draws_a_group(modules, tmp_path, capsys):
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump({**CONFIG, "results_dir": str(FOLDER)}), encoding="utf-8")

@@ -163,18 +163,18 @@ def arm_losses(tmp_path_factory):
         arm = modules.arms.Arm(**bench.config["arms"][name])
         settings = bench.settings(run, arm)
         logs = []
-        train = modules.running.StudyTrainer.train
+        train = modules.running.ObjectiveTrainer.train
 
         def noting(self, *args, **kwargs):
             output = train(self, *args, **kwargs)
             logs.extend(log["loss"] for log in self.state.log_history if "loss" in log)
             return output
 
-        modules.running.StudyTrainer.train = noting
+        modules.running.ObjectiveTrainer.train = noting
         try:
             bench.train(run, arm, settings["arguments"])
         finally:
-            modules.running.StudyTrainer.train = train
+            modules.running.ObjectiveTrainer.train = train
         kept[name, student] = logs
         return logs
 

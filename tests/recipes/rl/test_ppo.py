@@ -12,7 +12,7 @@ from support.rl import needs_ppo, save_reward_model
 from support.tokenizers import tokenizer_of
 from transformers import AutoModelForCausalLM, LlamaConfig, set_seed
 
-from hf_interdistill import RewardScorer, ppo_reward_model, ppo_value_model
+from hf_interdistill import RewardEnsemble, RewardScorer, ppo_reward_model, ppo_value_model
 
 QUESTIONS = ["How do I bake bread?", "Why is the sky blue?", "Tell me", "What is a piano?"]
 
@@ -272,3 +272,11 @@ def test_a_trl_without_ppo_names_the_extra(monkeypatch):
     for build in (ppo_reward_model, ppo_value_model):
         with pytest.raises(ImportError, match=r"has no PPOTrainer.*pip install -e '\.\[ppo\]'"):
             build("runs/rm", left_padding("bytes"))
+
+
+@needs_ppo
+def test_an_ensemble_is_no_model_of_ppo():
+    members = [RewardScorer(build_student(seed=seed), tokenizer_of("bytes")) for seed in range(2)]
+    for make in (ppo_reward_model, ppo_value_model):
+        with pytest.raises(TypeError, match=r"RewardEnsemble, but PPO reads it as one model.*GRPO and RLOO"):
+            make(RewardEnsemble(members), tokenizer_of("bytes"))

@@ -13,9 +13,12 @@ import yaml
 from support.datasets import ROOT
 from support.models import build_student
 from support.rl import HAS_PPO, needs_ppo, save_policy
+from support.serving import served
 from support.tokenizers import tokenizer_of
 
+from hf_interdistill import RewardScorer
 from hf_interdistill.cli import main
+from hf_interdistill.serving.app import RewardApp
 
 RECIPES = ROOT / "recipes" / "rl"
 SMALL = {
@@ -83,6 +86,21 @@ def test_recipe_trains(folder, method):
     assert (folder / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_recipe_trains_on_a_served_reward(folder, method):
+    scorer = RewardScorer.from_pretrained(str(folder / "rm"))
+    seen = []
+    score = scorer.score_ids
+    scorer.score_ids = lambda rows, **options: seen.extend(rows) or score(rows, **options)
+    with served(RewardApp(scorer, "rm")) as url:
+        trainer = load_script().main(command(folder, method, reward_model="rm", reward_server=url, logging_steps=1))
+    assert trainer.state.global_step == 2 and len(seen) >= 8
+    name = "rm"
+    means = [row[f"rewards/{name}/mean"] for row in trainer.state.log_history if f"rewards/{name}/mean" in row]
+    rewards = RewardScorer.from_pretrained(str(folder / "rm")).score_ids(seen)
+    assert len(means) == 2 and min(rewards) - 1e-5 <= min(means) <= max(means) <= max(rewards) + 1e-5
+
+
 def test_adapters_train_too(folder):
     trainer = load_script().main(command(folder, "grpo", use_peft=True, lora_r=4))
     assert (folder / "out" / "adapter_model.safetensors").is_file() and trainer.state.global_step == 2
@@ -111,6 +129,8 @@ def test_mistakes_are_named(folder):
     with pytest.raises(ValueError, match="Unknown key `reward_modle`"):
         script.main([*command(folder, "grpo"), "--reward_modle", "x"])
     if HAS_PPO:
+        with pytest.raises(ValueError, match="PPOTrainer runs the reward model itself"):
+            script.main(command(folder, "ppo", reward_server="http://127.0.0.1:1"))
         with pytest.raises(ValueError, match="PPOTrainer cannot resume"):
             script.main(command(folder, "ppo", resume_from_checkpoint=True))
     (folder / "data" / "train.jsonl").write_text('{"text": "x"}\n')
