@@ -30,15 +30,24 @@ FLOORS = {
     "diagnostics": {"utils", "scoring", "interaction"},
     "comparison": {"utils", "scoring", "training", "interaction", "reward_benchmarks", "diagnostics"},
     "serving": {"utils", "scoring"},
+    "conversion": {"utils", "scoring", "hub"},
     "commands": {
         *("utils", "embedded", "scoring", "metrics", "training", "hub", "interaction", "rain", "selection"),
-        *("reward_benchmarks", "diagnostics", "comparison", "serving"),
+        *("reward_benchmarks", "diagnostics", "comparison", "serving", "conversion"),
     },
     "cli": {"utils", "commands"},
 }
 # The same inside folders: modules and folders of a layer may import one another and the layers before.
 LAYERS = {
-    "rain": ["config search", "kv_cache", "scorers results", "engine", "api"],
+    "rain": [
+        "deviations presets strategies",
+        "config search",
+        "kv_cache",
+        "scorers results",
+        "engine",
+        "server",
+        "api",
+    ],
     "interaction": ["attention", "losses data teacher", "map_cache", "prompt_sharing", "trainer"],
     "comparison": [
         *("config", "arms statistics", "data runs", "teachers scoring", "result", "report summary", "comparison"),
