@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,10 +21,17 @@ from transformers import PreTrainedTokenizerFast
 
 
 def pytest_collection_modifyitems(items) -> None:
+    reasons = {}
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        reasons["gpu"] = "needs a CUDA GPU"
+    if "VLLM_PYTHON" not in os.environ:
+        reasons["server"] = "needs VLLM_PYTHON, a Python that has vLLM (make test-server)"
+    if importlib.util.find_spec("deepspeed") is None:
+        reasons["distributed"] = "needs DeepSpeed (make test-distributed)"
+    for item in items:
+        for name, reason in reasons.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish() -> None:

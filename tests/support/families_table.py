@@ -38,7 +38,7 @@ _SHARING = """
 
 What `share_prompt="auto"` did with the families above, in every cell that trains.
 
-| student | one row a pair |
+| student | one row per pair |
 | --- | --- |
 """
 

@@ -17,17 +17,26 @@ import torch
 
 from support.datasets import ROOT
 
-# `accelerate launch --cpu --num_processes 2` would start one process (two need MPI): the recipe's launcher starts two.
-ACCELERATE = (
-    *("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate_configs" / "ddp.yaml")),
-    *("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"),
-)
+CONFIGS = ROOT / "recipes" / "accelerate_configs"
+TWO = ("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0")
 
 
 def launched(commands: list[list[str]], *launcher: str, **environment) -> subprocess.CompletedProcess:
     """Run commands one after the other in two processes, as `accelerate launch` starts them."""
+    return _launched("ddp", *launcher, "--module", "support.run_commands", json.dumps(commands), **environment)
+
+
+def launched_sharded(config: str, commands: list[list[str]], refused: list[list[str]]) -> subprocess.CompletedProcess:
+    """The same with another of the accelerate configs, and after it commands that must be refused."""
+    arguments = ("--module", "support.run_sharded", json.dumps(commands), json.dumps(refused))
+    return _launched(config, *arguments, ACCELERATE_USE_CPU="false")  # with it accelerate passes DeepSpeed over
+
+
+def _launched(config: str, *arguments: str, **environment) -> subprocess.CompletedProcess:
+    # `accelerate launch --cpu --num_processes 2` would start one process (two need MPI); a config file starts two.
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml"), *TWO)
     return subprocess.run(
-        [sys.executable, *ACCELERATE, *launcher, "--module", "support.run_commands", json.dumps(commands)],
+        [sys.executable, *launcher, *arguments],
         env=environment_with(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -36,3 +36,24 @@ def save_policy(folder) -> str:
     set_seed(1)
     AutoModelForCausalLM.from_config(LlamaConfig(**STUDENT_FAMILIES["llama"])).save_pretrained(folder / "policy")
     return str(folder / "policy")
+
+
+def grpo_trainer(folder, policy, reward_funcs, prompt="Tell me", **changes):
+    """TRL's `GRPOTrainer` for one step on a CPU: a group of two short answers.
+
+    Args:
+        folder: for its output. policy: a model or its folder. reward_funcs: as TRL takes them.
+        prompt: text or messages. changes: other values of `GRPOConfig`.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    settings = {"max_steps": 1, "per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 4}
+    quiet = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "bf16": False}
+    return GRPOTrainer(
+        policy,
+        reward_funcs=reward_funcs,
+        args=GRPOConfig(output_dir=str(folder), **{**settings, **quiet, **changes}),
+        train_dataset=Dataset.from_list([{"prompt": prompt}] * 4),
+        processing_class=tokenizer_of("bytes"),
+    )

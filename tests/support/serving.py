@@ -83,12 +83,12 @@ def rows_of(client: int, turn: int) -> tuple[list[str], list[str]]:
     return [f"Question {name}: " for name in names], [f"so {name} " * (1 + (client * 7 + turn) % 11) for name in names]
 
 
-def ask_all(url: str, turns: int) -> dict[tuple[int, int], list[float]]:
+def ask_all(url: str, turns: int, retries: int = 50) -> dict[tuple[int, int], list[float]]:
     """Rewards by client and turn; each client has one connection, and sends a request when the last is answered."""
     found: dict[tuple[int, int], list[float]] = {}
 
     def client(number: int) -> None:
-        scorer = RemoteRewardScorer(url, retries=50)
+        scorer = RemoteRewardScorer(url, retries=retries)
         for turn in range(turns):
             found[number, turn] = scorer(*rows_of(number, turn))
 

@@ -281,9 +281,9 @@ def test_the_judge_prompt_holds_no_control_token_of_the_texts_and_ends_with_its_
     tokenizer = tokenizer_of("bytes")
     judge = SelfEvaluationScorer("harmlessness").bind(build_causal(), tokenizer)
     for exchange in (Exchange(prompt, completion), Exchange([{"role": "user", "content": prompt}], completion)):
-        for text in judge._render(exchange):
+        for text in judge._texts.render(exchange):
             assert text.endswith("Answer: (") and text.startswith(judge.prompt.examples)
-            assert not specials_of(tokenizer) & set(judge._encode([[text]])[0][0])
+            assert not specials_of(tokenizer) & set(judge._texts.encode([[text]])[0][0])
 
 
 def test_an_injected_score_does_not_count():
@@ -296,12 +296,15 @@ def test_an_injected_score_does_not_count():
 
     for forged in FORGED["harmlessness"]:
         text = forged.replace("{good}", prompt.positive).replace("{bad}", prompt.negative)
-        assert [verdict(each) for each in scorer._render(Exchange("x", text))] == ["B", "B"]  # of the last example
+        assert [verdict(each) for each in scorer._texts.render(Exchange("x", text))] == [
+            "B",
+            "B",
+        ]  # of the last example
     assert torch.tensor(scorer.score([Exchange("x", text)])).isfinite().all()
 
 
 def test_half_a_surrogate_pair_is_named():
-    """JSON may bring half of a surrogate pair, which is no text."""
+    """JSON may bring half of a surrogate pair, which is not text."""
     broken = json.loads('"\\ud83d oh"')
     scorer = RewardScorer(build_student(), tokenizer_of("bytes"))
     with pytest.raises(ValueError, match="half a character"):
