@@ -156,8 +156,7 @@ class HubPublishing(_RewardTrainer):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(Path(checkpoint_folder, file.path_in_repo), target)
         message = f"Training in progress, step {self.state.global_step}"
-        job = HfApi().run_as_future(self._uploading(message, self.args.hub_token, None))
-        job.add_done_callback(_log_failure)
+        job = HfApi().run_as_future(_logging_failures(self._uploading(message, self.args.hub_token, None)))
         self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # it takes and keeps a list
 
     def _repo_id(self) -> str:
@@ -272,10 +271,20 @@ def _require_public_base(model) -> None:
         )
 
 
-def _log_failure(job: Future) -> None:
-    """Log a failed upload during training: transformers waits for these uploads but ignores their result."""
-    if not job.cancelled() and job.exception() is not None:
-        logger.error(f"The model of a checkpoint was not pushed; training continues. {job.exception()}")
+def _logging_failures(upload: Callable[[], CommitInfo]) -> Callable[[], CommitInfo]:
+    """An upload that logs its failure: transformers waits for those of checkpoints but ignores their result.
+
+    Not a callback of the `Future`: who waits for that may go on before its callbacks have run.
+    """
+
+    def logged() -> CommitInfo:
+        try:
+            return upload()
+        except Exception as error:
+            logger.error(f"The model of a checkpoint was not pushed; training continues. {error}")
+            raise
+
+    return logged
 
 
 def _count(dataset) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 import torch
@@ -15,11 +16,21 @@ from support.tokenizers import tokenizer_of
 
 from hf_interdistill import InteractionDistillationConfig, InteractionDistillationTrainer
 from hf_interdistill.hub.push import HubPushError
+from hf_interdistill.interaction import publishing
 
 EXPECTED = {
     *(".gitattributes", "README.md", "config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 }
+
+
+class SlowFilter(logging.Filter):
+    """Delays failures, as a busy machine may, so that what does not wait for their report comes before it."""
+
+    def filter(self, record):
+        if "was not pushed" in record.getMessage():
+            time.sleep(0.5)
+        return True
 
 
 def config(tmp_path, **changes) -> InteractionDistillationConfig:
@@ -109,6 +120,18 @@ def test_a_failed_push_is_reported_and_training_continues(hub, tmp_path, dataset
     assert trainer.state.global_step == 2
     (record,) = [record for record in caplog.records if "was not pushed; training continues" in record.message]
     assert "status 403" in record.message and TOKEN not in caplog.text
+
+
+def test_a_failed_push_has_been_reported_when_it_has_been_waited_for(
+    hub, tmp_path, dataset, fitted_teacher, caplog, monkeypatch
+):
+    monkeypatch.setattr(publishing.logger, "filters", [SlowFilter()])
+    trainer = trainer_of(config(tmp_path, push_to_hub=True), dataset, fitted_teacher)
+    hub.faults = [Fault("POST", "/commit/", "status", 403)]
+    with caplog.at_level(logging.ERROR):
+        trainer.train()
+        trainer._finish_current_push()
+        assert "was not pushed; training continues" in caplog.text
 
 
 def test_without_a_teacher_the_card_claims_none(hub, tmp_path, dataset):
