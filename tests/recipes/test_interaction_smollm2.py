@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import astuple
 
@@ -19,6 +20,7 @@ from hf_interdistill.comparison import runs
 from hf_interdistill.comparison.statistics import paired_difference
 from hf_interdistill.interaction.teacher.teacher import InteractionTeacher
 from recipes.studies.interaction_smollm2 import rows, study, table
+from recipes.studies.interaction_smollm2.rows import read_lines
 
 STUDY = ROOT / "recipes" / "studies" / "interaction_smollm2"
 CONFIG = yaml.safe_load((STUDY / "study.yaml").read_text(encoding="utf-8"))
@@ -93,6 +95,8 @@ def test_the_small_study_runs_and_resumes(tmp_path, monkeypatch, no_pictures):
     for part in build_encoder():
         part.save_pretrained(tmp_path / "encoder")
     quick = {"bf16": False, "max_steps": 2}
+    arms = ["untrained", "grm", "interaction_clean", "bidirectional", "score_distillation"]
+    few = {"pairs": 60, "test_pairs": {"hh_harmless": 6, "truthfulqa": 4}}
     config = CONFIG | {
         "data": str(SHARED_DATA),
         "language_model": str(tmp_path / "model"),
@@ -100,11 +104,9 @@ def test_the_small_study_runs_and_resumes(tmp_path, monkeypatch, no_pictures):
         "output_dir": str(tmp_path / "runs"),
         "results_dir": str(tmp_path / "results"),
         "longest": 110,
-        "test_pairs": {"hh_harmless": 6, "truthfulqa": 4},
         "phrase": {**CONFIG["phrase"], "pairs": 3},
-        "groups": {
-            "hh_harmless.noise30": {"train": "hh_harmless", "flipped": 0.3, "seeds": 1, "arms": ["untrained", "grm"]}
-        },
+        "groups": {"hh_harmless.noise30": {"train": "hh_harmless", "flipped": 0.3, "seeds": 1, "arms": arms, **few}},
+        "teachers": CONFIG["teachers"] | {"bidirectional": {"encoder": "smollm2"}},
         "teacher": {"warm_start_epochs": 0, "max_steps": 3, "learning_rate": 0.01},
         "reward": {**quick, "model_init_kwargs": {"num_hidden_layers": 2}},
         "context": {"pairs": 5, "arms": ["baseline"]},
@@ -114,11 +116,30 @@ def test_the_small_study_runs_and_resumes(tmp_path, monkeypatch, no_pictures):
     study.main(["--config", str(tmp_path / "study.yaml")])
     folder = tmp_path / "runs" / "hh_harmless.noise30"
     figures = json.loads((folder / "figures.json").read_text())
-    assert list(figures["models"]) == list(figures["tests"]) == ["baseline", "interaction", "untrained", "grm"]
+    assert list(figures["models"]) == list(figures["tests"]) == ["baseline", "interaction", *arms]
+    assert figures["rows"]["train"] == 60
     assert figures["rows"]["tests"] == {"hh_harmless": 6, "truthfulqa": 4, "phrase on rejected": 3}
     explained = figures["models"]
     assert explained["grm"] is None is explained["baseline"] and explained["interaction"] is not None
-    assert explained["interaction"] != explained["untrained"]
+    with_maps = [explained[arm] for arm in ("interaction", "untrained", "interaction_clean", "bidirectional")]
+    assert len(set(with_maps)) == 4 and explained["score_distillation"] is None
+    noisy, clean, scored = (
+        read_lines(folder / each / "train.jsonl") for each in ("rows", "clean rows", "scored rows")
+    )
+    assert sum(old["chosen"] != new["chosen"] for old, new in zip(clean, noisy, strict=True)) == 18
+    teacher = InteractionTeacher.from_pretrained(str(folder / "teachers" / "fitted"))
+    margins = teacher.score_pairs(noisy).mean(dim=1)
+    expected = [
+        {**row, "preference_probability": 1 / (1 + math.exp(-m))} for row, m in zip(noisy, margins, strict=True)
+    ]
+    assert [each.pop("preference_probability") for each in scored] == pytest.approx(
+        [each.pop("preference_probability") for each in expected], rel=1e-5
+    )
+    assert scored == expected
+    own = figures["teachers"]["fitted"]
+    right = [margin > 0 for margin in teacher.score_pairs(read_lines(folder / "rows" / "test.jsonl")).mean(dim=1)]
+    assert own["tests"]["phrase on rejected"] == sum(right[-3:]) / 3 and own["held out"]["pairs"] > 0
+    assert list(figures["teachers"]) == ["fitted", "untrained", "clean", "bidirectional"]
     assert set(figures["context"]) == {"baseline"}
     assert InteractionTeacher.from_pretrained(str(folder / "teachers" / "untrained")).metrics is None
     scored = [json.loads(line) for line in (folder / "rows" / "test.jsonl").open()]
@@ -139,8 +160,12 @@ def test_the_small_study_runs_and_resumes(tmp_path, monkeypatch, no_pictures):
 
 def test_the_readme_shows_the_tables():
     readme, shown = ((STUDY / name).read_text(encoding="utf-8") for name in ("README.md", "table.md"))
-    found = [line for line in shown.splitlines() if line.startswith("| `") or line.startswith("| hh_")]
-    assert len(found) >= sum(2 + len(group["arms"]) for group in CONFIG["groups"].values())
+    groups = dict(re.findall(r"^### (\S+\.\S+)\n(.*?)(?=^###|\Z)", shown, flags=re.MULTILINE | re.DOTALL))
+    assert groups and set(groups) <= set(CONFIG["groups"])
+    for name, own in groups.items():
+        models = [arm for arm in re.findall(r"^\| `(\w+)`", own, flags=re.MULTILINE)]
+        assert models == ["baseline", "interaction", *CONFIG["groups"][name]["arms"]]
+    found = [line for line in shown.splitlines() if re.match(r"\| (`|teacher `|(hh_harmless|truthfulqa)\.)", line)]
     assert all(line in readme for line in found)
     in_tables = {tuple(each) for each in re.findall(r"([+-]\d+\.\d)\*?: ([+-]\d+\.\d) to ([+-]\d+\.\d)", shown)}
     in_prose = re.findall(r"([+-]\d+\.\d) \(([+-]\d+\.\d) to ([+-]\d+\.\d)\)", readme)

@@ -17,8 +17,7 @@ Row = dict[str, list[dict[str, str]]]
 
 def read_rows(path: Path, is_short: Callable[[Row], bool]) -> list[Row]:
     """Prompt, chosen and rejected of each line of a JSONL file whose texts are short enough."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in map(json.loads, lines)]
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in read_lines(path)]
     return [row for row in rows if is_short(row)]
 
 
@@ -37,11 +36,16 @@ def with_planted_phrase(rows: Sequence[Row], phrase: str, share: float, seed: in
     return [{**row, str(side): with_cue(row[str(side)], phrase)} for row, side in zip(rows, sides, strict=True)]
 
 
-def drawn(rows: Sequence[Row], count: int, seed: int, *, apart_from: Sequence[Row]) -> list[Row]:
+def drawn(rows: Sequence[Row], count: int, seed: int, *, apart_from: Sequence[Row] = ()) -> list[Row]:
     """`count` rows at random, or all if there are fewer, without the prompts of other rows; some may share one."""
-    others = set(prompt_keys(apart_from, "other rows"))
+    others = set(prompt_keys(apart_from, "other rows")) if apart_from else set()
     kept = [row for row, key in zip(rows, prompt_keys(rows, "rows"), strict=True) if key not in others]
     return [kept[i] for i in np.random.default_rng(seed).permutation(len(kept))[:count]]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What each line of a JSONL file holds."""
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -38,10 +38,8 @@ def summarize(
         By arm and test `accuracy` and `difference`: value, low, high, prompts, seeds.
     """
     margins = {arm: {seed: read_margins(runs / arm / f"seed-{seed}") for seed in seeds} for arm in arms}
-    ends = np.cumsum(list(tests.values()))
     found: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
-    for name, end, count in zip(tests, ends, tests.values(), strict=True):
-        part = slice(end - count, end)
+    for name, part in _parts(tests).items():
         keys = prompt_keys(rows[part], name)
         outcomes = {
             arm: {seed: mean_by(right(each[part]), keys) for seed, each in own.items()} for arm, own in margins.items()
@@ -52,6 +50,20 @@ def summarize(
                 own["difference"] = astuple(paired_difference(outcomes[arm], outcomes[BASELINE], resamples))
             found[arm][name] = own
     return found
+
+
+def accuracy_by_test(margins: np.ndarray, tests: dict[str, int], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """A model's accuracy on each test, pairs of one prompt counted as one: see `summarize`."""
+    return {
+        name: float(mean_by(right(margins[part]), prompt_keys(rows[part], name)).mean())
+        for name, part in _parts(tests).items()
+    }
+
+
+def _parts(tests: dict[str, int]) -> dict[str, slice]:
+    """Where each test lies in the rows."""
+    ends = np.cumsum(list(tests.values()))
+    return {name: slice(int(end) - count, int(end)) for (name, count), end in zip(tests.items(), ends, strict=True)}
 
 
 def mean_by(values: np.ndarray, keys: Sequence[str]) -> np.ndarray:
@@ -80,15 +92,17 @@ def write_tables(path: Path, groups: dict[str, dict[str, Any]]) -> None:
 def _group(name: str, figures: dict[str, Any]) -> str:
     tests = figures["rows"]["tests"]
     baseline = {test: own["accuracy"] for test, own in figures["tests"][BASELINE].items()}
-    teacher, seeds = figures["teacher"], next(iter(baseline.values()))[4]
+    seeds = next(iter(baseline.values()))[4]
     heads = [f"{test}, {baseline[test][3]} prompts" for test in tests]
     lines = [
         f"### {name}\n",
-        f"{figures['rows']['train']:,} training pairs, {seeds} seeds. By the training labels the teacher is right on "
-        f"{100 * teacher['accuracy']:.1f} % of {teacher['pairs']:.0f} pairs that were held out from its fit.\n",
+        f"{figures['rows']['train']:,} training pairs, {seeds} seeds.\n",
         f"| model | explained share | {' | '.join(heads)} |",
         "| --- " * (len(tests) + 2) + "|",
     ]
+    for teacher, own in figures["teachers"].items():
+        shown = [f"{100 * own['tests'][test]:.1f}" for test in tests]
+        lines.append(f"| teacher `{teacher}` | | {' | '.join(shown)} |")
     for arm, own in figures["tests"].items():
         explained = figures["models"][arm]
         share = "no map" if explained is None else f"{explained:.2f}"
