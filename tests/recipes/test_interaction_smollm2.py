@@ -163,7 +163,7 @@ def test_the_readme_shows_the_tables():
     groups = dict(re.findall(r"^### (\S+\.\S+)\n(.*?)(?=^###|\Z)", shown, flags=re.MULTILINE | re.DOTALL))
     assert groups and set(groups) <= set(CONFIG["groups"])
     for name, own in groups.items():
-        models = [arm for arm in re.findall(r"^\| `(\w+)`", own, flags=re.MULTILINE)]
+        models = list(re.findall(r"^\| `(\w+)`", own, flags=re.MULTILINE))
         assert models == ["baseline", "interaction", *CONFIG["groups"][name]["arms"]]
     found = [line for line in shown.splitlines() if re.match(r"\| (`|teacher `|(hh_harmless|truthfulqa)\.)", line)]
     assert all(line in readme for line in found)
