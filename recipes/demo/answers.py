@@ -46,12 +46,12 @@ class Answerer:
     """Answers prompts with a chat model, all at once.
 
     Args:
-        folder: the language model. reward: the reward model that chooses and steers.
+        folder: the language model, which is read in `dtype`. reward: the reward model that chooses and steers.
     """
 
-    def __init__(self, folder: str, reward: RewardScorer):
+    def __init__(self, folder: str, reward: RewardScorer, dtype: str):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self.reward = reward
         self.inputs = self.tokenizer.apply_chat_template(
             [_messages(prompt) for prompt in PROMPTS],
@@ -137,10 +137,10 @@ def rewards_of(reward: RewardScorer, prompts: Sequence[str], texts: Sequence[str
     return reward([_messages(prompt) for prompt in prompts], _replies(texts))
 
 
-def answer_all(folder: str, reward: RewardScorer, trees: Path) -> list[Answer]:
+def answer_all(folder: str, reward: RewardScorer, trees: Path, dtype: str = "float32") -> list[Answer]:
     """Answers to all prompts by the three systems; RAIN's trees are written into the folder `trees`."""
     set_seed(0)
-    answerer = Answerer(folder, reward)
+    answerer = Answerer(folder, reward, dtype)
     plain = answerer.plain()
     best, samples = answerer.best_of_n()
     # Where rewards lie, and how far apart, differs from model to model: the samples tell.

@@ -38,7 +38,7 @@ def main() -> None:
     with stages.stage("convert SmolLM2-135M-Instruct (the first time only), take its first layers as the student"):
         # Here, so that what libraries say when they are imported goes to the log.
         from answers import answer_all, table_of
-        from steps import draw_maps, link_models, make_student, prepare_data, results_of
+        from steps import draw_maps, link_models, make_student, prepare_data, results_of, trains_in_bf16
 
         from hf_interdistill import (
             CompareConfig,
@@ -54,16 +54,18 @@ def main() -> None:
         folder, rows = prepare_data(data, RUNS)
         language_model, encoder = embedded.language_model(), embedded.encoder("minilm")
         make_student(RUNS / "student", language_model)
+        precision = ["--use_cpu", "true", "--bf16", "true"] if trains_in_bf16() else []
     with stages.stage("fit the teacher, MiniLM (22M parameters)"):
         recipe = str(HERE / "teacher.yaml")
-        command("teacher", "--config", recipe, "--teacher_model", encoder, "--dataset_name", folder)
+        command("teacher", "--config", recipe, "--teacher_model", encoder, "--dataset_name", folder, *precision)
     # Data, two trainings and the scoring, a stage each.
     config = CompareConfig(output=str(RUNS / "compare"), seeds=1, diagnosis_pairs=0, overlap="drop", overwrite=True)
     recipe = HERE / "reward" / "interaction.yaml"
     has_strategies = hasattr(InteractionDistillationConfig, "train_sampling_strategy")  # transformers 5.2
     grouping = ["--train_sampling_strategy", "group_by_length"] if has_strategies else []
+    overrides = ["--dataset_name", folder, *grouping, *precision]
     with known_noise_silenced():
-        comparison = compare(recipe, config, overrides=["--dataset_name", folder, *grouping], stages=stages)
+        comparison = compare(recipe, config, overrides=overrides, stages=stages)
     with stages.stage("draw the maps"):
         link_models(RUNS / "compare", RUNS)
         results = results_of(comparison)
@@ -73,7 +75,8 @@ def main() -> None:
         students = {"student before training": untrained, "student after training": scorers["interaction"]}
         explained = draw_maps(rows, teacher, students, RUNS / "maps.png")
     with stages.stage("answer three prompts: plain, best-of-n and RAIN, by the distilled reward model"):
-        answers = answer_all(language_model, scorers["interaction"], RUNS)
+        dtype = "bfloat16" if precision else "float32"
+        answers = answer_all(language_model, scorers["interaction"], RUNS, dtype)
         rewards = {"reward": scorers["interaction"], "reward of the plain model": scorers["baseline"]}
         shown, results["answers"] = table_of(answers, rewards)
     (RUNS / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")

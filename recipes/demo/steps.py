@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from hf_interdistill import InteractionTeacher, RewardScorer
@@ -18,6 +19,14 @@ from hf_interdistill.utils.data import load_preferences
 from hf_interdistill.utils.pictures import save_small_png
 
 NUM_LAYERS = 6  # of the 30 of SmolLM2; enough for a reward model that learns in a minute
+
+
+def trains_in_bf16() -> bool:
+    """Whether models are to be trained and to answer in bfloat16 on the CPU: where it has instructions for that."""
+    if torch.accelerator.is_available():
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that is supported
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def make_student(folder: Path, language_model: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from support.datasets import ROOT
 
 DEMO = ROOT / "recipes" / "demo"
@@ -44,6 +45,28 @@ def test_stages_print_one_line_each_and_log_the_rest(tmp_path):
 def answers(monkeypatch):
     monkeypatch.syspath_prepend(str(DEMO))
     return importlib.import_module("answers")
+
+
+@pytest.mark.parametrize(
+    "has_accelerator, capabilities, expected",
+    [
+        (False, {"avx512_bf16": True, "amx_bf16": False}, True),
+        (False, {"avx512_bf16": False, "amx_bf16": True}, True),
+        (False, {"avx512_bf16": False, "avx512_f": True}, False),
+        (False, {}, False),
+        (True, {"avx512_bf16": True}, False),
+        (False, None, False),
+    ],
+)
+def test_bf16_is_taken_where_the_cpu_has_its_instructions(monkeypatch, has_accelerator, capabilities, expected):
+    monkeypatch.syspath_prepend(str(DEMO))
+    steps = importlib.import_module("steps")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
+    if capabilities is None:  # an older torch
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert steps.trains_in_bf16() is expected
 
 
 def test_answers_are_shown_with_each_models_reward(answers, monkeypatch):
