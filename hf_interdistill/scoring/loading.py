@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ logger = logging.getLogger(__name__)
 
 # Buffers that older versions of transformers stored, and that are computed now.
 _BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|masked_bias$|inv_freq$|position_ids$|num_batches_tracked$")
+# Settings of LoRA with which an adapter can share its base model: which layers it has, of what rank and scale.
+_PLAIN_SETTINGS = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "lora_bias", "lora_dropout", "fan_in_fan_out"),
+    *("modules_to_save", "init_lora_weights", "eva_config", "qalora_group_size"),
+}
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")  # others may rewrite the base model on loading
 _SAVE_AGAIN = (
     "Copy or download all of its files (each shard that the index names), or save the trained model again with "
     "`save_pretrained`."
@@ -110,8 +119,6 @@ def load_adapters(names: Sequence[str], tokenizer, options: dict[str, Any]) -> t
     model: Any = None
     for number, (name, config) in enumerate(zip(names, configs, strict=True)):
         weights = load_peft_weights(name, device="cpu", **where)
-        if model is None:
-            base_keys = {f"{adapter_prefix(config)}{key}" for key in base.state_dict()}
         lost = {key: shown for key, shown in report.missing.items() if f"{adapter_prefix(config)}{key}" not in weights}
         _require_head(name, base, lost)
         refuse_missing(base_name, lost.values(), _SAVE_AGAIN)
@@ -125,7 +132,8 @@ def load_adapters(names: Sequence[str], tokenizer, options: dict[str, Any]) -> t
         expected = adapter_keys(model)
         refuse_missing(name, sorted(expected - weights.keys()), _SAVE_AGAIN)
         fix = f"Use the base model that it was trained on, which {public_name(base_name)} is not."
-        refuse_unused(name, sorted(weights.keys() - expected - base_keys), fix)
+        # PEFT loads weights of the base model too, such as embeddings, where they have their names in its own model.
+        refuse_unused(name, sorted(weights.keys() - expected - model.state_dict().keys()), fix)
     return model, tokenizer
 
 
@@ -186,13 +194,24 @@ def shareable_base(name: str, options: dict[str, Any]) -> tuple[Any, ...] | None
 
     where = hub_options(options, "trust_remote_code")
     config = _adapter_config(name, where)
-    is_plain = getattr(config.peft_type, "value", config.peft_type) == "LORA" and config.bias == "none"
-    if not is_plain or config.use_dora:
+    if not _is_plain(config):
         return None
     weights = load_peft_weights(name, device="cpu", **where)
     if not all(".lora_A." in key or ".lora_B." in key or holds_head([key]) for key in weights):
         return None
     return os.path.realpath(config.base_model_name_or_path), config.revision
+
+
+def _is_plain(config) -> bool:
+    """Whether PEFT adds an adapter of this config without changing the base model's layers or weights, and lets it be
+    chosen for each row of a batch. Settings that are not known here count as changes."""
+    from peft import LoraConfig
+
+    if type(config) is not LoraConfig or config.init_lora_weights not in _PLAIN_INITS:
+        return False
+    plain = LoraConfig()
+    others = (each.name for each in fields(config) if each.name not in _PLAIN_SETTINGS)
+    return all(getattr(config, name) == getattr(plain, name) for name in others)
 
 
 def adapter_prefix(config) -> str:

@@ -125,6 +125,55 @@ def test_tied_weights_are_not_missing(tmp_path, tokenizer):
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 
 
+def save_adapter_of_embeddings(folder, base, tokens: int | None = None):
+    """A LoRA adapter of embeddings and queries, whose base embeddings are no longer those of the base model."""
+    import peft
+    from support.hub import language_model
+
+    language_model(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    tokenizer = tokenizer_of("bytes")
+    if tokens is not None:
+        tokenizer.add_tokens([f"[new {number}]" for number in range(tokens - len(tokenizer))])
+        model.resize_token_embeddings(tokens)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        model.get_input_embeddings().base_layer.weight.mul_(1.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("tokens", [None, 905])
+def test_an_adapter_of_embeddings_reads_those_that_it_was_saved_with(tmp_path, tokens):
+    model = save_adapter_of_embeddings(tmp_path / "adapter", tmp_path / "base", tokens)
+    assert "base_model.model.model.embed_tokens.base_layer.weight" in read_weights(tmp_path / "adapter" / ADAPTER)
+    scorer = load(tmp_path / "adapter")
+    texts = ["hello", "a longer text", "[new 0] and [new 1]"]
+    wanted = []
+    for text in texts:
+        ids = torch.tensor([scorer.encode(None, text, {})])
+        with torch.no_grad():
+            wanted.append(float(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]))
+    assert scorer([None] * 3, texts) == pytest.approx(wanted, abs=1e-5)
+    assert max(wanted) - min(wanted) > 1e-3
+    rewrite(tmp_path / "adapter" / ADAPTER, without("embed_tokens.base_layer"))  # `save_embedding_layers=False`
+    assert load(tmp_path / "adapter")([None] * 3, texts) != pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "foreign", ["model.embed_positions.base_layer", "model.norm.base_layer", "model.layers.0.self_attn.q_proj"]
+)
+def test_base_weights_in_an_adapter_that_go_nowhere_are_refused(tmp_path, foreign):
+    """PEFT would leave them out: the base model has no such layer, or the adapter has the layer inside its own."""
+    save_adapter_of_embeddings(tmp_path / "adapter", tmp_path / "base")
+    key = f"base_model.model.{foreign}.weight"
+    rewrite(tmp_path / "adapter" / ADAPTER, lambda weights: {**weights, key: torch.ones(32, 32)})
+    with pytest.raises(ValueError, match=rf"adapter has weights that its model does not use: {key}"):
+        load(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("part", ["layers.1.self_attn.q_proj.lora_A", "lora_B", "score"])
 def test_a_part_of_an_adapter_is_refused(adapter, part):
     load(adapter)

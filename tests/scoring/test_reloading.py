@@ -38,9 +38,11 @@ def own_class():
     return model
 
 
-def trainer_of(model, tokenizer, dataset, tmp_path, **changes):
+def trainer_of(model, tokenizer, dataset, tmp_path, peft_config=None, **changes):
     args = config(tmp_path, alignment_weight=0, max_steps=1, **changes)
-    return InteractionDistillationTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
+    return InteractionDistillationTrainer(
+        model, args, train_dataset=dataset, processing_class=tokenizer, peft_config=peft_config
+    )
 
 
 def save(model, tokenizer, folder):
@@ -117,6 +119,22 @@ def test_an_adapter_on_another_base_than_it_names(tokenizer, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         require_same_when_reloaded(in_memory, tokenizer, save(in_memory, tokenizer, tmp_path / "nowhere"))
     assert "trained on a model that was made in memory, so nobody can load it" in caplog.text
+
+
+def test_a_trained_adapter_of_embeddings_is_read_back(tokenizer, dataset, tmp_path):
+    import peft
+
+    base = language_model(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["embed_tokens", "q_proj"])
+    trainer = trainer_of(model, tokenizer, dataset, tmp_path, peft_config=lora, learning_rate=0.01)
+    trainer.train()
+    trainer.save_model()
+    saved = read_weights(tmp_path / "rm" / ADAPTER)
+    assert saved["base_model.model.model.embed_tokens.lora_embedding_B"].abs().max() > 0
+    expected = RewardScorer(trainer.model, tokenizer)([None, None], ["hello", "a longer text"])
+    found = RewardScorer.from_pretrained(str(tmp_path / "rm"))([None, None], ["hello", "a longer text"])
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_exports_and_merged_models_are_read_back(tokenizer, tmp_path, monkeypatch):

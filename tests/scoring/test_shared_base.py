@@ -90,6 +90,37 @@ def test_members_stay_in_their_order_beside_full_models(adapters, base, alone, t
     assert [isinstance(member, AdapterScorer) for member in ensemble.members] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"use_rslora": True, "lora_alpha": 3}, {"lora_bias": True}, {"rank_pattern": {"down_proj": 1}}),
+        *({"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal", "r": 4}),
+    ],
+)
+def test_adapters_that_leave_their_base_as_it_is_share_it(base, tmp_path, changes):
+    names = [save_adapter(tmp_path / f"lora{seed}", base, seed, **changes) for seed in range(2)]
+    each = torch.tensor([RewardScorer.from_pretrained(name)(PROMPTS, ANSWERS) for name in names])
+    ensemble = RewardEnsemble.from_pretrained(names)
+    assert ensemble.members[0].model is ensemble.members[1].model
+    assert torch.allclose(ensemble.member_rewards(ensemble.encode_rows(PROMPTS, ANSWERS)), each, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}),
+        {"layer_replication": [(0, 2), (1, 3)]},
+    ],
+)
+def test_adapters_that_change_their_base_have_one_each(adapters, base, alone, tmp_path, changes):
+    names = [save_adapter(tmp_path / f"lora{seed}", base, seed, **changes) for seed in range(2)]
+    each = torch.tensor([RewardScorer.from_pretrained(name)(PROMPTS, ANSWERS) for name in names])
+    ensemble = RewardEnsemble.from_pretrained([names[0], adapters[0], names[1], adapters[1]])
+    wanted = torch.stack([each[0], alone[0], each[1], alone[1]])
+    assert torch.allclose(ensemble.member_rewards(ensemble.encode_rows(PROMPTS, ANSWERS)), wanted, atol=1e-5)
+    assert [isinstance(member, AdapterScorer) for member in ensemble.members] == [False, True, False, True]
+
+
 @pytest.mark.parametrize("changes", [{"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["norm"]}])
 def test_other_adapters_are_read_alone(adapters, base, alone, tmp_path, changes):
     other = save_adapter(tmp_path, base, 7, **changes)
