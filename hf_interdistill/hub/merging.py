@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..scoring.attributes import ATTRIBUTES_FILE
 from ..scoring.raw_reward import answer_with_raw_reward
 from ..scoring.reloading import require_same_when_reloaded
 from ..scoring.scorer import RewardScorer
@@ -41,7 +42,7 @@ def merged_model(folder: str | Path, dtype: str = "float32") -> Iterator[Path]:
         model.save_pretrained(scratch)
         scorer.tokenizer.save_pretrained(scratch)
         require_same_when_reloaded(model, scorer.tokenizer, scratch)
-        for name in (CARD, MAPS):
+        for name in (CARD, MAPS, ATTRIBUTES_FILE):
             if (folder / name).is_file():
                 shutil.copy2(folder / name, scratch)
         yield Path(scratch)

@@ -24,6 +24,7 @@ _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 _SUPERSEDED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "chat_template.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "maps.png"),
+    *("additional_chat_templates/*.jinja", "reward_attributes.json"),
     *("pytorch_model*.bin", "adapter_model.bin", "training_args.bin"),
 )
 _ADVICE = {
@@ -60,7 +61,7 @@ def push_files(
         private: make the repository private.
         revision: branch to commit to, made from `main` if it is not there.
         commit_message: first line of the commit.
-        superseded: patterns of paths; by default weights and tokenizer files at the top.
+        superseded: patterns of paths; by default weights, tokenizer files and heads of attributes.
 
     Raises:
         HubPushError: no token, a refused one, no right to write; a public repository where a private one was asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from support.datasets import ROOT
@@ -15,6 +16,8 @@ from support.tokenizers import tokenizer_of
 from hf_interdistill import InteractionTeacher
 from hf_interdistill.hub.files import stage_model
 from hf_interdistill.hub.loading_section import trained_on_messages
+from hf_interdistill.hub.merging import merged_model
+from hf_interdistill.scoring.attributes import RewardAttributes
 from hf_interdistill.scoring.raw_reward import with_raw_reward
 from hf_interdistill.utils.privacy import hub_name, public_name, redact
 
@@ -186,3 +189,22 @@ def test_the_vocabulary_is_not_searched(tmp_path):
     tokenizer.add_tokens(["/home/x/y"])
     tokenizer.save_pretrained(folder)
     assert "tokenizer.json" in contents(stage_model(folder, "user/rm"))
+
+
+def test_a_merged_model_has_all_that_lies_beside_its_adapter(tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", tmp_path / "base")
+    tokenizer = tokenizer_of("bytes")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tools": "{{ tools }}"}
+    tokenizer.save_pretrained(adapter)
+    RewardAttributes({"helpful": 0.5}, torch.arange(32.0)[None], torch.ones(1)).save(adapter)
+    (adapter / "maps.png").write_bytes(b"picture")
+    with (adapter / "README.md").open("a") as card:
+        card.write("![maps](maps.png)\n")
+    alone = contents(stage_model(adapter, "user/rm", base_model="user/base"))
+    with merged_model(adapter) as folder:
+        merged = contents(stage_model(folder, "user/rm"))
+    weights = {"adapter_config.json", "adapter_model.safetensors"}
+    beside = alone.keys() - weights
+    assert {"reward_attributes.json", "maps.png", "additional_chat_templates/tools.jinja"} <= beside
+    assert merged.keys() == beside | {"config.json", "model.safetensors"}
+    assert all(merged[name] == alone[name] for name in ("reward_attributes.json", "maps.png", "chat_template.jinja"))

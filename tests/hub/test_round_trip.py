@@ -107,11 +107,13 @@ def test_pushing_another_kind_leaves_nothing_that_would_be_loaded_instead(hub, t
     command = ["push", "--repo_id", "user/rm"]
     assert main([*command, "--model", str(adapter), "--base_model", "user/base"]) == 0
     HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.md", repo_id="user/rm")
-    HfApi().upload_file(path_or_fileobj=b"pickle", path_in_repo="training_args.bin", repo_id="user/rm")
+    beside = ["training_args.bin", "reward_attributes.json", "additional_chat_templates/tools.jinja"]
+    for path in beside:
+        HfApi().upload_file(path_or_fileobj=b"of another model", path_in_repo=path, repo_id="user/rm")
     assert main([*command, "--model", str(full), "--commit_message", "The whole"]) == 0
     files = set(hub.files("user/rm"))
     assert "notes.md" in files and "model.safetensors" in files
-    assert not files & {"adapter_config.json", "adapter_model.safetensors", "training_args.bin"}
+    assert not files & {"adapter_config.json", "adapter_model.safetensors", *beside}
 
 
 def test_a_branch_is_made_and_main_stays(hub, tmp_path):
