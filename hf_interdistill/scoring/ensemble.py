@@ -107,7 +107,8 @@ class RewardEnsemble(TextScorer):
         Args:
             source: a folder that `save_pretrained` wrote, or the members: folders or Hub names of reward models and
                 adapters, addresses of `interdistill serve`, or scorers.
-            aggregation, uncertainty_weight: by default the folder's; for a list of members the mean.
+            aggregation, uncertainty_weight: by default the folder's; for a list of members the mean. Another
+                aggregation than the folder's has the default weight.
             batch_size, max_length: see the class; models that are loaded read 16 rows together.
             **model_kwargs: of `from_pretrained` (`dtype`, `attn_implementation`, ...), for every local member.
 
@@ -124,7 +125,7 @@ class RewardEnsemble(TextScorer):
                 )
             file = EnsembleFile.read(source)
             source, rule = file.members, file.rule
-        if aggregation is not None:
+        if aggregation is not None and aggregation != rule.aggregation:
             rule = replace(rule, aggregation=aggregation, uncertainty_weight=uncertainty_weight)
         elif uncertainty_weight is not None:
             rule = replace(rule, uncertainty_weight=uncertainty_weight)

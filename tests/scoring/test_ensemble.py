@@ -105,6 +105,15 @@ def test_a_saved_ensemble_is_the_same_and_moves_with_its_members(tmp_path):
     assert loaded(PROMPTS, ANSWERS) == pytest.approx(wanted, abs=1e-5) and loaded.rule == ensemble.rule
     other = RewardEnsemble.from_pretrained(tmp_path / "moved" / "ensemble", aggregation="worst")
     assert other.rule.aggregation == "worst" and other.rule.centers == ensemble.rule.centers
+    named = RewardEnsemble.from_pretrained(tmp_path / "moved" / "ensemble", aggregation="uncertainty")
+    assert named.rule == ensemble.rule and named(PROMPTS, ANSWERS) == pytest.approx(wanted, abs=1e-5)
+    heavier = RewardEnsemble.from_pretrained(
+        tmp_path / "moved" / "ensemble", aggregation="uncertainty", uncertainty_weight=2
+    )
+    assert heavier.rule.uncertainty_weight == 2.0 and heavier.rule.centers == ensemble.rule.centers
+    other.save_pretrained(tmp_path / "moved" / "worst")
+    again = RewardEnsemble.from_pretrained(tmp_path / "moved" / "worst", aggregation="uncertainty")
+    assert again.rule.uncertainty_weight == 0.5  # the folder has none
 
 
 def test_members_with_other_tokenizers_read_their_own_text(tmp_path, folders, caplog):
