@@ -12,8 +12,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..scoring.aggregation import EnsembleFile, is_ensemble
+from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.sources import hub_commit
 from . import find_benchmark
 from .items import Benchmark, Item, Result
 from .loading import load_items
@@ -149,17 +151,31 @@ def fingerprint_model(name: str, scorer: TextScorer, **settings) -> str:
     """A short text of everything that rewards depend on: the model's name, its files or its commit, and settings.
 
     For a folder it covers the contents of the small files (configuration, tokenizer, chat template) and size and time
-    of the weights, so that a model trained again is scored again; for an ensemble also those of its members.
+    of the weights, so that a model trained again is scored again. It covers the base model of an adapter and the
+    members of an ensemble likewise. Of a served model it covers the names that it has there, and no weights.
     """
     digest = hashlib.blake2b(digest_size=8)
-    members = EnsembleFile.read(name).members if is_ensemble(name) else ()
-    folders = [folder for folder in map(Path, (name, *members)) if folder.is_dir()]
+    sources: list[tuple[str, str | None, TextScorer]] = [(name, settings.get("revision"), scorer)]
+    if is_ensemble(name):
+        members = EnsembleFile.read(name).members
+        scorers = getattr(scorer, "members", [scorer] * len(members))
+        sources += [(source, None, each) for source, each in zip(members, scorers, strict=True)]
+    sources += [(*base, each) for _, _, each in sources for base in _base_models(each)]
+    folders = {path for path in (Path(source) for source, _, _ in sources) if path.is_dir()}
     for path in sorted(path for folder in folders for path in folder.iterdir() if path.is_file()):
         stat = path.stat()
         content = f"{stat.st_size} {stat.st_mtime_ns}".encode() if path.suffix in _WEIGHTS else path.read_bytes()
         digest.update(path.name.encode() + b"\0" + content + b"\0")
-    if not Path(name).is_dir():
-        config = getattr(getattr(scorer, "model", None), "config", None)  # a served model has none here
-        digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    for source, revision, each in sources:
+        if not Path(source).is_dir():
+            found = each.served_name if isinstance(each, RemoteRewardScorer) else hub_commit(source, revision)
+            digest.update(f"{found}\0".encode())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return f"{name}@{digest.hexdigest()}"
+
+
+def _base_models(scorer: TextScorer) -> list[tuple[str, str | None]]:
+    """Name and revision of the base model of a scorer's adapters, if it has any."""
+    configs = getattr(getattr(scorer, "model", None), "peft_config", {})  # a served model is a name here
+    found = {(each.base_model_name_or_path, each.revision) for each in configs.values()}
+    return sorted(found, key=str)

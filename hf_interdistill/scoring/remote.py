@@ -131,6 +131,11 @@ class RemoteRewardScorer(TextScorer):
         """
         self._checked()
 
+    @property
+    def served_name(self) -> str:
+        """The name that the model is served by; the server is asked once (see `check`)."""
+        return self._checked().name
+
     def _checked(self) -> ServedModel:
         if self._served is None:
             self._served = run(self._check())
