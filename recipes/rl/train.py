@@ -15,7 +15,9 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from hf_interdistill import RemoteRewardScorer, RewardScorer, ppo_reward_model, ppo_value_model
+from hf_interdistill import RemoteRewardScorer, ppo_reward_model, ppo_value_model
+from hf_interdistill.scoring.aggregation import is_ensemble
+from hf_interdistill.scoring.opening import open_scorer
 from hf_interdistill.scoring.reward_apis import refuse_unused_of_reward_server
 from hf_interdistill.scoring.text_scorer import TextScorer
 from hf_interdistill.training.checkpoints import checkpoint_to_resume, is_resume_requested
@@ -37,7 +39,7 @@ METHODS = {
 class RewardArguments:
     """Which reward model to train against."""
 
-    reward_model: str = field(metadata={"help": "Reward model or adapter: folder or Hub name."})
+    reward_model: str = field(metadata={"help": "Reward model, adapter or ensemble: folder or Hub name."})
     reward_batch_size: int = field(default=16, metadata={"help": "Completions a forward pass of the reward model."})
     reward_dtype: str = field(default="float32", metadata={"help": "Data type to load the reward model in."})
     reward_server: list[str] | None | str = field(  # noqa: RUF036  # in this order TRL's parser reads a list
@@ -108,9 +110,12 @@ def load_scorer(reward: RewardArguments, method: str) -> TextScorer:
     """The reward model: loaded here, or on a server."""
     refuse_unused_of_reward_server(reward)
     if reward.reward_server is None:
-        scorer = RewardScorer.from_pretrained(
-            reward.reward_model, batch_size=reward.reward_batch_size, dtype=reward.reward_dtype
-        )
+        if method == "ppo" and is_ensemble(reward.reward_model):
+            raise ValueError(
+                f"`reward_model` is {reward.reward_model!r}, an ensemble, but PPOTrainer reads one model. Give one of "
+                "its members, or train with GRPO, RLOO or online DPO."
+            )
+        scorer = open_scorer(reward.reward_model, batch_size=reward.reward_batch_size, dtype=reward.reward_dtype)
         return scorer if method == "ppo" else scorer.to(PartialState().device)
     if method == "ppo":
         raise ValueError(

@@ -16,7 +16,7 @@ from support.rl import HAS_PPO, needs_ppo, save_policy
 from support.serving import served
 from support.tokenizers import tokenizer_of
 
-from hf_interdistill import RewardScorer
+from hf_interdistill import RewardEnsemble, RewardScorer
 from hf_interdistill.cli import main
 from hf_interdistill.serving.app import RewardApp
 
@@ -101,6 +101,28 @@ def test_recipe_trains_on_a_served_reward(folder, method):
     assert len(means) == 2 and min(rewards) - 1e-5 <= min(means) <= max(means) <= max(rewards) + 1e-5
 
 
+@pytest.mark.parametrize("method", ["grpo", "rloo", "online_dpo"])
+def test_recipe_trains_on_an_ensemble_of_local_and_served_members(folder, method, monkeypatch):
+    build_student(seed=7).save_pretrained(folder / "other")
+    tokenizer_of("bytes").save_pretrained(folder / "other")
+    members = [RewardScorer.from_pretrained(str(folder / name)) for name in ("rm", "other")]
+    seen = []
+    score = RewardEnsemble.__call__
+
+    def recording(self, prompts, completions, **options):
+        seen.append((prompts, completions, score(self, prompts, completions, **options)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(RewardEnsemble, "__call__", recording)
+    with served(RewardApp(members[1], "other")) as url:
+        RewardEnsemble.from_pretrained([str(folder / "rm"), url], aggregation="worst").save_pretrained(folder / "both")
+        trainer = load_script().main(command(folder, method, reward_model=folder / "both"))
+    assert trainer.state.global_step == 2 and len(seen) >= 2
+    for prompts, completions, rewards in seen:
+        each = [member(prompts, completions) for member in members]
+        assert rewards == pytest.approx([min(pair) for pair in zip(*each, strict=True)], abs=1e-5)
+
+
 def test_adapters_train_too(folder):
     trainer = load_script().main(command(folder, "grpo", use_peft=True, lora_r=4))
     assert (folder / "out" / "adapter_model.safetensors").is_file() and trainer.state.global_step == 2
@@ -128,6 +150,10 @@ def test_mistakes_are_named(folder):
         script.main(["dpo"])
     with pytest.raises(ValueError, match="Unknown key `reward_modle`"):
         script.main([*command(folder, "grpo"), "--reward_modle", "x"])
+    (folder / "both").mkdir()
+    (folder / "both" / "reward_ensemble.json").write_text('{"members": ["../rm", "http://127.0.0.1:1"]}')
+    with pytest.raises(ValueError, match=r"`reward_model` is '.*both', an ensemble, but PPOTrainer reads one model"):
+        script.load_scorer(script.RewardArguments(str(folder / "both")), "ppo")
     if HAS_PPO:
         with pytest.raises(ValueError, match="PPOTrainer runs the reward model itself"):
             script.main(command(folder, "ppo", reward_server="http://127.0.0.1:1"))
