@@ -57,6 +57,12 @@ def test_the_teacher_is_judged_on_the_same_rows(made):
     assert teacher.models == ("interaction",) and teacher.is_given
 
 
+def test_the_reference_of_formats_names_what_is_written(made):
+    formats = (ROOT / "docs" / "reference" / "formats.md").read_text()
+    names = {path.name for path in made.path("compared").iterdir() if not path.name.startswith(".")}
+    assert {"index.html", "runs"} <= names and all(f"`{name}" in formats for name in names)
+
+
 def test_runs_are_those_of_the_reward_command(made):
     """The baseline with `alignment_weight: 0`, the second seed with the seed after the recipe's."""
     plain = made.plain("alone", max_steps=2, save_strategy="no")

@@ -163,11 +163,32 @@ def test_commands_of_the_readme_run(command, workplace, monkeypatch, capsys):
             assert (workplace / words[words.index(option) + 1]).exists()
 
 
-def test_best_of_n_of_the_readme_says_how_long_texts_may_be():
-    """The tiny models say nothing of it, and neither do most models."""
-    (command,) = (each for each in RUN if " best-of-n " in each)
-    words = shlex.split(command)
-    assert json.loads(words[words.index("--generation") + 1])["max_new_tokens"] > 0
+def samples(command: str) -> bool:
+    words = command.split()
+    return words[:2] == ["interdistill", "best-of-n"] and "--model" in words and "--config" not in words
+
+
+SAMPLING = [pytest.param(page, id=page.stem) for page in PAGES if any(map(samples, commands(page)))]
+
+
+@pytest.mark.parametrize("page", SAMPLING)
+def test_best_of_n_says_how_long_texts_may_be(page, workplace, monkeypatch, capsys):
+    """The tiny models say nothing of it, and neither do most models. `selected` has the best of each prompt alone."""
+    monkeypatch.chdir(workplace)
+    if not (workplace / "runs" / "ensemble").exists():
+        members = [str(workplace / "runs" / name) for name in ("rm", "plain")]
+        (workplace / "runs" / "ensemble").mkdir()
+        (workplace / "runs" / "ensemble" / "reward_ensemble.json").write_text(json.dumps({"members": members}))
+    for command in filter(samples, commands(page)):
+        words = shlex.split(command)[1:]
+        assert json.loads(words[words.index("--generation") + 1])["max_new_tokens"] > 0
+        if "--server" in words:
+            continue
+        outputs = {name: str(workplace / f"{page.stem}-{name}.jsonl") for name in ("output", "selected")}
+        smaller = [*SMALLER["best-of-n"], *(part for name, path in outputs.items() for part in (f"--{name}", path))]
+        assert "--selected" in words and main([*words, *smaller]) == 0, capsys.readouterr().err
+        count, best = (len(Path(path).read_text().splitlines()) for path in outputs.values())
+        assert count == best == len((workplace / "prompts.jsonl").read_text().splitlines())
 
 
 class Snippet:

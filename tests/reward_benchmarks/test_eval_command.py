@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.datasets import ROOT
 from support.faults import at_call, killed
 from support.models import build_student
 from support.tokenizers import tokenizer_of
@@ -57,6 +58,8 @@ def test_one_model_on_reward_bench(model, tmp_path, capsys):
     assert [entry["rewards"] for entry in kept] == [
         pytest.approx(pair, abs=1e-5) for pair in zip(chosen, rejected, strict=True)
     ]
+    formats = (ROOT / "docs" / "reference" / "formats.md").read_text()
+    assert all(f"`{path.name}`" in formats for path in output.iterdir())
 
 
 def test_models_and_benchmarks_side_by_side(model, tmp_path):
