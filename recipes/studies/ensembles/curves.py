@@ -20,6 +20,9 @@ def figures(rewards: list, gold: list, config: dict[str, Any], accuracy: list[fl
     members of an ensemble, one of which is the single member, and the prompts. The estimates are means over the draws
     of members, with all prompts; the intervals hold 95 % of the resamples.
 
+    Members are drawn without replacement, which understates the spread of ensembles that is due to members: with `k`
+    of `m` it is about `sqrt(1 - k / m)` of that of ensembles with new members.
+
     Args:
         rewards: `(members, prompts, samples)`, standardized. gold: `(prompts, samples)`.
         config: `ensemble_size`, `uncertainty_weight`, `largest_drop`, `resamples`, `seed`.
