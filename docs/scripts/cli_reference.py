@@ -32,6 +32,7 @@ nearest one. `interdistill COMMAND --help` prints the same options.
 - A list takes its values one after another: `--model runs/plain runs/rm`.
 - A boolean takes `true` or `false`; the bare option means `true`.
 - A mapping is JSON: `--generation '{"max_new_tokens": 128}'`. In YAML it is a mapping.
+- Shells do not complete options: the parser (transformers' `HfArgumentParser`, an `argparse`) offers no completion.
 
 `python docs/scripts/cli_reference.py` writes this page from the parsers. Options that TRL and transformers define are
 [at the end](#options-of-trl-and-transformers).

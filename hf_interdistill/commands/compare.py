@@ -1,4 +1,4 @@
-"""`interdistill compare`: baseline and interaction-distilled models from one recipe, and their differences."""
+"""`interdistill compare`: reward models with and without what a recipe adds to TRL's, and their differences."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _recipe_words(words: Sequence[str]) -> tuple[str, list[str]]:
     if path is None:
         raise ValueError(
             "There is no recipe. Write `--config recipe.yaml`, a recipe of `interdistill reward` with a positive "
-            "`alignment_weight`."
+            "`alignment_weight`, or with options of the reward loss."
         )
     if "output" in read_yaml(path):
         raise ValueError(f"{path} has `output`, which is the comparison's here. Write `output_dir` in a recipe.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +18,7 @@ from ..training.data_arguments import DataArguments
 from ..training.output_dir import OutputDirArguments
 from ..utils.option_names import field_names, rename_keys
 from ..utils.parsing import given_values, parse, read_recipe
-from .config import BASELINE, INTERACTION
+from .config import BASELINE, INTERACTION, UNALIGNED
 
 RECIPE = (DataArguments, InteractionDistillationConfig, ModelConfig, OutputDirArguments)
 # What the comparison sets itself, for each run.
@@ -28,6 +28,7 @@ _METHOD = (
     - {each.name for each in (*fields(RewardConfig), *fields(RewardLossOptions))}
     - {"share_prompt"}
 )
+_LOSS = {each.name for each in fields(RewardLossOptions)} | {"label_smoothing_factor"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 Recipe = str | Path | Mapping[str, Any]
@@ -72,9 +73,10 @@ class Arm:
 
 
 def read_arms(recipe: Recipe, recipes: Mapping[str, Recipe], words: Sequence[str]) -> list[Arm]:
-    """The baseline (the recipe with `alignment_weight: 0`), the recipe itself, and further recipes.
+    """The baseline, the recipe itself, and further recipes.
 
-    The baseline has the recipe's options of the reward loss, too (`RewardLossOptions`).
+    The baseline of a recipe with alignment is the recipe with `alignment_weight: 0`, so it has the recipe's options of
+    the reward loss, too (`RewardLossOptions`). That of a recipe without alignment is the recipe without these options.
 
     Args:
         recipe: file, or mapping of keys to values. recipes: more of them by name.
@@ -85,18 +87,21 @@ def read_arms(recipe: Recipe, recipes: Mapping[str, Recipe], words: Sequence[str
             comparison is not fair.
     """
     main = _read(INTERACTION, recipe, words)
-    if not main.is_aligned:
+    main = main if main.is_aligned else replace(main, name=UNALIGNED)
+    left_out = _METHOD if main.is_aligned else _METHOD | _LOSS
+    plain = {key: value for key, value in main.settings.items() if key not in left_out}
+    baseline = _parsed(BASELINE, {**plain, "alignment_weight": 0.0})
+    if not main.changed_from(baseline):
         raise ValueError(
-            "The recipe has `alignment_weight` 0, so `interaction` and `baseline` would be equal recipes. Name a "
-            "recipe with a positive `alignment_weight`."
+            "The recipe has `alignment_weight` 0 and no option of the reward loss, so `recipe` and `baseline` would "
+            "be equal recipes. Name a recipe with a positive `alignment_weight`, or an option such as `tie_model`."
         )
-    plain = {key: value for key, value in main.settings.items() if key not in _METHOD}
-    arms = [_parsed(BASELINE, {**plain, "alignment_weight": 0.0}), main]
+    arms = [baseline, main]
     for name, other in recipes.items():
-        if not _NAME.fullmatch(name) or name in (BASELINE, INTERACTION):
+        if not _NAME.fullmatch(name) or name in (BASELINE, main.name):
             raise ValueError(
                 f"A recipe is named {name!r}, but a name is one word of letters, digits, `.`, `_` and `-`, and not "
-                f"`{BASELINE}` or `{INTERACTION}`."
+                f"`{BASELINE}` or `{main.name}`."
             )
         arms.append(_read(name, other, words))
     for number, arm in enumerate(arms):

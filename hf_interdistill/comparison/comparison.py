@@ -28,7 +28,7 @@ from .result import Comparison
 from .runs import Clock, Training, digest_of_model, locked, merged, refuse_launched, time_left
 from .scoring import Rewards, score_benchmark, score_rows, teacher_margins
 from .summary import BenchmarkScores, Measured, summarize
-from .teachers import TeacherPlan, plan_teacher, shared_teachers
+from .teachers import TeacherPlan, plan_teacher, require_use, shared_teachers
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def compare(
 ) -> Comparison:
     """Train reward models from recipes that differ, and compare them on pairs that none was trained on.
 
-    The baseline is the recipe with `alignment_weight: 0`, that is, TRL's `RewardTrainer`. Each model is trained with
-    several seeds, each in a process of its own. Where the recipe's `teacher_model` is an encoder, a teacher is fitted
+    The baseline is the recipe with `alignment_weight: 0`, that is, TRL's `RewardTrainer`; of a recipe that has that
+    already, the recipe without its options of the reward loss. Each model is trained with several seeds, each in a
+    process of its own. Where the recipe's `teacher_model` is an encoder, a teacher is fitted
     once on the rows that the models train on. A call that was killed resumes where it stopped.
 
     Args:
@@ -81,6 +82,7 @@ def compare(
     refuse_launched()
     device = find_device(config.device)
     arms = read_arms(recipe, {**named_recipes(config.recipes), **(recipes or {})}, overrides)
+    require_use(arms, config)
     benchmarks = [find_benchmark(name) for name in config.benchmark or []]
     for arm in arms:
         if not arm.args.trust_remote_code:

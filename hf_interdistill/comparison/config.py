@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..reward_benchmarks import BENCHMARKS
 from ..utils.fields import require_kinds, require_positive
 from ..utils.launching import find_accelerate_config
 from ..utils.sources import require_file
 
-BASELINE, INTERACTION = "baseline", "interaction"  # names of what every comparison trains
+# Names of what a comparison trains: the baseline, and the recipe, with alignment or without.
+BASELINE, INTERACTION, UNALIGNED = "baseline", "interaction", "recipe"
 OVERLAP_CHOICES = ("refuse", "drop")
 
 
@@ -27,7 +29,7 @@ class CompareConfig:
             by default a fifth.
         overlap: what happens if scored prompts are also trained on: `refuse` (an error), or `drop` (those
             pairs are not scored, and the page counts them).
-        benchmark: published benchmarks to score as well, such as `reward_bench`.
+        benchmark: published benchmarks to score as well; `--help` lists them.
         benchmark_data: for each benchmark a file or folder in its published format; by default that of the Hub.
         diagnosis_pairs: pairs on which `diagnose` looks at each model's first seed; 0: no diagnosis.
         resamples: bootstrap resamples behind each interval.
@@ -52,7 +54,7 @@ class CompareConfig:
         default="refuse",
         metadata={"help": "What happens to scored prompts that are trained on.", "choices": list(OVERLAP_CHOICES)},
     )
-    benchmark: list[str] | None = field(default=None, metadata={"help": "Benchmarks, such as reward_bench."})
+    benchmark: list[str] | None = field(default=None, metadata={"help": f"Benchmarks: {', '.join(BENCHMARKS)}."})
     benchmark_data: list[str] | None = field(
         default=None, metadata={"help": "A file or folder per benchmark; default: the Hub."}
     )

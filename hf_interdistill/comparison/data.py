@@ -60,7 +60,7 @@ def prepare_data(arms: Sequence[Arm], config: CompareConfig) -> ComparisonData:
         ValueError: a split that is not there; data that cannot be split by prompt; `overlap` is `refuse`, and prompts
             that are scored are trained on.
     """
-    main = next(arm for arm in arms if arm.is_aligned)
+    main = arms[1]  # of the recipe that is compared with its baseline
     sources = {_source(arm): arm.data.load() for arm in arms}
     training = {source: get_split(splits, source[2], source[0]) for source, splits in sources.items()}
     splits = sources[_source(main)]

@@ -21,6 +21,7 @@ import yaml
 
 from ..utils.atomic_io import require_writable, write_atomically
 from ..utils.changed_fields import describe_change
+from ..utils.child_process import run_child
 from ..utils.errors import RunError
 
 _RECORD, _RECIPE, _LOG = "run.json", "recipe.yaml", "train.log"
@@ -141,9 +142,9 @@ class Training:
 
 
 def start(words: Sequence[str], log: Path, lock: int) -> int:
-    """Run a command in its own process, which keeps a lock and writes to a file; returns its exit status."""
+    """Run a command in its own process, which keeps a lock and writes to a file; see `run_child`."""
     with log.open("w", encoding="utf-8") as file:
-        return subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock]).returncode
+        return run_child(words, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -44,6 +45,15 @@ class TeacherPlan:
     name: str
     digest: str
     training: Training | None
+
+
+def require_use(arms: Sequence[Arm], config: CompareConfig) -> None:
+    """Raise `ValueError` for a `teacher_config` where no arm has a teacher."""
+    if config.teacher_config is not None and not any(arm.is_aligned for arm in arms):
+        raise ValueError(
+            f"`teacher_config` is {config.teacher_config!r}, but changes nothing: every recipe has `alignment_weight` "
+            "0. Leave it out, or name a recipe with a positive `alignment_weight`."
+        )
 
 
 def plan_teacher(arm: Arm, data: ComparisonData, config: CompareConfig) -> TeacherPlan | None:

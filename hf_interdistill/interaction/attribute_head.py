@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,18 @@ class AttributeHead(nn.Module):
         self.bias.copy_(bias)
 
 
+class _Depends(torch.autograd.Function):
+    """Its first argument, unchanged in value and gradient, whose graph reaches the second one, too."""
+
+    @staticmethod
+    def forward(ctx, value, other):
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
 class AttributeSaving(_Trainer):
     """Trainer mixin: models are saved and loaded with one output, and the heads of attributes beside them.
 
@@ -106,7 +119,10 @@ class AttributeSaving(_Trainer):
 
 
 class AttributeStates:
-    """The head in a reward model: it records the states of a pass, and is saved beside the model.
+    """The head in a reward model: it runs where the reward head runs, and is saved beside the model.
+
+    With `find_unused_parameters`, DDP walks the graph of what the model returns, and takes every parameter that it
+    does not meet for unused. So the rewards depend on the attribute scores there, by a gradient that is not defined.
 
     Args:
         model: the reward model, with or without PEFT, not wrapped for several processes.
@@ -133,38 +149,30 @@ class AttributeStates:
         config = text_config(base)
         self._model, self._score, self._pad = model, score, config.pad_token_id
         self.head = AttributeHead(weights, means, config.hidden_size).to(model.device)
-        self._states: torch.Tensor | None = None
+        self._predictions: torch.Tensor | None = None
         setattr(model, _NAME, self.head)
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record what the reward head reads."""
-        hook = self._score.register_forward_pre_hook(self._record)
+    def recording(self, rows: ResponseRows) -> Iterator[None]:
+        """Predict the attribute scores of each pass over `rows`."""
+        hook = self._score.register_forward_hook(partial(self._predict, rows))
         try:
             yield
         finally:
             hook.remove()
 
-    def _record(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        self._states = inputs[0]
+    def _predict(self, rows: ResponseRows, module: nn.Module, inputs: tuple[torch.Tensor], rewards: torch.Tensor):
+        index = self._last_tokens(rows)[:, None] if rows.last_token_index is None else rows.last_token_index
+        states = inputs[0].gather(1, index[..., None].expand(*index.shape, inputs[0].shape[-1]))
+        picked = rewards[..., 0].gather(1, index)
+        self._predictions = self.head(states.transpose(0, 1).flatten(0, 1), picked.T.flatten())
+        return _Depends.apply(rewards, self._predictions)
 
-    def predict(self, rewards: torch.Tensor, rows: ResponseRows) -> torch.Tensor:
-        """Attribute scores `(2 * pairs, attributes)` of the last pass, chosen rows first; its states are let go.
-
-        Args:
-            rewards: `(2 * pairs,)`. rows: what the model ran on.
-        """
-        states, self._states = self._states, None
-        assert states is not None, "the model ran outside of the context"
-        if rows.last_token_index is None:
-            index = self._last_tokens(rows)
-            picked = states[torch.arange(len(index), device=states.device), index]
-        else:
-            index = rows.last_token_index
-            picked = (
-                states.gather(1, index[..., None].expand(*index.shape, states.shape[-1])).transpose(0, 1).flatten(0, 1)
-            )
-        return self.head(picked, rewards)
+    def take(self) -> torch.Tensor:
+        """Attribute scores `(2 * pairs, attributes)` of the last pass, chosen rows first; they are then released."""
+        predictions, self._predictions = self._predictions, None
+        assert predictions is not None, "the model ran outside of the context"
+        return predictions
 
     def _last_tokens(self, rows: ResponseRows) -> torch.Tensor:
         """Where transformers reads the reward: at the last token that is no padding token."""

@@ -50,13 +50,13 @@ class RewardLoss:
     ):
         self.args, self.language_head, self.attributes = args, language_head, attributes
 
-    def recording(self) -> AbstractContextManager:
-        """The context in which the model runs."""
+    def recording(self, rows: ResponseRows) -> AbstractContextManager:
+        """The context in which the model runs on `rows`."""
         contexts = ExitStack()
         if self.language_head is not None:
             contexts.enter_context(self.language_head)
         if self.attributes is not None:
-            contexts.enter_context(self.attributes.recording())
+            contexts.enter_context(self.attributes.recording(rows))
         return contexts
 
     def take_labels(self, inputs: dict[str, torch.Tensor]) -> PairLabels | None:
@@ -100,7 +100,7 @@ class RewardLoss:
         else:
             self._apply_labels(output, margins.float(), differences, labels)
         if self.attributes is not None:
-            self._apply_attributes(output, self.attributes.predict(logits.squeeze(-1), rows), rows)
+            self._apply_attributes(output, self.attributes.take(), rows)
         if self.args.length_penalty_weight:
             self._add_length_penalty(output, differences.float(), inputs["attention_mask"])
         if self.language_head is not None:

@@ -266,7 +266,7 @@ class InteractionDistillationTrainer(
         if rows.ranks is not None and self.model.training:  # `RewardTrainer` counts those of pairs
             self._total_train_tokens += int(self.accelerator.gather_for_metrics(rows.num_other_tokens).sum())
         token_index = None if packed is None else packed.token_index
-        with self._recorder if self.objective is not None else nullcontext(), self._reward_loss.recording():
+        with self._recorder if self.objective is not None else nullcontext(), self._reward_loss.recording(rows):
             loss, outputs = super().compute_loss(
                 rows.model(model, self._sharing, packed),
                 inputs,

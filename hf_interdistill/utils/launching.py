@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NoReturn
+
+from .child_process import run_child
 
 _OPTIONS = ("num_processes", "accelerate_config")
 
@@ -77,10 +79,12 @@ def run_launched(command: str, arguments: Sequence[str]) -> int | None:
         command: of `interdistill`. arguments: what follows it.
 
     Returns:
-        The exit status, or `None` where the arguments ask for no other processes: the command runs here.
+        The exit status as a shell gives it, 128 and the signal's number for a command that a signal ended; or `None`
+        where the arguments ask for no other processes: the command runs here.
 
     Raises:
         ValueError: a bad value; or this process is itself one of several.
+        SystemExit: a signal ended it, see `run_child`.
     """
     found, rest = split_launch_options(arguments)
     if not found:
@@ -94,7 +98,11 @@ def run_launched(command: str, arguments: Sequence[str]) -> int | None:
     if count is not None and not (count.isdecimal() and int(count) > 0):
         raise ValueError(f"`num_processes` is {count!r}, but must be a whole number of at least 1.")
     words = launcher(None if count is None else int(count), found.get("accelerate_config"))
-    return subprocess.run([sys.executable, *words, "-m", "hf_interdistill.cli", *command.split(), *rest]).returncode
+    try:
+        status = run_child([sys.executable, *words, "-m", "hf_interdistill.cli", *command.split(), *rest])
+    except KeyboardInterrupt:
+        status = -signal.SIGINT
+    return status if status >= 0 else 128 - status
 
 
 def split_launch_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

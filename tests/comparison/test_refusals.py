@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_others(made, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"alignment_weight": 0}, "`interaction` and `baseline` would be equal recipes"),
+        ({"alignment_weight": 0}, "no option of the reward loss, so `recipe` and `baseline` would be equal recipes"),
         ({"dataset_test_split": "validation"}, "has no split `validation`; it has test, train"),
         ({"dataset_train_split": "training"}, "has no split `training`; it has test, train"),
         ({"dataset_test_split": "train"}, "`dataset_test_split` and `dataset_train_split` are both `train`"),

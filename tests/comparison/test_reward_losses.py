@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from datasets import Dataset
@@ -43,6 +45,57 @@ def test_robust_losses_are_compared(made, tmp_path):
     found = compare(made.recipe, config_of(tmp_path, recipes=[f"robust={robust}"]), is_progress_shown=False)
     assert found.model("robust").difference is not None
     assert found.model("robust").mean_margin != found.model("baseline").mean_margin
+
+
+OPTIONS = {
+    "length_penalty_weight": 0.1,
+    "label_smoothing_factor": 0.1,
+    "attribute_weights": {"helpfulness": 1.0},
+    "attribute_loss_weight": 0.3,
+}
+
+
+def test_a_recipe_without_alignment_is_compared_without_its_options(made):
+    """The teacher of the recipe does not count, and need not be there."""
+    main = {**yaml.safe_load(made.recipe.read_text()), "alignment_weight": 0.0, **OPTIONS}
+    main.pop("teacher_model")
+    arms = read_arms(main, {}, [])
+    assert [arm.name for arm in arms] == ["baseline", "recipe"]
+    changed = arms[1].changed_from(arms[0])
+    assert changed == {name: (getattr(arms[0].args, name), value) for name, value in OPTIONS.items()}
+    assert OPTIONS.keys().isdisjoint(arms[0].settings) and main.keys() - OPTIONS.keys() >= arms[0].settings.keys()
+    by_words = read_arms({**main, "teacher_model": "x"}, {}, ["--length_penalty_weight", "0.4"])
+    assert by_words[1].changed_from(by_words[0])["length_penalty_weight"] == (0.0, 0.4)
+    aligned = {**main, "alignment_weight": 1.0, "teacher_model": "x"}
+    assert [arm.name for arm in read_arms(main, {"interaction": aligned}, [])] == ["baseline", "recipe", "interaction"]
+    with pytest.raises(ValueError, match="not `baseline` or `recipe`"):
+        read_arms(main, {"recipe": aligned}, [])
+
+
+def test_a_loss_alone_is_compared_without_a_teacher(made, tmp_path):
+    recipe = recipe_of(made, "alone", alignment_weight=0.0, length_penalty_weight=5.0, teacher_model=None)
+    config = config_of(tmp_path, diagnosis_pairs=4)
+    found = compare(recipe, config, is_progress_shown=False)
+    assert [model.name for model in found.models] == ["baseline", "recipe"] and found.teachers == ()
+    assert found.model("recipe").changes == {"length_penalty_weight": ("0.0", "5.0")}
+    assert found.model("recipe").mean_margin != found.model("baseline").mean_margin
+    plain = compare(made.recipe, config_of(tmp_path / "aligned"), is_progress_shown=False)
+    assert found.model("baseline").mean_margin == pytest.approx(plain.model("baseline").mean_margin)
+    assert len(found.verdicts()) == 1 and "recipe minus baseline" in found.verdicts()[0]
+    page = re.sub(r"<(style|script)>.*?</\1>", "", (tmp_path / "index.html").read_text(), flags=re.DOTALL)
+    for text in (page, *found.verdicts()):
+        assert not re.search(r"\b(maps?|teachers?|interaction)\b", text, re.IGNORECASE)
+    cards = [path.read_text() for path in tmp_path.glob("runs/*/seed-7/README.md")]
+    assert len(cards) == 2
+    for text in cards:
+        assert "without a teacher" in text and not re.search(r"\bmaps?\b", text, re.IGNORECASE)
+    assert not (tmp_path / "teachers").exists()
+
+
+def test_a_teacher_that_nothing_reads_is_refused(made, tmp_path):
+    recipe = recipe_of(made, "untaught", alignment_weight=0.0, length_penalty_weight=5.0)
+    with pytest.raises(ValueError, match="but changes nothing: every recipe has `alignment_weight` 0"):
+        compare(recipe, config_of(tmp_path, teacher_config=str(made.recipe)), is_progress_shown=False)
 
 
 def test_rows_are_scored_by_their_winner(made, tmp_path):

@@ -8,11 +8,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from peft import LoraConfig
 from support.datasets import ROOT
 from support.models import build_encoder, build_student
+from support.processes import forked, forked_ranks
 from support.tokenizers import tokenizer_of
+from support.training_runs import config
+from transformers import AutoModelForCausalLM, set_seed
 
-from hf_interdistill import InteractionTeacher
+from hf_interdistill import InteractionDistillationTrainer, InteractionTeacher
 from hf_interdistill.scoring.attributes import RewardAttributes
 
 SCRIPT = """
@@ -71,3 +78,92 @@ def test_two_processes_equal_one(tmp_path, rows):
     heads = [RewardAttributes.from_pretrained(tmp_path / f"run{world}") for world in (1, 2)]
     assert (heads[0].weight - heads[1].weight).abs().max() < 1e-4 and heads[0].weight.abs().min() > 0
     assert (heads[0].bias - heads[1].bias).abs().max() < 1e-4
+
+
+SIDES = ("chosen", "rejected")
+ATTRIBUTES = {"attribute_weights": {"clarity": 1.0, "length": -0.5}}
+EVERYTHING = {**ATTRIBUTES, "alignment_weight": 1.0, "regularization_weight": 0.1, "share_prompt": "true"}
+OPTIONS = {
+    "attributes": ATTRIBUTES,
+    "attributes in one row": {**ATTRIBUTES, "share_prompt": "true"},
+    "attributes and an adapter": {**ATTRIBUTES, "adapter": True},
+    "alignment": {"alignment_weight": 1.0},
+    "alignment and an adapter": {"alignment_weight": 1.0, "adapter": True},
+    "language head": {"regularization_weight": 0.1, "regularization_loss": "dpo", "share_prompt": "true"},
+    "tied language head": {"regularization_weight": 0.1, "tie_word_embeddings": True},
+    "ties": {"tie_model": "davidson"},
+    "rankings": {"share_prompt": "false"},
+    "rankings in one row": {"share_prompt": "true"},
+    "all": {**EVERYTHING, "tie_word_embeddings": True},
+}
+QUICK = "attributes", "attributes and an adapter", "tied language head"
+
+
+def labeled(rows: list[dict], name: str) -> Dataset:
+    """Eight pairs, or rankings of three responses, with the labels that an option reads."""
+    pairs = [{key: row[key] for key in ("prompt", *SIDES)} for row in rows[:8]]
+    for i, pair in enumerate(pairs):
+        if name.startswith("rankings"):
+            pair |= {"completions": [pair.pop("chosen"), pair.pop("rejected"), rows[i + 8]["chosen"]]}
+            pair |= {"ranks": [1, 2, 2 + i % 2]}
+        elif name == "ties":
+            pair |= {"preference_probability": 0.2 + 0.1 * i, "tie_probability": 0.1}
+        else:
+            pair |= {f"{side}_scores": {"clarity": i % 5, "length": (i + len(side)) % 3} for side in SIDES}
+    return Dataset.from_list(pairs)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
+)
+def test_gradients_of_two_processes_are_those_of_one(name, tmp_path, rows, teacher):
+    """Of every parameter, also of those that a loss reads outside of DDP's forward.
+
+    Without `gradient_checkpointing`, and for adapters, transformers sets `find_unused_parameters`.
+    """
+    options = dict(OPTIONS[name])
+    is_adapted = options.pop("adapter", False)
+    student = build_student(tie_word_embeddings=options.pop("tie_word_embeddings", False))
+    set_seed(0)
+    language_model = AutoModelForCausalLM.from_config(student.config)
+    language_model.model.load_state_dict(student.model.state_dict())
+    language_model.save_pretrained(tmp_path / "student")
+    tokenizer_of("bytes").save_pretrained(tmp_path / "student")
+    data = labeled(rows, name)
+
+    def gradients(world: int, checkpointing: bool) -> dict[str, torch.Tensor]:
+        """The changes of a step of gradient descent with the learning rate 1."""
+        set_seed(0)  # for the score head
+        adapter = LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], target_modules=["q_proj", "k_proj"])
+        steps = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
+        settings = {"alignment_weight": 0.0, "lr_scheduler_type": "constant", **steps, **options}
+        trainer = InteractionDistillationTrainer(
+            str(tmp_path / "student"),
+            config(tmp_path, **settings, per_device_train_batch_size=8 // world, gradient_checkpointing=checkpointing),
+            train_dataset=data,
+            teacher=teacher if settings["alignment_weight"] else None,
+            peft_config=adapter if is_adapted else None,
+        )
+        trained = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+        before = {name: value.detach().clone() for name, value in trained.items()}
+        trainer.train()
+        assert isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel) == (world == 2)
+        return {name: before[name] - value.detach() for name, value in trained.items()}
+
+    def save(world: int) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of the process that was copied
+        found = {checkpointing: gradients(world, checkpointing) for checkpointing in (False, True)}
+        if os.environ.get("RANK", "0") == "0":
+            torch.save(found, tmp_path / f"{world}.pt")
+
+    status, printed = forked(lambda: save(1))
+    assert status == 0, printed
+    forked_ranks(2, lambda: save(2))
+    one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
+    for checkpointing in (False, True):
+        assert one[checkpointing].keys() == two[checkpointing].keys()
+        for key, gradient in one[checkpointing].items():
+            if not (is_adapted and "lora_A" in key):  # 0 at the start of an adapter
+                assert gradient.any(), key
+            close = {"rtol": 1e-3, "atol": 1e-4 * float(gradient.abs().max())}
+            torch.testing.assert_close(two[checkpointing][key], gradient, **close, msg=f"{key}, {checkpointing}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -23,6 +24,7 @@ LOGGED = {
     "shares": "label/accuracy",
     "ties": "label/tie_probability",
     "rankings": "label/concordance",
+    "label_smoothing": "loss",
     "agreement_margin": "label/accuracy",
     "grm": "regularization/loss",
     "length_penalty": "length/loss",
@@ -60,7 +62,18 @@ def test_the_data_have_every_form(data):
 
 
 def test_there_is_a_recipe_for_every_option():
-    assert {path.stem for path in (FOLDER / "reward").glob("*.yaml")} == set(LOGGED)
+    paths = list((FOLDER / "reward").glob("*.yaml"))
+    assert {path.stem for path in paths} == set(LOGGED)
+    guide = (ROOT / "docs" / "guides" / "labels.md").read_text(encoding="utf-8")
+    options = re.findall(r"^\| `(\w+)` \|", guide.split("## Options")[1].split("## ")[0], flags=re.MULTILINE)
+    set_by = [yaml.safe_load(path.read_text(encoding="utf-8")).keys() for path in paths]
+    of_others = {"tie_parameter": "tie_model", "regularization_beta": "regularization_weight"}  # with their defaults
+    assert len(options) > 8
+    for option in options:
+        assert any(of_others.get(option, option) in keys for keys in set_by), option
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for path in paths:
+        assert readme.count(f"reward/{path.name}") == 2, "in the table and among the commands"
 
 
 @pytest.mark.slow

@@ -76,16 +76,12 @@ def test_as_many_processes_run_as_are_asked_for(config, tmp_path):
 @pytest.mark.parametrize("dash", ["--num_processes", "--num-processes"])
 def test_a_command_is_started_with_its_other_arguments(command, dash, monkeypatch):
     started = []
-    monkeypatch.setattr(launching.subprocess, "run", lambda words: started.append(words) or Ended())
+    monkeypatch.setattr(launching, "run_child", lambda words: started.append(words) or 7)
     words = ["--model", "a", dash, "2", "--output=b c", f"--accelerate_config={DDP}", "--config", "r.yaml"]
     assert main([command, *words]) == 7
     module = ["-m", "hf_interdistill.cli", command]
     kept = ["--model", "a", "--output=b c", "--config", "r.yaml"]
     assert started == [[sys.executable, *START, "--config_file", DDP, "--num_processes", "2", *PORT, *module, *kept]]
-
-
-class Ended:
-    returncode = 7
 
 
 @pytest.mark.parametrize(
@@ -105,7 +101,7 @@ class Ended:
     ],
 )
 def test_what_cannot_be_started_is_refused(words, message, monkeypatch):
-    monkeypatch.setattr(launching.subprocess, "run", lambda words: pytest.fail("started"))
+    monkeypatch.setattr(launching, "run_child", lambda words: pytest.fail("started"))
     with pytest.raises(ValueError, match=message):
         launching.run_launched("reward", words)
 
