@@ -17,6 +17,7 @@ _PARAMETERS = {
     *("ignore_eos", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids"),
     "allowed_token_ids",
 }
+_MOST_STOP_STRINGS = 4  # the default of VLLM_MAX_STOP_STRINGS
 
 
 class RefusalError(Exception):
@@ -93,6 +94,8 @@ class VllmLike:
         asked, prompt = body.get("logprobs"), body["prompt"]
         if asked is not None and asked > self.max_logprobs:
             raise RefusalError(f"Requested sample logprobs of {asked}, which is greater than max: {self.max_logprobs}")
+        if len(body.get("stop") or ()) > _MOST_STOP_STRINGS:
+            raise RefusalError(f"stop must contain at most {_MOST_STOP_STRINGS} strings")
         if len(prompt) >= self.max_length:
             raise RefusalError(f"This model's maximum context length is {self.max_length} tokens.")
         rows = [_Row(body, number) for number in range(body.get("n", 1))]
