@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .atomic_io import require_writable_file, truncate_partial_line, write_atomically
 from .changed_fields import describe_change
-from .errors import RunError
+from .errors import RunError, escape_half_characters
 from .processes import process_state
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ ERROR = "error"  # the field of a row that says why there is no result
 
 def error_field(message: str) -> Row:
     """The field of a row that has no result; half characters in the message are escaped."""
-    return {ERROR: message.encode("utf-8", "backslashreplace").decode("utf-8")}
+    return {ERROR: escape_half_characters(message)}
 
 
 class FailedRowsError(RunError):
