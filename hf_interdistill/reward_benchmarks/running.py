@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..scoring.aggregation import EnsembleFile, is_ensemble
 from ..scoring.text_scorer import TextScorer
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.servers import RequestRefusedError, is_of_one_request
 from . import find_benchmark
 from .items import Benchmark, Item, Result
 from .loading import load_items
@@ -98,7 +99,14 @@ def _score(scorer: TextScorer, items: Sequence[Item], is_truncating: bool) -> li
         encoded, cut = encode_item(scorer, item, is_truncating)
         rows += encoded
         cuts.append(cut)
-    rewards = iter(scorer.score_ids(rows))
+    try:
+        rewards = iter(scorer.score_ids(rows))
+    except RequestRefusedError as error:
+        if not is_of_one_request(error):
+            raise
+        if len(items) > 1:
+            return [entry for item in items for entry in _score(scorer, [item], is_truncating)]
+        raise type(error)(f"{items[0].location}: {error}", error.status, error.reason) from error
     entries = []
     for item, cut in zip(items, cuts, strict=True):
         values = [next(rewards) for _ in item.candidates]

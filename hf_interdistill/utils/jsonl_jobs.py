@@ -160,7 +160,7 @@ class JsonlJob:
     def complete(
         self,
         inputs: Iterable[Any],
-        process: Callable[[list[Any]], Sequence[Row]],
+        process: Callable[[list[Any]], Iterable[Row]],
         *,
         chunk_size: int,
         total: int | None = None,
@@ -171,7 +171,8 @@ class JsonlJob:
 
         Args:
             inputs: all inputs, in order; the first ones have their rows already. process: makes a row of each input of
-                a list. chunk_size: inputs between two writes. total: number of inputs, if known.
+                a list; where it raises, the rows that it has yielded are written.
+            chunk_size: inputs between two writes. total: number of inputs, if known.
             compared: fields that a row repeats of its input. bar: options of the progress bar.
 
         Raises:
@@ -184,7 +185,12 @@ class JsonlJob:
         initial = finished if total is None else min(finished, total)
         with self.appending() as append, tqdm(total=total, initial=initial, **bar) as progress:
             while chunk := list(islice(inputs, chunk_size)):
-                append(*process(chunk))
+                rows: list[Row] = []
+                try:
+                    for row in process(chunk):
+                        rows.append(row)  # those before an error are kept
+                finally:
+                    append(*rows)
                 progress.update(len(chunk))
 
     def merge(self, order: Sequence) -> None:
