@@ -80,11 +80,17 @@ def run(args: ScoreArguments) -> dict:
         require_reward_model(args.model, revision=args.revision)
     job = JsonlJob(target)
     settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
-    job.open({**settings, **({"is_served": True} if args.reward_server else ensemble_settings(args.model))})
+    if args.reward_server is None:
+        job.open({**settings, **ensemble_settings(args.model)})
+    else:
+        scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
+        assert isinstance(scorer, RemoteRewardScorer)
+        job.open({**settings, "served": scorer.told()})
     scored = sum(1 for _ in job.rows())
     if scored > total:
         raise ValueError(f"{target} holds {scored} rows, {source} only {total}: it is the output of another input.")
-    scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
+    if args.reward_server is None:
+        scorer = load_scorer(args, args.model, None, None)
     job.complete(
         _read(source),
         partial(_score, scorer, source),

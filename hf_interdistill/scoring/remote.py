@@ -13,10 +13,18 @@ from tqdm.auto import tqdm
 
 from ..utils.async_calls import run
 from ..utils.fields import require_positive
-from ..utils.served_models import OWNER, PROBE, ServedModel, check_vocabulary, find_served_model
+from ..utils.served_models import (
+    OWNER,
+    PROBE,
+    ServedModel,
+    check_vocabulary,
+    find_served_model,
+    warn_of_unknown_weights,
+)
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import BadAnswerError, ModelServer, RequestRefusedError, ServerError
 from ..utils.sources import load_tokenizer, loading
+from .fingerprints import digest_of_tokenizer
 from .reward_apis import APIS, Rewards, RowFormatter, check_api
 from .text_scorer import TextScorer
 
@@ -131,6 +139,18 @@ class RemoteRewardScorer(TextScorer):
             ValueError: they do not match. ServerError: the server cannot be reached, or refuses the token.
         """
         self._checked()
+
+    def told(self) -> dict[str, Any]:
+        """What rewards depend on, for the settings of a job; one warning of a server that does not tell its weights.
+
+        Raises:
+            ValueError, ServerError: see `check`.
+        """
+        served = self._checked()
+        if served.digest is None:
+            warn_of_unknown_weights(served.name, self.servers.names)
+        formatting = {} if self.api != "classify" else {"tokenizer": digest_of_tokenizer(self.tokenizer)}
+        return {"api": self.api, "root": served.root, "digest": served.digest, **formatting}
 
     def _checked(self) -> ServedModel:
         if self._served is None:

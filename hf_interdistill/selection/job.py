@@ -24,6 +24,7 @@ from ..utils.async_calls import iterate
 from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.causal_models import load_causal_lm
 from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.served_models import warn_of_unknown_weights
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import ServerError, is_of_one_request
 from ..utils.sources import load_tokenizer, loading, refuse_same_file
@@ -108,6 +109,9 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         except ValueError as error:
             raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
     scorers = _load_scorers(config, state.device)
+    told = {key: each.told() for key, each in scorers.items() if isinstance(each, RemoteRewardScorer)}
+    if told and state.is_main_process:
+        job.require_same_models(told)
     bar = tqdm(total=len(rows), desc="Best of n", unit="prompt", disable=not state.is_local_main_process)
     sampled = 0
 
@@ -195,6 +199,7 @@ def _load_sampler(config: BestOfNConfig, device) -> CandidateSampler | ServedSam
         with loading(tokenizer_name, "tokenizer"):
             tokenizer = load_tokenizer(tokenizer_name)
         servers = ModelServers(config.server, timeout=config.server_timeout)
+        warn_of_unknown_weights(name, servers.names)
         return ServedSampler(servers, name, tokenizer, generation, seed=config.seed)
     model, tokenizer = load_causal_lm(name, config.dtype)
     return CandidateSampler(model.to(device), tokenizer, generation, seed=config.seed, batch_size=config.batch_size)

@@ -107,6 +107,25 @@ class JsonlJob:
             path.unlink()
         write_atomically(self.settings_file, json.dumps(settings, indent=2))
 
+    def require_same_models(self, told: dict[str, Any]) -> None:
+        """Compare what servers tell of their models with what they told an earlier run. One process does this.
+
+        It is kept in `OUTPUT.served.json`, since a job that is complete asks no server.
+
+        Raises:
+            ValueError: there are results of another model behind the same name.
+        """
+        if self.output is None:
+            return
+        file = self.output.with_name(f"{self.output.name}.served.json")
+        earlier, told = _load_json(file), json.loads(json.dumps(told))
+        if earlier is not None and earlier != told and self.finished_ids():
+            raise ValueError(
+                f"{self.output} was made with another model behind the same name: the server told {earlier}, and now "
+                f"tells {told}. {_fix(None)}"
+            )
+        write_atomically(file, json.dumps(told, indent=2))
+
     def _mismatch(self, earlier: Any, settings: dict[str, Any], overwrite: bool | None) -> str:
         fix = _fix(overwrite)
         if not isinstance(earlier, dict):

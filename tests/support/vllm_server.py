@@ -36,6 +36,7 @@ class VllmLike:
             instead (`(status, content)`), or `"cut"`.
 
     Attributes:
+        root: what the server tells as the model's folder.
         requests: paths and bodies, in order. keys: the `Authorization` of each.
     """
 
@@ -54,6 +55,7 @@ class VllmLike:
         self.model, self.tokenizer, self.name, self.reward_model = model, tokenizer, name, reward_model
         self.max_logprobs, self.max_length, self.is_processed = max_logprobs, max_length, is_processed
         self.fault = fault
+        self.root: str | None = None
         self.requests: list[tuple[str, dict]] = []
         self.keys: list[str | None] = []
         self._lock = threading.Lock()
@@ -66,7 +68,8 @@ class VllmLike:
         if path == "/health":
             return 200, ""
         if path == "/v1/models":
-            return 200, {"data": [{"id": self.name, "owned_by": "vllm", "max_model_len": self.max_length}]}
+            told = {"owned_by": "vllm", "root": self.root, "created": time.time_ns()}
+            return 200, {"data": [{"id": self.name, "max_model_len": self.max_length, **told}]}
         if body.get("model") != self.name:
             return 404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}}
         if path == "/tokenize":
