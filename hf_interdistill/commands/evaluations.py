@@ -28,7 +28,8 @@ class Evaluation:
         total: the score, as the benchmark's authors count it. rows, ties: what it rests on.
         sections: scores of the authors' groups. missing: subsets that were not in the data.
         cut_texts: texts that were cut. date: day of the run, ISO 8601.
-        interval: of the total, 95 %, `None` where it is not defined. chance: its score. baseline, baseline_score: the best one that needs no model.
+        interval: of the total, 95 %, `None` where it is not defined. chance: its score.
+        baseline, baseline_score: the best one that needs no model.
         is_better: whether the interval of the difference from that lies above zero.
     """
 

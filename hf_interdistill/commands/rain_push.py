@@ -169,12 +169,12 @@ def _card(card: ModelCard | None, name: str, section: str, args: RainPushArgumen
         card = ModelCard(card.content)
         card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), TAG, "rain"]))
     if args.model is not None:
-        data = _inherited(args.model, source)
+        inherited = _inherited(args.model, source)
         if card.data.get("license") is None:
             for key in LICENSE_KEYS:
-                card.data[key] = data.get(key)
-        if card.data.get("base_model") is None and "base_model" in data:
-            card.data["base_model"] = data["base_model"]
+                card.data[key] = inherited.get(key)
+        if card.data.get("base_model") is None and "base_model" in inherited:
+            card.data["base_model"] = inherited["base_model"]
     card.text = with_strategy_section(card.text, section)
     refuse_private_values(f"the metadata of {CARD}", card.data.to_dict())
     refuse_private_text(CARD, card.text)

@@ -121,10 +121,10 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         bar.set_postfix(candidates=sampled)
 
     with job.appending() as append, bar:
-        if config.server is not None or (config.model is None and config.reward_server is not None):
-            finished = _on_servers(config, rows, sampler, scorers, show)
-        else:
+        if isinstance(sampler, CandidateSampler) or (sampler is None and config.reward_server is None):
             finished = _here(config, rows, sampler, scorers, show)
+        else:
+            finished = _on_servers(config, rows, sampler, scorers, show)
         for row in finished:
             append(row)
             bar.update()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,7 +23,7 @@ def digest_of_scorer(scorer: LocalScorer) -> str:
     too.
     """
     digest = hashlib.blake2b(digest_size=16)
-    members = [scorer]
+    members: Sequence[Any] = [scorer]
     if isinstance(scorer, RewardEnsemble):
         members = scorer.members
         digest.update(repr(scorer.rule).encode())
