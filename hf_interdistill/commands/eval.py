@@ -17,6 +17,7 @@ from ..reward_benchmarks.loading import load_items
 from ..reward_benchmarks.reports import notes, tables, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.opening import require_reward_model
+from ..scoring.remote import RemoteRewardScorer
 from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
@@ -98,7 +99,8 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
     checks: dict[str, dict[str, BatchCheck | None]] = {name: {} for name in args.benchmark}
     for model in args.model:
         scorer = load_scorer(args, model, servers[model], tokenizers[model])
-        key = fingerprint_model(model, scorer, **_settings(args))
+        served = {"served": scorer.told()} if isinstance(scorer, RemoteRewardScorer) else {}
+        key = fingerprint_model(model, scorer, **_settings(args), **served)
         for benchmark in benchmarks:  # a model that cannot be scored in batches is found before the long work
             checks[benchmark.name][model] = check_batches(
                 scorer,
@@ -166,7 +168,6 @@ def _settings(args: EvalArguments) -> dict:
         "dtype": args.dtype,
         "attn_implementation": args.attn_implementation,
         "cut_to": args.max_length if args.truncate else None,
-        **({"is_served": True} if args.reward_server is not None else {}),
     }
 
 

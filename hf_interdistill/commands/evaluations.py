@@ -28,6 +28,9 @@ class Evaluation:
         total: the score, as the benchmark's authors count it. rows, ties: what it rests on.
         sections: scores of the authors' groups. missing: subsets that were not in the data.
         cut_texts: texts that were cut. date: day of the run, ISO 8601.
+        interval: of the total, 95 %, `None` where it is not defined. chance: its score.
+        baseline, baseline_score: the best one that needs no model.
+        is_better: whether the interval of the difference from that lies above zero.
     """
 
     benchmark: str
@@ -39,6 +42,11 @@ class Evaluation:
     missing: list[str]
     cut_texts: int
     date: str
+    interval: tuple[float | None, float | None]
+    chance: float
+    baseline: str
+    baseline_score: float
+    is_better: bool
 
     @property
     def notes(self) -> str:
@@ -80,10 +88,31 @@ def read_evaluations(path: str, model: str, repo_id: str) -> list[Evaluation]:
 def _evaluation(entry: dict[str, Any], date: str, path: str) -> Evaluation:
     try:
         values = {name: entry[name] for name in ("benchmark", "total", "rows", "ties", "sections", "missing")}
+        interval, difference = entry["intervals"]["total"], entry["minus_best_baseline"]["total"]
+        scores = {name: each["total"]["score"] for name, each in entry["baselines"].items()}
+        values |= {"interval": (interval["low"], interval["high"]), "chance": scores["chance"]}
+        values |= {"baseline": difference["baseline"], "baseline_score": scores[difference["baseline"]]}
+        values["is_better"] = (difference["low"] or 0.0) > 0
     except KeyError as error:
         raise ValueError(f"A result in {path} lacks {error}. Run `interdistill eval` again.") from None
     dataset = find_benchmark(entry["benchmark"]).hub[0].path
     return Evaluation(**values, dataset=dataset, cut_texts=entry.get("cut_texts", 0), date=date)
+
+
+def headline(evaluations: Sequence[Evaluation]) -> str:
+    """Markdown for the top of a card: each total with its interval and the best baseline."""
+    lines = []
+    for each in evaluations:
+        low, high = ("unknown" if end is None else f"{end:.3f}" for end in each.interval)
+        text = (
+            f"**Score {each.total:.3f}** (95 % interval {low} to {high}, {each.rows:,} rows) on "
+            f"[{each.benchmark}](https://huggingface.co/datasets/{each.dataset}); chance is {each.chance:.3f}"
+        )
+        if each.baseline != "chance":
+            text += f", the best baseline ({each.baseline}) has {each.baseline_score:.3f}"
+        text += "" if each.is_better else ", and these rows do not show that the model is better than that"
+        lines.append(f"{text}.")
+    return "\n\n".join(lines)
 
 
 def benchmark_section(evaluations: Sequence[Evaluation]) -> str:

@@ -14,7 +14,7 @@ from ..hub.licenses import license_of_base
 from ..hub.merging import merged_model
 from ..hub.push import push_files
 from ..utils.atomic_io import write_atomically
-from .evaluations import benchmark_section, evaluation_files, read_evaluations
+from .evaluations import benchmark_section, evaluation_files, headline, read_evaluations
 from .file_table import print_files
 
 
@@ -76,6 +76,7 @@ def run(args: PushArguments) -> list[str]:
         **({"license": args.license} if args.license else license_of_base(args.model, args.base_model)),
         language=args.language or [],
         benchmarks=benchmark_section(evaluations) if evaluations else None,
+        headline=headline(evaluations) if evaluations else None,
     )
     with merged_model(args.model, args.dtype) if args.merge else nullcontext(Path(args.model)) as folder:
         files = stage_model(folder, args.repo_id, base_model=args.base_model, extras=extras)

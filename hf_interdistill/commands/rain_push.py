@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from huggingface_hub.utils import validate_repo_id
 
 from ..hub.files import CARD, HubFile
+from ..hub.licenses import LICENSE_KEYS, folder_of_card, legal_files, license_of_base
 from ..hub.push import push_files
 from ..rain.api.export import FOLDER, TAG, strategy_files, strategy_section, with_strategy_section
 from ..rain.config import RainConfig
@@ -68,9 +69,12 @@ def run(args: RainPushArguments) -> list[str]:
     section = strategy_section(name, config, has_model=args.model is not None)
     with tempfile.TemporaryDirectory() as folder:
         model_files = [] if args.model is None else _save_model(args.model, Path(folder))
+        source = None if args.model is None else folder_of_card(args.model)
+        model_files += [HubFile(path.name, path) for path in ([] if source is None else legal_files(source))]
+        local = _card_in(args.output) or _card_in(source)
         if args.output is not None and not args.dry_run:
-            _write(Path(args.output), contents, model_files, _card(_local_card(args), name, section, args))
-        card = _card(_repository_card(args) or _local_card(args), name, section, args)
+            _write(Path(args.output), contents, model_files, _card(local, name, section, args, source))
+        card = _card(_repository_card(args) or local, name, section, args, source)
         files = [HubFile(path, text.encode()) for path, text in contents.items()]
         files += [HubFile(CARD, str(card).encode()), *model_files]
         files.sort(key=lambda file: file.path_in_repo)
@@ -119,12 +123,21 @@ def _write(output: Path, contents: dict[str, str], model_files: list[HubFile], c
         (output / file.path_in_repo).write_bytes(file.source.read_bytes())
 
 
-def _local_card(args: RainPushArguments) -> ModelCard | None:
-    """The card in the folder to write to, else that of the model."""
-    for folder in (args.output, args.model):
-        if folder is not None and (Path(folder) / CARD).is_file():
-            return ModelCard.load(Path(folder) / CARD)
-    return None
+def _card_in(folder: str | Path | None) -> ModelCard | None:
+    """The card in a folder, if it has one."""
+    if folder is None or not (Path(folder) / CARD).is_file():
+        return None
+    return ModelCard.load(Path(folder) / CARD)
+
+
+def _inherited(model: str, source: Path | None) -> dict[str, str]:
+    """License and base model for the card of a repository that gets a copy of a model."""
+    own = _card_in(source)
+    data = {} if own is None else own.data.to_dict()
+    if "license" not in data and source is not None:
+        data |= license_of_base(source)
+    name = hub_name(model)
+    return {**{key: data[key] for key in LICENSE_KEYS if key in data}, **({"base_model": name} if name else {})}
 
 
 def _repository_card(args: RainPushArguments) -> ModelCard | None:
@@ -137,8 +150,12 @@ def _repository_card(args: RainPushArguments) -> ModelCard | None:
         return None
 
 
-def _card(card: ModelCard | None, name: str, section: str, args: RainPushArguments) -> ModelCard:
-    """The card with the strategy's section and tag."""
+def _card(card: ModelCard | None, name: str, section: str, args: RainPushArguments, source: Path | None) -> ModelCard:
+    """The card with the strategy's section and tag, and the license of the model.
+
+    Args:
+        card: what there is, not changed. source: folder with the model's own card.
+    """
     if card is None:
         data = ModelCardData(
             library_name="transformers",
@@ -149,7 +166,15 @@ def _card(card: ModelCard | None, name: str, section: str, args: RainPushArgumen
         )
         card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name.split('/')[-1]}\n")
     else:
+        card = ModelCard(card.content)
         card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), TAG, "rain"]))
+    if args.model is not None:
+        inherited = _inherited(args.model, source)
+        if card.data.get("license") is None:
+            for key in LICENSE_KEYS:
+                card.data[key] = inherited.get(key)
+        if card.data.get("base_model") is None and "base_model" in inherited:
+            card.data["base_model"] = inherited["base_model"]
     card.text = with_strategy_section(card.text, section)
     refuse_private_values(f"the metadata of {CARD}", card.data.to_dict())
     refuse_private_text(CARD, card.text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,12 @@ from ..scoring.aggregation import ensemble_settings
 from ..scoring.checks import check_text
 from ..scoring.formatting import template_kwargs
 from ..scoring.opening import require_reward_model
+from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
 from ..utils.fields import require_positive
 from ..utils.json_lines import read_json_lines
 from ..utils.jsonl_jobs import JsonlJob
-from ..utils.servers import RequestRefusedError
+from ..utils.servers import RequestRefusedError, ServerError, is_of_one_request
 from ..utils.sources import refuse_same_file, require_file
 from .scorers import load_scorer, refuse_unused_of_scorers
 from .tables import print_metrics
@@ -78,11 +80,17 @@ def run(args: ScoreArguments) -> dict:
         require_reward_model(args.model, revision=args.revision)
     job = JsonlJob(target)
     settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
-    job.open({**settings, **({"is_served": True} if args.reward_server else ensemble_settings(args.model))})
+    if args.reward_server is None:
+        job.open({**settings, **ensemble_settings(args.model)})
+    else:
+        scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
+        assert isinstance(scorer, RemoteRewardScorer)
+        job.open({**settings, "served": scorer.told()})
     scored = sum(1 for _ in job.rows())
     if scored > total:
         raise ValueError(f"{target} holds {scored} rows, {source} only {total}: it is the output of another input.")
-    scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
+    if args.reward_server is None:
+        scorer = load_scorer(args, args.model, None, None)
     job.complete(
         _read(source),
         partial(_score, scorer, source),
@@ -116,22 +124,55 @@ def _read(path: Path) -> Iterator[_Row]:
         yield _Row(number, row)
 
 
-def _score(scorer: TextScorer, source: Path, rows: list[_Row]) -> list[dict]:
-    texts, scored = [], []
+def _score(scorer: TextScorer, source: Path, rows: list[_Row]) -> Iterator[dict]:
+    """Rows with rewards, up to one that a server cannot score: an error names its line and side."""
+    texts = []
     for row in rows:
-        for side in filter(row.__contains__, _SIDES):
+        for side in _sides(row):
             try:
                 texts.append(scorer.encode(row.get("prompt"), row[side], template_kwargs(row)))
             except ValueError as error:
                 raise ValueError(f"{source}, line {row.line}, `{side}`: {error}") from error
+    problem: Exception | None = None
     try:
-        rewards = iter(scorer.score_ids(texts))
-    except RequestRefusedError as error:
-        message = f"{source}, lines {rows[0].line} to {rows[-1].line}: {error}"
-        raise type(error)(message, error.status, error.reason) from error
-    for row in rows:
-        scored.append({**row, **{_SIDES[side]: next(rewards) for side in _SIDES if side in row}})
-    return scored
+        rewards: Sequence[float | None] = scorer.score_ids(texts)
+    except (ServerError, ValueError) as error:
+        if not isinstance(scorer, RemoteRewardScorer):
+            raise
+        problem, rewards = error, getattr(error, "rewards", ())
+    given = iter(rewards)
+    for finished, row in enumerate(rows):
+        own = [next(given, None) for _ in _sides(row)]
+        if problem is not None and None in own:
+            yield from _up_to_the_fault(scorer, source, rows[finished:], problem)
+            return
+        yield {**row, **{_SIDES[side]: reward for side, reward in zip(_sides(row), own, strict=True)}}
+
+
+def _up_to_the_fault(scorer: TextScorer, source: Path, rows: list[_Row], problem: Exception) -> Iterator[dict]:
+    """Of rows of which one cannot be scored, those before it; then the error."""
+    if isinstance(problem, ServerError) and not is_of_one_request(problem):
+        raise problem  # that is the fault of no row
+    if len(rows) > 1:
+        middle = len(rows) // 2
+        yield from _score(scorer, source, rows[:middle])
+        yield from _score(scorer, source, rows[middle:])
+        return
+    (row,) = rows
+    for side in _sides(row):
+        try:
+            scorer.score_ids([scorer.encode(row.get("prompt"), row[side], template_kwargs(row))])
+        except ValueError as error:
+            text = re.sub(r"^Row 0: ", "", str(error))
+            message = f"{source}, line {row.line}, `{side}`: {text}"
+            if isinstance(error, RequestRefusedError):
+                raise type(error)(message, error.status, error.reason) from error
+            raise ValueError(message) from error
+    raise problem  # each side by itself is no fault
+
+
+def _sides(row: dict) -> list[str]:
+    return [side for side in _SIDES if side in row]
 
 
 def _summarize(job: JsonlJob) -> dict:

@@ -34,6 +34,7 @@ _DOWNLOADED = (
     "README.md",
     "LICENSE*",
     "NOTICE*",
+    "USE_POLICY*",
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from ..hub.licenses import legal_files
 from ..scoring.formatting import RewardFormatter
 from ..scoring.scorer import RewardScorer
 from ..utils.atomic_io import write_atomically
@@ -30,7 +31,6 @@ from .results import assemble, constant_place, output_layer, reduce_outputs, res
 
 # Largest difference of a reward from the original's, of the largest reward: what rounding in float32 explains.
 TOLERANCE = 1e-4
-_LEGAL = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 class ParityError(ValueError):
@@ -151,7 +151,7 @@ def convert(plan: Plan, output: str | Path, device: str = "cpu") -> dict[str, st
             *(checkpoint, output.name, _class_of(scratch), facts, bool(tokenizer.chat_template)),
         )
         write_atomically(scratch / "README.md", str(card))
-        for path in sorted(path for pattern in _LEGAL for path in checkpoint.folder.glob(pattern) if path.is_file()):
+        for path in legal_files(checkpoint.folder):
             shutil.copy2(path, scratch / path.name)
     return facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -11,10 +12,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..utils.binomial import accuracy_interval
 from ..utils.privacy import hub_name
 from .citations import PAPER, citations
-from .loading_section import loading_section, with_loading_section, with_section
+from .loading_section import LOADING, loading_section, with_loading_section, with_section
 
 METHOD_TAG = "interaction-distillation"
 _ADAPTER_TAGS = ("lora", "peft")
+_OWN_HEADLINE = re.compile(r"^\*\*Accuracy \d", re.MULTILINE)  # see `_headline`
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class CardExtras:
         license_name, license_link: where the license is `other`.
         language: ISO codes; those of the card come first.
         benchmarks: Markdown about benchmarks; `None` leaves what the card has.
+        headline: main figures, for the top of a card that has none of the trainer.
     """
 
     license: str | None = None
@@ -89,6 +92,7 @@ class CardExtras:
     license_link: str | None = None
     language: list[str] = field(default_factory=list)
     benchmarks: str | None = None
+    headline: str | None = None
 
 
 def build_card(facts: TrainingFacts) -> ModelCard:
@@ -192,6 +196,8 @@ def card_for_repository(
         data.language = extras.language
     section = loading_section(repo_id, is_adapter=is_adapter, is_conversational=is_conversational)
     card.text = with_loading_section(card.text.replace(f"# {old}\n", f"# {name}\n", 1), section)
+    if extras.headline is not None and not _OWN_HEADLINE.search(card.text):
+        card.text = with_section(card.text, "headline", extras.headline, before=LOADING)
     if extras.benchmarks is not None:
         card.text = with_section(card.text, "benchmarks", extras.benchmarks)
     return card

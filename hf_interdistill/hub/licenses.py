@@ -6,14 +6,38 @@ import json
 import logging
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..utils.privacy import hub_name
 
 logger = logging.getLogger(__name__)
 
-_KEYS = ("license", "license_name", "license_link")
+LICENSE_KEYS = ("license", "license_name", "license_link")
+_LEGAL = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+def legal_files(folder: Path) -> list[Path]:
+    """License, notices and terms of use in a folder."""
+    return sorted(path for pattern in _LEGAL for path in folder.glob(pattern) if path.is_file())
+
+
+def folder_of_card(model: str) -> Path | None:
+    """Where card, license, notices and terms of use of a model are: its folder, or what the Hub has of them.
+
+    Args:
+        model: folder or Hub name. `None` is returned, with a warning, where the Hub cannot be asked.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=["README.md", *_LEGAL]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        logger.warning(
+            f"Card and license of {model} could not be read ({type(error).__name__}), so they are not carried over. "
+            "Add them to the new card."
+        )
+        return None
 
 
 def license_of_base(folder: str | Path, base_model: str | None = None) -> dict[str, str]:
@@ -33,7 +57,7 @@ def license_of_base(folder: str | Path, base_model: str | None = None) -> dict[s
             "Give it with `license`."
         )
         return {}
-    return {key: data[key] for key in _KEYS if isinstance(data.get(key), str)}
+    return {key: data[key] for key in LICENSE_KEYS if isinstance(data.get(key), str)}
 
 
 def _base_of(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+LOADING = "<!-- loading: "
 _MARKED = re.compile(r"<!-- loading: (messages|text) -->.*?<!-- /loading -->", re.DOTALL)
 
 _SECTION = """<!-- loading: {kind} -->
@@ -95,10 +96,16 @@ def with_loading_section(card_text: str, section: str) -> str:
     return f"{card_text.rstrip()}\n\n{section}\n"
 
 
-def with_section(card_text: str, name: str, section: str) -> str:
-    """The card's text with a section between marks of this name, in place of the one it has or at its end."""
+def with_section(card_text: str, name: str, section: str, *, before: str | None = None) -> str:
+    """The card's text with a section between marks of this name, in place of the one it has or at its end.
+
+    Args:
+        before: a text that a new section is put before, if the card has it.
+    """
     marked = f"<!-- {name} -->\n{section.strip()}\n<!-- /{name} -->"
     pattern = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
     if pattern.search(card_text):
         return pattern.sub(lambda _: marked, card_text, count=1)
+    if before is not None and before in card_text:
+        return card_text.replace(before, f"{marked}\n\n{before}", 1)
     return f"{card_text.rstrip()}\n\n{marked}\n"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -15,6 +16,7 @@ from ..scoring.aggregation import EnsembleFile, is_ensemble
 from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.servers import RequestRefusedError, is_of_one_request
 from ..utils.sources import hub_commit
 from . import find_benchmark
 from .items import Benchmark, Item, Result
@@ -100,7 +102,14 @@ def _score(scorer: TextScorer, items: Sequence[Item], is_truncating: bool) -> li
         encoded, cut = encode_item(scorer, item, is_truncating)
         rows += encoded
         cuts.append(cut)
-    rewards = iter(scorer.score_ids(rows))
+    try:
+        rewards = iter(scorer.score_ids(rows))
+    except RequestRefusedError as error:
+        if not is_of_one_request(error):
+            raise
+        if len(items) > 1:
+            return [entry for item in items for entry in _score(scorer, [item], is_truncating)]
+        raise type(error)(f"{items[0].location}: {error}", error.status, error.reason) from error
     entries = []
     for item, cut in zip(items, cuts, strict=True):
         values = [next(rewards) for _ in item.candidates]
@@ -152,7 +161,7 @@ def fingerprint_model(name: str, scorer: TextScorer, **settings) -> str:
 
     For a folder it covers the contents of the small files (configuration, tokenizer, chat template) and size and time
     of the weights, so that a model trained again is scored again. It covers the base model of an adapter and the
-    members of an ensemble likewise. Of a served model it covers the names that it has there, and no weights.
+    members of an ensemble likewise. Of a served model it covers what the server tells, see `RemoteRewardScorer.told`.
     """
     digest = hashlib.blake2b(digest_size=8)
     sources: list[tuple[str, str | None, TextScorer]] = [(name, settings.get("revision"), scorer)]
@@ -168,8 +177,12 @@ def fingerprint_model(name: str, scorer: TextScorer, **settings) -> str:
         digest.update(path.name.encode() + b"\0" + content + b"\0")
     for source, revision, each in sources:
         if not Path(source).is_dir():
-            found = each.served_name if isinstance(each, RemoteRewardScorer) else hub_commit(source, revision)
-            digest.update(f"{found}\0".encode())
+            found: Any
+            if isinstance(each, RemoteRewardScorer):
+                found = [each.served_name, each.told()]
+            else:
+                found = hub_commit(source, revision)
+            digest.update(json.dumps(found, sort_keys=True).encode() + b"\0")
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return f"{name}@{digest.hexdigest()}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,10 +13,18 @@ from tqdm.auto import tqdm
 
 from ..utils.async_calls import run
 from ..utils.fields import require_positive
-from ..utils.served_models import OWNER, PROBE, ServedModel, check_vocabulary, find_served_model
+from ..utils.served_models import (
+    OWNER,
+    PROBE,
+    ServedModel,
+    check_vocabulary,
+    find_served_model,
+    warn_of_unknown_weights,
+)
 from ..utils.server_pool import ModelServers, as_urls
-from ..utils.servers import BadAnswerError, ModelServer, RequestRefusedError
+from ..utils.servers import BadAnswerError, ModelServer, RequestRefusedError, ServerError
 from ..utils.sources import load_tokenizer, loading
+from .fingerprints import digest_of_tokenizer
 from .reward_apis import APIS, Rewards, RowFormatter, check_api
 from .text_scorer import TextScorer
 
@@ -136,6 +145,18 @@ class RemoteRewardScorer(TextScorer):
         """The name that the model is served by; the server is asked once (see `check`)."""
         return self._checked().name
 
+    def told(self) -> dict[str, Any]:
+        """What rewards depend on, for the settings of a job; one warning of a server that does not tell its weights.
+
+        Raises:
+            ValueError, ServerError: see `check`.
+        """
+        served = self._checked()
+        if served.digest is None:
+            warn_of_unknown_weights(served.name, self.servers.names)
+        formatting = {} if self.api != "classify" else {"tokenizer": digest_of_tokenizer(self.tokenizer)}
+        return {"api": self.api, "root": served.root, "digest": served.digest, **formatting}
+
     def _checked(self) -> ServedModel:
         if self._served is None:
             self._served = run(self._check())
@@ -182,8 +203,10 @@ class RemoteRewardScorer(TextScorer):
             rows = [self._up_to_scored(row) for row in rows]
             longest = max(map(len, rows), default=0)
             if served.max_length is not None and longest > served.max_length:
+                number = next(number for number, row in enumerate(rows) if len(row) > served.max_length)
                 raise ValueError(
-                    f"A text has {longest} tokens, more than the server's limit (`--max-model-len`) of "
+                    f"Row {number}: A text has {len(rows[number])} tokens, more than the server's limit "
+                    f"(`--max-model-len`) of "
                     f"{served.max_length}. Raise it, or leave such texts out."
                 )
         starts = range(0, len(rows), self.batch_size)
@@ -202,6 +225,7 @@ class RemoteRewardScorer(TextScorer):
 
     async def _ask_all(self, rows: Sequence[Any], starts: Sequence[int], name: str, progress: tqdm) -> list[Rewards]:
         """Rewards and token counts of each request."""
+        answered: list[float | None] = [None] * len(rows)
         places = asyncio.Semaphore(self.max_in_flight * len(self.servers.left))
 
         async def ask(start: int) -> Rewards:
@@ -210,15 +234,17 @@ class RemoteRewardScorer(TextScorer):
                 try:
                     found = await self.servers.call(lambda server: self._ask(server, chunk, name))
                 except RequestRefusedError as error:
-                    if start == 0:
-                        raise
-                    message = f"A request of the rows from {start} on failed: {error}"
-                    raise type(error)(message, error.status, error.reason) from error
+                    raise _with_row_of_call(error, start) from error
             progress.update(len(chunk))
+            answered[start : start + len(chunk)] = found[0]
             return found
 
-        async with self.servers.connected():
-            return await asyncio.gather(*map(ask, starts))
+        try:
+            async with self.servers.connected():
+                return await asyncio.gather(*map(ask, starts))
+        except ServerError as error:
+            error.rewards = answered
+            raise
 
     async def _ask(self, server: ModelServer, rows: Sequence[Any], name: str) -> Rewards:
         api = APIS[self.api]
@@ -233,3 +259,13 @@ class RemoteRewardScorer(TextScorer):
                 "number for each. Is the model broken, or does it need another dtype?"
             )
         return [float(reward) for reward in rewards], counts
+
+
+def _with_row_of_call(error: RequestRefusedError, start: int) -> RequestRefusedError:
+    """A refusal of a request whose first row is row `start` of a call, with the number that a row has there."""
+    found = re.match(r"Row (\d+): ", error.reason)
+    if found is None:
+        message = f"A request of the rows from {start} on failed: {error}" if start else str(error)
+    else:
+        message = f"Row {start + int(found[1])}: {str(error).replace(found[0], '', 1)}"
+    return type(error)(message, error.status, error.reason)

@@ -134,5 +134,10 @@ class BestOfNConfig:
         """The settings that the candidates and their scores depend on."""
         values = asdict(self)
         # Where servers are decides nothing, so that another address can resume a job.
-        served = {name: True for name in ("server", "reward_server") if values[name] is not None}
+        served: dict[str, Any] = {}
+        if self.server is not None:
+            served |= {"server": True, "tokenizer": self.tokenizer}
+        if self.reward_server is not None:
+            names = ("reward_api", "reward_tokenizer")
+            served |= {"reward_server": True, **{name: values[name] for name in names}}
         return {**{name: values[name] for name in _RESULT_SETTINGS}, **served}

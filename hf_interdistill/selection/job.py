@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,23 @@ from ..scoring.opening import open_scorer
 from ..scoring.prompts import check_completions, load_prompts
 from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
+from ..utils.async_calls import iterate
 from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.causal_models import load_causal_lm
-from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
+from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.served_models import warn_of_unknown_weights
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import ServerError, is_of_one_request
 from ..utils.sources import load_tokenizer, loading, refuse_same_file
 from .candidates import CandidateSampler
 from .config import BestOfNConfig
 from .curve import picture_of, write_curve
+from .rows import TEMPLATE_COLUMNS, scored, with_candidates, with_error
 from .rules import selected_rows
 from .served_candidates import ServedSampler
+from .served_job import Places, finished_rows
 
-_IN_FLIGHT = 512  # candidates that a server is asked for at the same time
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+_CALLS = 32  # of a served reward model at the same time, for each server
 
 
 def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
 def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
     """The prompts, with their completions where there is no model to sample them."""
     given = () if config.model else ("completions", "gold_rewards")
-    rows = load_prompts(config.prompts, keep=(*_TEMPLATE_COLUMNS, *given))
+    rows = load_prompts(config.prompts, keep=(*TEMPLATE_COLUMNS, *given))
     for row in rows if config.model is None else ():
         where = f"Prompt {row['id']!r} of {config.prompts}"
         if not row.get("completions"):
@@ -96,7 +100,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]) -> None:
-    """Sample and score this process's prompts, a group at a time; each prompt is written when it is scored."""
+    """Sample and score this process's prompts; each one is written when it is scored."""
     state = PartialState()
     sampler = None if config.model is None else _load_sampler(config, state.device)
     for row in rows if sampler is not None else ():
@@ -105,6 +109,9 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         except ValueError as error:
             raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
     scorers = _load_scorers(config, state.device)
+    told = {key: each.told() for key, each in scorers.items() if isinstance(each, RemoteRewardScorer)}
+    if told and state.is_main_process:
+        job.require_same_models(told)
     bar = tqdm(total=len(rows), desc="Best of n", unit="prompt", disable=not state.is_local_main_process)
     sampled = 0
 
@@ -114,12 +121,75 @@ def _sample_and_score(config: BestOfNConfig, job: JsonlJob, rows: Sequence[dict]
         bar.set_postfix(candidates=sampled)
 
     with job.appending() as append, bar:
-        for group in _groups(rows, config):
+        if isinstance(sampler, CandidateSampler) or (sampler is None and config.reward_server is None):
+            finished = _here(config, rows, sampler, scorers, show)
+        else:
+            finished = _on_servers(config, rows, sampler, scorers, show)
+        for row in finished:
+            append(row)
+            bar.update()
+
+
+def _here(
+    config: BestOfNConfig,
+    rows: Sequence[dict],
+    sampler: CandidateSampler | None,
+    scorers: dict[str, TextScorer],
+    show: Callable[[int], None],
+) -> Iterator[dict]:
+    """Finished rows, a group after the other."""
+    for group in _groups(rows, config):
+        if sampler is not None:
+            group = _with_samples(group, sampler, config.n, show)
+        yield from scored(group, scorers)
+
+
+def _on_servers(
+    config: BestOfNConfig,
+    rows: Sequence[dict],
+    sampler: ServedSampler | None,
+    scorers: dict[str, TextScorer],
+    show: Callable[[int], None],
+) -> Iterator[dict]:
+    """Finished rows, in any order; see `finished_rows`."""
+    called = {key: each if isinstance(each, RemoteRewardScorer) else _alone(each) for key, each in scorers.items()}
+    is_remote = any(isinstance(each, RemoteRewardScorer) for each in scorers.values())
+    calls = _CALLS * len(as_urls(config.reward_server)) if is_remote else 1
+    places = Places(len(as_urls(config.server)), calls, config.batch_size)
+
+    async def sample(row: dict) -> dict:
+        assert sampler is not None
+        try:
+            candidates = await sampler.sample(row["id"], row["prompt"], config.n, template_kwargs(row))
+        except ServerError as error:
+            if not is_of_one_request(error):
+                raise  # that is the fault of no row
+            return with_error(row, error)
+        show(config.n)
+        return with_candidates(row, candidates)
+
+    async def finished() -> AsyncGenerator[dict, None]:
+        own = sample if sampler is not None else None
+        items = finished_rows(rows, config.n, own, lambda group: scored(group, called), places)
+        async with AsyncExitStack() as stack:
             if sampler is not None:
-                group = _with_samples(group, sampler, config.n, show)
-            for row in _scored(group, scorers):
-                append(row)
-                bar.update()
+                await stack.enter_async_context(sampler.client.servers.connected())
+            await stack.enter_async_context(aclosing(items))
+            async for row in items:
+                yield row
+
+    return iterate(finished)
+
+
+def _alone(scorer: TextScorer) -> Callable[..., list[float]]:
+    """A scorer that is loaded here, for one thread at a time."""
+    lock = threading.Lock()
+
+    def score(*args: Any, **kwargs: Any) -> list[float]:
+        with lock:
+            return scorer(*args, **kwargs)
+
+    return score
 
 
 def _load_sampler(config: BestOfNConfig, device) -> CandidateSampler | ServedSampler:
@@ -129,6 +199,7 @@ def _load_sampler(config: BestOfNConfig, device) -> CandidateSampler | ServedSam
         with loading(tokenizer_name, "tokenizer"):
             tokenizer = load_tokenizer(tokenizer_name)
         servers = ModelServers(config.server, timeout=config.server_timeout)
+        warn_of_unknown_weights(name, servers.names)
         return ServedSampler(servers, name, tokenizer, generation, seed=config.seed)
     model, tokenizer = load_causal_lm(name, config.dtype)
     return CandidateSampler(model.to(device), tokenizer, generation, seed=config.seed, batch_size=config.batch_size)
@@ -154,64 +225,23 @@ def _load_scorers(config: BestOfNConfig, device) -> dict[str, TextScorer]:
 
 
 def _groups(rows: Sequence[dict], config: BestOfNConfig) -> Iterator[list[dict]]:
-    """Whole prompts, as many as fill a batch with their candidates, or keep a server busy."""
+    """Whole prompts, as many as fill a batch with their candidates."""
     group, size = [], 0
-    is_local = config.server is None and (config.model is not None or config.reward_server is None)
-    servers = as_urls(config.server or config.reward_server)
-    most = config.batch_size if is_local else _IN_FLIGHT * len(servers)
     for row in rows:
         group.append(row)
         size += config.n if config.model is not None else len(row["completions"])
-        if size >= most:
+        if size >= config.batch_size:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
-def _with_samples(
-    rows: list[dict], sampler: CandidateSampler | ServedSampler, n: int, on_batch: Callable[[int], None]
-) -> list[dict]:
+def _with_samples(rows: list[dict], sampler: CandidateSampler, n: int, on_batch: Callable[[int], None]) -> list[dict]:
     requests = [(row["id"], row["prompt"], number) for row in rows for number in range(n)]
     kwargs = [template_kwargs(row) for row in rows for _ in range(n)]
     candidates = iter(sampler(requests, kwargs, on_batch))
-    sampled = []
-    for row in rows:
-        own = [next(candidates) for _ in range(n)]
-        reasons = [candidate.finish_reason for candidate in own]
-        sampled.append({**row, "completions": [candidate.text for candidate in own], "finish_reasons": reasons})
-    return sampled
-
-
-def _scored(rows: list[dict], scorers: dict[str, TextScorer]) -> list[dict]:
-    """Rows with scores; one that cannot be scored gets an error, whatever it is, and the others are scored."""
-    try:
-        return _with_scores(rows, scorers)
-    except Exception as error:
-        if isinstance(error, ServerError) and not is_of_one_request(error):
-            raise  # that is the fault of no row
-        if len(rows) == 1:
-            return [{**rows[0], **error_field(f"{type(error).__name__}: {_named(error)}")}]
-        return [scored for row in rows for scored in _scored([row], scorers)]
-
-
-def _named(error: Exception) -> str:
-    """The scorer's message on one prompt, whose rows are the candidates; the error's row has the prompt's id."""
-    return re.sub(r"^Row (\d+): ", r"Candidate \1: ", str(error))
-
-
-def _with_scores(rows: list[dict], scorers: dict[str, TextScorer]) -> list[dict]:
-    prompts = [row["prompt"] for row in rows for _ in row["completions"]]
-    completions = [completion for row in rows for completion in row["completions"]]
-    columns: dict[str, Any] = {
-        key: [row.get(key) for row in rows for _ in row["completions"]] for key in _TEMPLATE_COLUMNS
-    }
-    values = {key: scorer(prompts, completions, **columns) for key, scorer in scorers.items()}
-    for key, each in values.items():
-        if not all(map(math.isfinite, each)):
-            raise ValueError(f"`{key}` are {each}: a broken model, or one that needs another dtype.")
-    scores = {key: iter(each) for key, each in values.items()}
-    return [{**row, **{key: [next(own) for _ in row["completions"]] for key, own in scores.items()}} for row in rows]
+    return [with_candidates(row, [next(candidates) for _ in range(n)]) for row in rows]
 
 
 def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:

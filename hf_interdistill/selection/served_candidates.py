@@ -76,25 +76,38 @@ class ServedSampler:
         return run(self._sample([list(group) for _, group in pairs], on_batch))
 
     async def _sample(self, groups: list[list], on_batch: Callable[[int], None] | None) -> list[Candidate]:
+        async def sample(group: list) -> list[Candidate]:
+            (name, prompt, _), kwargs = group[0]
+            found = await self.sample(name, prompt, len(group), kwargs)
+            if on_batch is not None:
+                on_batch(len(group))
+            return found
+
         async with self.client.servers.connected():
-            found = await asyncio.gather(*(self._sample_prompt(group, on_batch) for group in groups))
+            found = await asyncio.gather(*map(sample, groups))
         return [candidate for each in found for candidate in each]
 
-    async def _sample_prompt(self, group: list, on_batch: Callable[[int], None] | None) -> list[Candidate]:
-        (name, prompt, _), kwargs = group[0]
-        ids = tokenize_prompt(self.tokenizer, prompt, kwargs)[0].tolist()
+    async def sample(
+        self, name: str | int, prompt: Text, n: int, template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[Candidate]:
+        """The first candidates of a prompt, by one request; inside a `connected` block of the servers.
+
+        Args:
+            name: the prompt's id. n: how many. template_kwargs: what the chat template gets beside its messages.
+
+        Raises:
+            RequestRefusedError: the server refuses this prompt. ServerError: see the class.
+        """
+        ids = tokenize_prompt(self.tokenizer, prompt, template_kwargs)[0].tolist()
         limit, _ = self.options.limit(len(ids), self.client.max_length)
-        ends = self.options.eos_token_ids
+        ends, strings = self.options.eos_token_ids, self.options.stop_strings
         answer = await self.client.complete(
             ids,
             max_tokens=limit,
-            n=len(group),
+            n=n,
             seed=stream_key(self.seed, json.dumps(name)),
             stop_token_ids=sorted(ends),
-            stop=list(self.options.stop_strings),
+            stop=list(strings),
             **self.options.sampling.rollout(),
         )
-        if on_batch is not None:
-            on_batch(len(group))
-        strings = self.options.stop_strings
         return [finish_candidate(self.tokenizer, each.tokens, ends, strings) for each in answer.completions]

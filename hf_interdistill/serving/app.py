@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from ..scoring.ensemble import RewardEnsemble
 from ..scoring.opening import LocalScorer
+from ..utils.errors import escape_half_characters
 from .formats import Formats, Job, UnknownModelError
 from .queue import QueueFullError, RequestTooLargeError, Scored, ScoringError, ScoringQueue
 
@@ -136,6 +137,8 @@ class RewardApp:
             return _error(504, f"The request took more than {self.limits.timeout:g} s. Send fewer rows at once.")
         except ClientDisconnect:
             return _error(_CLIENT_LEFT, "The client left.")
+        except RecursionError:
+            return _error(400, "The body cannot be read as JSON: it is nested too deeply. Send flat lists.")
         except (ValueError, TypeError) as error:
             return _error(400, error)
         except ScoringError as error:
@@ -169,8 +172,8 @@ class RewardApp:
                     413, f"The body has more than {self.limits.max_body} bytes, which is the limit. Send fewer rows."
                 )
         try:
-            return json.loads(bytes(body))
-        except (ValueError, RecursionError) as error:
+            return json.loads(bytes(body), parse_constant=_refuse_constant)
+        except ValueError as error:
             raise ValueError(f"The body cannot be read as JSON: {error}. Write it with `json.dumps`.") from None
 
     async def _scored(self, request: Request, job: Job) -> Scored:
@@ -192,8 +195,13 @@ async def _until_disconnect(request: Request) -> None:
         pass
 
 
+def _refuse_constant(name: str) -> None:
+    """Python's `NaN` and `Infinity`, which are no JSON."""
+    raise ValueError(f"it holds {name}, which is no number of JSON")
+
+
 def _error(status: int, error: Exception | str, headers: dict[str, str] | None = None) -> Response:
-    body = {"error": {"message": str(error), "code": status}}
+    body = {"error": {"message": escape_half_characters(str(error)), "code": status}}
     return JSONResponse(body, status_code=status, headers=headers)
 
 

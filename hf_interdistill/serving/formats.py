@@ -17,6 +17,7 @@ from ..scoring.formatting import template_kwargs
 from ..scoring.opening import LocalScorer
 from ..utils.fields import nearest_name
 from ..utils.served_models import OWNER
+from .digest import digest_of_scorer
 from .queue import Scored
 from .texts import RenderedTexts
 
@@ -59,6 +60,7 @@ class Formats:
     def __init__(self, scorer: LocalScorer, model_name: str):
         self.scorer, self.model_name = scorer, model_name
         self.texts = RenderedTexts(scorer)
+        self.digest = digest_of_scorer(scorer)
 
     def score(self, body: Any) -> Job:
         """`{"prompts": [...], "completions": [...]}`, as `RewardScorer` is called; `tools` and
@@ -144,7 +146,10 @@ class Formats:
 
     def models(self) -> dict[str, Any]:
         """What `v1/models` lists: the one model."""
-        model = {"id": self.model_name, "object": "model", "owned_by": OWNER, "max_model_len": self.scorer.max_length}
+        model = {
+            **{"id": self.model_name, "object": "model", "owned_by": OWNER},
+            **{"max_model_len": self.scorer.max_length, "digest": self.digest},
+        }
         return {"object": "list", "data": [model]}
 
     def _openai_like(self, body: dict[str, Any], item: Callable[[int, float], dict[str, Any]]) -> Job:

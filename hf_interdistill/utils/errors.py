@@ -19,3 +19,8 @@ def recovery_hint(error: BaseException) -> str:
             "(training with `--resume_from_checkpoint true`)."
         )
     return ""
+
+
+def escape_half_characters(message: str) -> str:
+    """A message that can be written as UTF-8: surrogates that stand alone are shown by their number."""
+    return message.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .atomic_io import require_writable_file, truncate_partial_line, write_atomically
 from .changed_fields import describe_change
-from .errors import RunError
+from .errors import RunError, escape_half_characters
 from .processes import process_state
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ ERROR = "error"  # the field of a row that says why there is no result
 
 def error_field(message: str) -> Row:
     """The field of a row that has no result; half characters in the message are escaped."""
-    return {ERROR: message.encode("utf-8", "backslashreplace").decode("utf-8")}
+    return {ERROR: escape_half_characters(message)}
 
 
 class FailedRowsError(RunError):
@@ -107,6 +107,25 @@ class JsonlJob:
             path.unlink()
         write_atomically(self.settings_file, json.dumps(settings, indent=2))
 
+    def require_same_models(self, told: dict[str, Any]) -> None:
+        """Compare what servers tell of their models with what they told an earlier run. One process does this.
+
+        It is kept in `OUTPUT.served.json`, since a job that is complete asks no server.
+
+        Raises:
+            ValueError: there are results of another model behind the same name.
+        """
+        if self.output is None:
+            return
+        file = self.output.with_name(f"{self.output.name}.served.json")
+        earlier, told = _load_json(file), json.loads(json.dumps(told))
+        if earlier is not None and earlier != told and self.finished_ids():
+            raise ValueError(
+                f"{self.output} was made with another model behind the same name: the server told {earlier}, and now "
+                f"tells {told}. {_fix(None)}"
+            )
+        write_atomically(file, json.dumps(told, indent=2))
+
     def _mismatch(self, earlier: Any, settings: dict[str, Any], overwrite: bool | None) -> str:
         fix = _fix(overwrite)
         if not isinstance(earlier, dict):
@@ -160,7 +179,7 @@ class JsonlJob:
     def complete(
         self,
         inputs: Iterable[Any],
-        process: Callable[[list[Any]], Sequence[Row]],
+        process: Callable[[list[Any]], Iterable[Row]],
         *,
         chunk_size: int,
         total: int | None = None,
@@ -171,7 +190,8 @@ class JsonlJob:
 
         Args:
             inputs: all inputs, in order; the first ones have their rows already. process: makes a row of each input of
-                a list. chunk_size: inputs between two writes. total: number of inputs, if known.
+                a list; where it raises, the rows that it has yielded are written.
+            chunk_size: inputs between two writes. total: number of inputs, if known.
             compared: fields that a row repeats of its input. bar: options of the progress bar.
 
         Raises:
@@ -184,7 +204,12 @@ class JsonlJob:
         initial = finished if total is None else min(finished, total)
         with self.appending() as append, tqdm(total=total, initial=initial, **bar) as progress:
             while chunk := list(islice(inputs, chunk_size)):
-                append(*process(chunk))
+                rows: list[Row] = []
+                try:
+                    for row in process(chunk):
+                        rows.append(row)  # those before an error are kept
+                finally:
+                    append(*rows)
                 progress.update(len(chunk))
 
     def merge(self, order: Sequence) -> None:

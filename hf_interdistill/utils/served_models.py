@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import logging
+from dataclasses import dataclass, field
 
 from .servers import BadAnswerError, ModelServer, RequestRefusedError
+
+logger = logging.getLogger(__name__)
 
 OWNER = "interdistill"  # what `interdistill serve` reports as the owner of its model
 
@@ -21,11 +25,25 @@ class ServedModel:
     Args:
         name: by which it is served. max_length: the most tokens that it reads, `None` if the server does not say.
         owner: what serves it, such as `vllm`, or `OWNER` for `interdistill serve`; `None` if the server does not say.
+        root: its folder or Hub name on the server; `None` if the server does not say.
+        digest: of its weights and its tokenizer; `None` if the server does not say, as vLLM. vLLM's `created` is the
+            time of the answer.
     """
 
     name: str
     max_length: int | None
     owner: str | None
+    root: str | None = field(default=None, compare=False)
+    digest: str | None = field(default=None, compare=False)
+
+
+@functools.cache
+def warn_of_unknown_weights(model: str, servers: str) -> None:
+    """Warn, once in a process, of a job whose results another model behind the same name would continue."""
+    logger.warning(
+        f"{servers} does not tell which weights it has of {model!r}, so a job that resumes continues with whatever is "
+        "behind that name. Write to another output after the model has changed."
+    )
 
 
 async def find_served_model(server: ModelServer, model: str | None) -> ServedModel:
@@ -55,7 +73,8 @@ async def find_served_model(server: ModelServer, model: str | None) -> ServedMod
             f"The server {server.url} {shown} {', '.join(map(repr, models)) or 'none'}. Pass one of these names, or "
             "start the server with the one wanted (`--served-model-name`)."
         )
-    return ServedModel(name, models[name].get("max_model_len"), models[name].get("owned_by"))
+    keys = ("max_model_len", "owned_by", "root", "digest")
+    return ServedModel(name, *(models[name].get(key) for key in keys))
 
 
 def _no_models(server: ModelServer, reason: str = "") -> str:

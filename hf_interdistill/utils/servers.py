@@ -33,9 +33,11 @@ class ServerError(RunError):
 
     Attributes:
         records: of a search on a server, what each prompt had committed when it failed.
+        rewards: of texts to score, those that had been answered, and `None` for each other one.
     """
 
     records: Sequence[Any] = ()
+    rewards: Sequence[float | None] = ()
 
 
 class ServerLostError(ServerError, ConnectionError):

@@ -1,4 +1,4 @@
-"""The day after training: a reward model is pushed, pulled and evaluated, drives GRPO and PPO, and steers RAIN.
+"""The day after training: a reward model is pushed, pulled, evaluated and served, drives GRPO and PPO, steers RAIN.
 
     python recipes/journey/journey.py [--reward_model runs/demo/interaction] [--output runs/journey]
 
@@ -21,12 +21,13 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
-from hf_interdistill import RewardScorer
+from hf_interdistill import RemoteRewardScorer, RewardScorer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.loopback_hub import LoopbackHub  # noqa: E402 - the Hub that the tests use
+from support.serving import ServerProcess  # noqa: E402 - `interdistill serve`, at a free port of loopback
 
 HERE = Path(__file__).parent
 BENCHMARK = ROOT / "tests" / "reward_benchmarks" / "samples" / "reward_bench" / "filtered.jsonl"
@@ -63,29 +64,37 @@ def interdistill(*arguments: str, env: dict[str, str] | None = None) -> None:
     subprocess.run([sys.executable, "-m", "hf_interdistill.cli", *arguments], check=True, env=env, cwd=ROOT)
 
 
-def push_and_pull(reward_model: Path, folder: Path) -> Path:
-    """Push to a Hub on loopback, pull with plain transformers, compare rewards; returns what was pulled."""
-    conversations = [
+def conversations() -> list[list[dict[str, str]]]:
+    """Each prompt with its answer, as messages."""
+    return [
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
     ]
+
+
+def compare(found: list[float], reward_model: Path, where: str) -> None:
+    """End with an error if rewards are not those of `RewardScorer`."""
+    scorer = RewardScorer.from_pretrained(str(reward_model))
+    ours = scorer([messages[:1] for messages in conversations()], [messages[1:] for messages in conversations()])
+    difference = max(abs(one - other) for one, other in zip(ours, found, strict=True))
+    if difference > TOLERANCE:
+        raise SystemExit(f"{where} gives {found}, RewardScorer {ours}: they differ by {difference}.")
+    console.print(f"rewards of {where}: {found}, off by {difference:.1e} at most")
+
+
+def push_and_pull(reward_model: Path, folder: Path) -> Path:
+    """Push to a Hub on loopback, pull with plain transformers, compare rewards; returns what was pulled."""
     pulled = folder / "pulled"
     with LoopbackHub({TOKEN: "user"}) as hub:
         env = hub.environment(TOKEN, cache=folder / "hub_cache")
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
         interdistill("push", "--model", str(reward_model), "--repo_id", REPOSITORY, env=env)
         console.print(f"on the Hub: {', '.join(sorted(hub.files(REPOSITORY)))}")
-        arguments = [REPOSITORY, str(pulled.resolve()), json.dumps(conversations)]
+        arguments = [REPOSITORY, str(pulled.resolve()), json.dumps(conversations())]
         run = subprocess.run(
             [sys.executable, "-c", PULL, *arguments], check=True, env=env, cwd=folder, capture_output=True, text=True
         )
-    theirs = json.loads(run.stdout.strip().splitlines()[-1])
-    scorer = RewardScorer.from_pretrained(str(reward_model))
-    ours = scorer([messages[:1] for messages in conversations], [messages[1:] for messages in conversations])
-    difference = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
-    if difference > TOLERANCE:
-        raise SystemExit(f"Plain transformers gives {theirs}, RewardScorer {ours}: they differ by {difference}.")
-    console.print(f"rewards of the pulled model in plain transformers: {theirs}, off by {difference:.1e} at most")
+    compare(json.loads(run.stdout.strip().splitlines()[-1]), reward_model, "the pulled model in plain transformers")
     return pulled
 
 
@@ -121,10 +130,22 @@ def write_prompts(folder: Path) -> Path:
     return folder
 
 
-def reinforce(method: str, reward_model: Path, policy: Path, prompts: Path, folder: Path) -> None:
+def serve(reward_model: Path, policy: Path, prompts: Path, folder: Path) -> None:
+    """Serve the model over HTTP, compare its rewards, and let it drive GRPO (`RemoteRewardScorer`)."""
+    console.rule("interdistill serve")
+    with ServerProcess("--model", str(reward_model)) as server:
+        remote = RemoteRewardScorer(server.url, model=str(reward_model))
+        rows = conversations()
+        found = remote([messages[:1] for messages in rows], [messages[1:] for messages in rows])
+        compare(found, reward_model, "the served model")
+        reinforce("grpo", reward_model, policy, prompts, folder, reward_server=server.url)
+
+
+def reinforce(method: str, reward_model: Path, policy: Path, prompts: Path, folder: Path, **more: str) -> None:
     """A few steps of a method of recipes/rl, by its own script and the small recipe here."""
-    console.rule(f"{method}: a few steps")
+    console.rule(f"{method}: a few steps{' on the server' if more else ''}")
     flags = {"reward_model": reward_model, "model_name_or_path": policy, "dataset_name": prompts, "output_dir": folder}
+    flags |= more
     arguments = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     script = ROOT / "recipes" / "rl" / "train.py"
     config = HERE / f"{method}.yaml"
@@ -155,13 +176,14 @@ def main() -> None:
         console.print("PPO is left out: this TRL has none any more (the extra `ppo` holds the last ones that do).")
     for method in methods:
         reinforce(method, pulled, policy, prompts, folder / method)
+    serve(pulled, policy, prompts, folder / "grpo_served")
     interdistill(
         *("rain", "--config", str(HERE / "rain.yaml"), "--model", str(policy), "--reward_model", str(pulled)),
         *("--prompts", str(prompts / "test.jsonl"), "--output", str(folder / "rain.jsonl")),
     )
     answers = (folder / "rain.jsonl").read_text(encoding="utf-8").splitlines()
     console.print(
-        f"Done: pushed, pulled, evaluated, {', '.join(methods)}, and RAIN steered over {len(answers)} prompts."
+        f"Done: pushed, pulled, evaluated, {', '.join(methods)}, served, and RAIN steered over {len(answers)} prompts."
     )
 
 

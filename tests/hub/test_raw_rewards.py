@@ -116,9 +116,12 @@ def test_an_unknown_license_is_a_warning(hub, tmp_path, caplog):
     assert "The license of the base model user/not-there was not found" in caplog.text
 
 
-def results(path, *models):
+def results(path, *models, low=0.001):
     entry = {"benchmark": "reward_bench", "total": 0.71234567, "rows": 2985, "ties": 3, "cut_texts": 0}
     entry |= {"subsets": {}, "sections": {"Chat": 0.9, "Safety": 0.5}, "missing": []}
+    entry |= {"intervals": {"total": {"value": 0.71234567, "low": 0.6951, "high": 0.7289, "items": 2985}}}
+    entry |= {"baselines": {"chance": {"total": {"score": 0.5}}, "longest": {"total": {"score": 0.7006}}}}
+    entry |= {"minus_best_baseline": {"total": {"baseline": "longest", "value": 0.01174, "low": low, "high": 0.03}}}
     path.write_text(json.dumps([{**entry, "model": model} for model in models]))
     return str(path)
 
@@ -136,6 +139,31 @@ def test_benchmarks_are_on_the_card_and_in_the_format_of_the_hub(hub, tmp_path):
     assert card.text.count("## Benchmarks") == 1
     assert "| [reward_bench](https://huggingface.co/datasets/allenai/reward-bench) | 0.7123 |" in card.text
     assert "| reward_bench | Chat | 0.9000 |" in card.text
+
+
+HEADLINE = (
+    "**Score 0.712** (95 % interval 0.695 to 0.729, 2,985 rows) on "
+    "[reward_bench](https://huggingface.co/datasets/allenai/reward-bench); chance is 0.500, the best baseline "
+    "(longest) has 0.701"
+)
+
+
+def test_the_main_figure_of_eval_is_on_top_where_the_trainer_gave_none(hub, tmp_path):
+    folder = save_full(tmp_path / "rm")
+    file = results(tmp_path / "results.json", str(folder))
+    for _ in range(2):
+        text = pushed_card(hub, folder, "--eval_results", file).text
+        assert text.count(HEADLINE + ".") == 1
+        assert text.index("# rm") < text.index(HEADLINE) < text.index("## How to load it")
+    text = pushed_card(hub, folder, "--eval_results", results(tmp_path / "results.json", str(folder), low=-0.01)).text
+    assert HEADLINE + ", and these rows do not show that the model is better than that." in text
+    (folder / "README.md").unlink()
+    text = pushed_card(hub, folder, "--eval_results", file).text
+    assert text.index(HEADLINE) < text.index("## How to load it")
+    own = card_of("rm", metrics={"eval_accuracy": 0.8}, evaluation_pairs=100)
+    own.save(folder / "README.md")
+    text = pushed_card(hub, folder, "--eval_results", file).text
+    assert "**Accuracy 0.800**" in text and HEADLINE not in text and "## Benchmarks" in text
 
 
 @pytest.mark.parametrize(

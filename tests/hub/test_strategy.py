@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from support.datasets import ROOT
 from support.hub import TOKEN
 from support.loopback_hub import LoopbackHub
@@ -112,6 +112,40 @@ def test_the_card_says_what_it_is_and_keeps_what_was_there(hub, language_model, 
     assert "| `iterations` | `7` |" in card.text
     assert "model.safetensors" in files and "config.json" in files  # the model is left there
     (language_model / "README.md").unlink()
+
+
+def test_a_model_of_the_hub_keeps_card_license_and_notices(hub, language_model, tmp_path):
+    """Pushed twice: to a new repository, and to one whose card names no license."""
+    origin = {
+        "README.md": "---\nlicense: other\nlicense_name: chat-1\nlanguage: [en]\n---\n\n# Origin\n\nIt chats.\n",
+        "LICENSE": "Chat license 1",
+        "NOTICE.txt": "By the authors.",
+        "USE_POLICY.md": "Be kind.",
+        "training.log": "private",
+    }
+    api = HfApi()
+    api.create_repo("user/origin")
+    api.upload_folder(repo_id="user/origin", folder_path=language_model)
+    for path, text in origin.items():
+        api.upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id="user/origin")
+    api.create_repo("user/old")
+    api.upload_file(path_or_fileobj=b"# Old\n\nMine.\n", path_in_repo="README.md", repo_id="user/old")
+    environment = {**hub.environment(TOKEN, tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    for name in ("new", "old"):
+        command = [sys.executable, "-m", "hf_interdistill.cli", "rain", "push", "--model", "user/origin"]
+        command += ["--repo_id", f"user/{name}", "--output", str(tmp_path / name), "--rain", json.dumps(SETTINGS)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        files = hub.files(f"user/{name}")
+        for path in ("LICENSE", "NOTICE.txt", "USE_POLICY.md"):
+            assert files[path].decode() == origin[path] == (tmp_path / name / path).read_text()
+        assert "training.log" not in files and "model.safetensors" in files
+        card = ModelCard(files["README.md"].decode())
+        assert (card.data.license, card.data.license_name) == ("other", "chat-1")
+        assert ("It chats." in card.text, "Mine." in card.text) == (name == "new", name == "old")
+        local = ModelCard.load(tmp_path / name / "README.md")
+        assert local.data.license == "other" and "It chats." in local.text
+        assert card.data.base_model == local.data.base_model == "user/origin"
 
 
 def test_modules_of_an_earlier_push_are_removed(hub, monkeypatch, tmp_path):

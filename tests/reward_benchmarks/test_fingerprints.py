@@ -88,7 +88,7 @@ def test_a_base_model_in_a_folder_is_part_of_it(tmp_path):
     assert not set(old) & {key_of(adapter), key_of(ensemble)}
 
 
-def test_of_a_served_member_the_address_and_the_name_are_known(tmp_path):
+def test_of_a_served_member_the_name_and_the_digest_are_known(tmp_path):
     member, local = RewardScorer.from_pretrained(save(tmp_path / "served", 1)), save(tmp_path / "local")
     apps = [RewardApp(member, name) for name in ("first", "first")]
     with served(apps[0]) as url, served(apps[1]) as other:
@@ -98,3 +98,5 @@ def test_of_a_served_member_the_address_and_the_name_are_known(tmp_path):
         assert len({key.rpartition("@")[2] for key in old}) == 2
         apps[0]._formats.model_name = "second"
         assert [key == key_of(name) for key, name in zip(old, names, strict=True)] == [False, True]
+        apps[1]._formats.digest = "of other weights"
+        assert key_of(names[1]) != old[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import threading
 
 import pytest
 from support.datasets import read_rows
@@ -20,6 +22,7 @@ from hf_interdistill.rain.api.job_config import RainJobConfig
 from hf_interdistill.rain.api.jobs import run_rain_job
 from hf_interdistill.rain.scorers.base import Exchange
 from hf_interdistill.rain.scorers.builtin import RewardModelScorer
+from hf_interdistill.scoring.formatting import RewardFormatter
 from hf_interdistill.serving.app import RewardApp
 from hf_interdistill.utils import servers
 from hf_interdistill.utils.servers import ServerError
@@ -185,12 +188,61 @@ def test_the_wrong_kind_of_server_is_named(files, url, capsys):
     assert "is a server of vllm. " in capsys.readouterr().err
 
 
-def test_lines_that_a_server_refuses_are_named(files, reward_model, capsys):
-    scorer = RewardScorer(copy.deepcopy(reward_model), tokenizer_of("bytes"), max_length=60)
-    with served_by_us(RewardApp(scorer, NAME)) as url:
-        assert main(["score", "--model", NAME, "--input", str(files / "pairs.jsonl"), "--reward_server", url]) == 2
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_line_that_a_server_refuses_is_named_with_its_side(files, reward_server, local, side, capsys):
+    """And those before it are kept, whatever requests they were in; a resumed job scores the rest."""
+    rows = lines(files / "pairs.jsonl") * 3
+    rows[13] = {**rows[13], side: [{"role": "assistant", "content": "word " * 9000}]}
+    (files / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["score", "--model", NAME, "--input", str(files / "long.jsonl"), "--batch_size", "3"]
+    command += [*flags(reward_server), "--output", str(files / "scored.jsonl")]
+    assert main(command) == 2
     error = capsys.readouterr().err
-    assert "pairs.jsonl, lines 1 to 6: " in error and "more than max_length=60" in error
+    assert f"long.jsonl, line 14, `{side}`: " in error and "Row" not in error
+    scored = lines(files / "scored.jsonl")
+    assert len(scored) == 13
+    rows[13][side] = rows[12][side]
+    (files / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command) == 0
+    for name in ("chosen", "rejected"):
+        wanted = local([row["prompt"] for row in rows], [row[name] for row in rows])
+        found = [row[f"reward_{name}"] for row in lines(files / "scored.jsonl")]
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_server_that_dies_keeps_the_rows_of_its_answers(files, url, backend, tmp_path):
+    tokenizer_of("bytes").save_pretrained(tmp_path / "tokenizer")
+    first, lock = [], threading.Lock()
+
+    def fault(path, body):
+        if path == "/classify":
+            with lock:
+                if len(first) == 2:
+                    return 500, "dead"
+                first.append(body["input"])
+
+    backend.fault = fault
+    command = ["score", "--model", NAME, "--input", str(files / "pairs.jsonl"), "--batch_size", "4"]
+    command += ["--reward_server", url, "--reward_api", "classify", "--reward_tokenizer", str(tmp_path / "tokenizer")]
+    command += ["--output", str(files / "scored.jsonl")]
+    assert main(command) == 2
+    formatter, rows = RewardFormatter(tokenizer_of("bytes")), lines(files / "pairs.jsonl")
+    answered = [any(formatter.encode(row["prompt"], row["chosen"]) in body for body in first) for row in rows]
+    leading = next((number for number, each in enumerate(answered) if not each), 6)
+    assert sum(answered) == 4 and len(lines(files / "scored.jsonl")) == leading
+
+
+def test_a_row_that_a_server_refuses_is_named_in_eval(files, reward_model, capsys):
+    row = {"prompt": "Tell me", "chosen": "Yes, gladly.", "rejected": "No", "id": 1, "subset": "alpacaeval-easy"}
+    rows = [{**row, "id": number} for number in range(4)]
+    rows[2] = {**rows[2], "rejected": "word " * 100}
+    (files / "bench.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    scorer = RewardScorer(copy.deepcopy(reward_model), tokenizer_of("bytes"), max_length=60)
+    command = ["eval", "--benchmark", "reward_bench", "--data", str(files / "bench.jsonl"), "--model", NAME]
+    with served_by_us(RewardApp(scorer, NAME)) as url:
+        assert main([*command, "--output", str(files / "out"), "--reward_server", url]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"bench\.jsonl, line 3\b.*more than max_length=60", error), error
 
 
 def test_the_command_eval(files, reward_server, reward_model, capsys):

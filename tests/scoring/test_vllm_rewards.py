@@ -10,7 +10,7 @@ import pytest
 import requests
 import torch
 from support import foreign
-from support.datasets import read_rows
+from support.datasets import ROOT, read_rows
 from support.models import build_student
 from support.rl import grpo_trainer, save_policy
 from support.serving import served
@@ -26,6 +26,7 @@ from hf_interdistill.serving.app import RewardApp
 pytestmark = pytest.mark.server
 SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 NEAR = 1e-5  # of rewards in float32
+DEMO = ROOT / "runs" / "demo" / "interaction"
 
 
 def test_rewards_are_those_in_process(tmp_path):
@@ -45,7 +46,7 @@ def test_rewards_are_those_in_process(tmp_path):
             RemoteRewardScorer(url)(prompts, chosen)
 
 
-def test_a_trained_model_has_one_reward_wherever_it_is_served(tmp_path, dataset):
+def test_a_trained_model_has_one_reward_wherever_it_is_served_and_trains_a_policy(tmp_path, dataset):
     """Saved by the trainer; the servers and the pipeline are told nothing about activations."""
     trainer = InteractionDistillationTrainer(
         build_student("llama", **SHAPE),
@@ -56,8 +57,14 @@ def test_a_trained_model_has_one_reward_wherever_it_is_served(tmp_path, dataset)
     trainer.train()
     folder = tmp_path / "saved"
     trainer.save_model(str(folder))
-    with served_by_vllm(folder, tmp_path):
-        pass
+    with served_by_vllm(folder, tmp_path) as remote:
+        train_policy(remote, tmp_path)
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="the model of `make demo` is not there")
+def test_the_demos_model_has_one_reward_wherever_it_is_served_and_trains_a_policy(tmp_path):
+    with served_by_vllm(DEMO, tmp_path) as remote:
+        train_policy(remote, tmp_path)
 
 
 def test_a_converted_model_has_one_reward_wherever_it_is_served_and_trains_a_policy(tmp_path):
@@ -71,8 +78,13 @@ def test_a_converted_model_has_one_reward_wherever_it_is_served_and_trains_a_pol
     rows = foreign.rows_of(scorer.tokenizer)
     foreign.assert_rewards(scorer, rows, foreign.linear_rewards(original, rows, weight))
     with served_by_vllm(output, tmp_path) as remote:
-        trainer = grpo_trainer(tmp_path / "grpo", save_policy(tmp_path), [remote], read_rows()[0]["prompt"])
-        trainer.train()
+        train_policy(remote, tmp_path)
+
+
+def train_policy(remote: RemoteRewardScorer, tmp_path) -> None:
+    """A step of GRPO, whose rewards are those of the server."""
+    trainer = grpo_trainer(tmp_path / "grpo", save_policy(tmp_path), [remote], read_rows()[0]["prompt"])
+    trainer.train()
     (log,) = [row for row in trainer.state.log_history if "reward" in row]
     assert math.isfinite(log["reward"]) and log["reward"] != 0
 

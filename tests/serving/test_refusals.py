@@ -83,6 +83,39 @@ def test_what_is_no_json_is_a_400(client, content):
     assert answer.status_code == 400 and "cannot be read as JSON" in answer.json()["error"]["message"]
 
 
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("/score", r'{"completions": ["a"], "\ud800": 1}', r"Unknown key `\\ud800`; did you mean"),
+        ("/score", r'{"completions": [[{"role": "\ud800", "content": "a"}]]}', "unknown role '.*ud800'"),
+        ("/score", r'{"completions": [[{"role": "user", "content": "\ud800"}]]}', "half a character"),
+        ("/get_reward", r'{"qu\ud800ry": ["a"]}', r"Is `qu\\ud800ry` meant as `query`"),
+        ("/classify", r'{"inp\ud800t": "a"}', r"Is `inp\\ud800t` meant as `input`"),
+        ("/get_reward", '{"query": ["a"], "labels": [NaN]}', "JSON: it holds NaN"),
+        ("/score", '{"completions": [Infinity]}', "JSON: it holds Infinity"),
+        ("/score", '{"completions": ["a"], "tools": -Infinity}', "JSON: it holds -Infinity"),
+        ("/score", '{"completions": ' + nested(950) + "}", "nested too deeply"),
+        ("/score", '{"completions": ["a"], "tools": [' + nested(900) + "]}", "nested too deeply|must be"),
+        ("/classify", '{"messages": ' + nested(950) + "}", "nested too deeply"),
+        ("/classify", '{"input": ["5"], "add_special_tokens": "1"}', "must be true or false"),
+        ("/classify", '{"input": [["5", "6"]]}', "whole numbers of 0 to 899"),
+        ("/classify", '{"input": [' + "1" * 400 + "]}", "whole numbers of 0 to 899"),
+        ("/classify", '{"input": [' + "1" * 5000 + "]}", "cannot be read as JSON"),
+    ],
+)
+def test_what_cannot_be_written_in_an_answer_is_a_400_that_is_counted(client, path, content, message):
+    answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert re.search(message, answer.json()["error"]["message"]), answer.text
+    counted = f'interdistill_requests_total{{endpoint="{path}",status="400"}} 1.0'
+    assert counted in client.get("/metrics").text
+    assert client.post("/score", json=GOOD).status_code == 200
+
+
 def test_other_faults_of_clients(client):
     assert client.post("/score", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert client.get("/score").status_code == 405

@@ -17,6 +17,7 @@ _PARAMETERS = {
     *("ignore_eos", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids"),
     "allowed_token_ids",
 }
+_MOST_STOP_STRINGS = 4  # the default of VLLM_MAX_STOP_STRINGS
 
 
 class RefusalError(Exception):
@@ -35,6 +36,7 @@ class VllmLike:
             instead (`(status, content)`), or `"cut"`.
 
     Attributes:
+        root: what the server tells as the model's folder.
         requests: paths and bodies, in order. keys: the `Authorization` of each.
     """
 
@@ -53,6 +55,7 @@ class VllmLike:
         self.model, self.tokenizer, self.name, self.reward_model = model, tokenizer, name, reward_model
         self.max_logprobs, self.max_length, self.is_processed = max_logprobs, max_length, is_processed
         self.fault = fault
+        self.root: str | None = None
         self.requests: list[tuple[str, dict]] = []
         self.keys: list[str | None] = []
         self._lock = threading.Lock()
@@ -65,7 +68,8 @@ class VllmLike:
         if path == "/health":
             return 200, ""
         if path == "/v1/models":
-            return 200, {"data": [{"id": self.name, "owned_by": "vllm", "max_model_len": self.max_length}]}
+            told = {"owned_by": "vllm", "root": self.root, "created": time.time_ns()}
+            return 200, {"data": [{"id": self.name, "max_model_len": self.max_length, **told}]}
         if body.get("model") != self.name:
             return 404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}}
         if path == "/tokenize":
@@ -93,6 +97,8 @@ class VllmLike:
         asked, prompt = body.get("logprobs"), body["prompt"]
         if asked is not None and asked > self.max_logprobs:
             raise RefusalError(f"Requested sample logprobs of {asked}, which is greater than max: {self.max_logprobs}")
+        if len(body.get("stop") or ()) > _MOST_STOP_STRINGS:
+            raise RefusalError(f"stop must contain at most {_MOST_STOP_STRINGS} strings")
         if len(prompt) >= self.max_length:
             raise RefusalError(f"This model's maximum context length is {self.max_length} tokens.")
         rows = [_Row(body, number) for number in range(body.get("n", 1))]

@@ -17,6 +17,7 @@ from .sampling import TokenScores
 _MASKED = -9000.0  # what vLLM sends for -inf is -9999
 _SEEDS = 1 << 53
 _COMPARED = 5  # log probabilities by which the models of several servers are compared
+_MOST_STOP_STRINGS = 4  # in a request: the default of vLLM's VLLM_MAX_STOP_STRINGS
 _ALIKE = 0.25  # nats, their mean difference; bfloat16 rounds logits by up to 0.06
 _PLAIN = (
     "RAIN sends token ids, `top_k`, `allowed_token_ids` and `stop_token_ids`, and reads token ids and log "
@@ -83,7 +84,8 @@ class CompletionsClient:
             prompt: token ids. max_tokens: length of each completion, unless it is stopped before.
             logprobs: number of likeliest tokens whose log probabilities are wanted, for each token.
             n: number of completions.
-            **parameters: of the request, beside those (`temperature`, `seed`, `stop_token_ids`, ...).
+            **parameters: of the request, beside those (`temperature`, `seed`, `stop_token_ids`, ...). Of `stop` the
+                server gets as many strings as vLLM takes; the caller ends texts at all of them.
 
         Raises:
             RequestRefusedError: the server cannot do this. ServerError: it failed, or its answer is not usable.
@@ -127,6 +129,8 @@ def _body(model: str, prompt: Sequence[int], **parameters: Any) -> dict[str, Any
     }
     if "seed" in body:
         body["seed"] %= _SEEDS
+    if "stop" in body:
+        body["stop"] = list(body["stop"])[:_MOST_STOP_STRINGS]
     return body
 
 

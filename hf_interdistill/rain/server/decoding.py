@@ -17,8 +17,6 @@ from ..search.tree import Candidate
 from .client import Answer, Completion, CompletionsClient
 from .sampling import ServedSampling
 
-_MOST_STOP_STRINGS = 4  # in a request
-
 
 class ServedDecoding:
     """Decodes for one prompt.
@@ -45,7 +43,7 @@ class ServedDecoding:
         stop_strings: Sequence[str] = (),
     ):
         self.client, self.rules, self.key, self.config, self.sampling = client, rules, key, config, sampling
-        self.stop_strings = list(stop_strings)[:_MOST_STOP_STRINGS]
+        self.stop_strings = list(stop_strings)
         self._ends = sorted(rules.stop.eos_token_ids)
         self._rollout_ends = sorted({*rules.stop.eos_token_ids, *stop_tokens})
         self.costs: Counter = Counter()
