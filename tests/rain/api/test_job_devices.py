@@ -1,9 +1,10 @@
-"""The models that a job loads beside its language model are on the job's device, in the data type that is asked for."""
+"""The models that a job loads beside its language model are on its device, in the data type that is asked for."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -94,7 +95,7 @@ def test_the_options_are_those_of_best_of_n():
         ({"batch_size": 0}, "`batch_size` is 0, but must be a whole number of at least 1"),
         (
             {"batch_size": 4, "reward_cache": True},
-            "`batch_size` changes nothing without a reward model that reads whole",
+            "`batch_size` changes nothing without a reward model that reads",
         ),
         (
             {"reward_dtype": "bfloat16", "reward_server": "http://localhost:1"},
@@ -137,7 +138,8 @@ def test_a_job_on_a_server_moves_its_reward_model_too(reward_models, monkeypatch
                 batch_size=size,
             )
             run_rain_job(config)
-            answers.append([json.loads(line)["tokens"] for line in open(config.output, encoding="utf-8")])
+            lines = Path(config.output).read_text(encoding="utf-8").splitlines()
+            answers.append([json.loads(line)["tokens"] for line in lines])
     assert devices == [torch.device("cpu")] * 2
     assert answers[0] == answers[1] and all(len(tokens) == 4 for tokens in answers[0])
 
