@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import asdict, field, fields, make_dataclass, replace
+from dataclasses import asdict, field, fields, make_dataclass
 from typing import Any, Optional, get_args, get_origin, get_type_hints
 
 from ..rain.api.job_config import RainJobConfig
@@ -48,19 +48,26 @@ RainOptions.__module__ = __name__
 RainOptions.__doc__ = """Fields of `RainConfig`, its `preset`, and `max_new_tokens`; `None` where it is not given."""
 
 
+class UnmergedRainJob(RainJobConfig):
+    """A job whose `rain` is checked when the options are merged into it, by `with_options`."""
+
+    def _check_search(self) -> None:
+        pass
+
+
 def with_options(config: RainJobConfig, options: Any) -> RainJobConfig:
     """The job with the given options; they override `rain` and `generation`.
 
     Args:
-        config: the job. options: a `RainOptions`.
+        config: the job, merged or not. options: a `RainOptions`.
 
     Raises:
         ValueError: a value out of range, or no such preset.
     """
     given = {name: value for name, value in asdict(options).items() if value is not None}
     generation = {name: given.pop(name) for name in _GENERATION if name in given}
-    return replace(
-        config,
-        rain={**as_mapping("rain", config.rain), **given},
-        generation={**config.generation_settings(), **generation},
-    )
+    merged = {
+        "rain": {**as_mapping("rain", config.rain), **given},
+        "generation": {**config.generation_settings(), **generation},
+    }
+    return RainJobConfig(**{**vars(config), **merged})

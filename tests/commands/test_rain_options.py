@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 import yaml
+from support.datasets import ROOT
 
 from hf_interdistill.cli import main, parse
 from hf_interdistill.commands import rain
 from hf_interdistill.commands.rain_options import RainOptions, with_options
+from hf_interdistill.rain.api.job_config import RainJobConfig
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.strategies import OF_OTHER_STRATEGIES
 
@@ -77,6 +79,47 @@ def test_options_of_other_strategies(strategy, field, value, tmp_path, capsys):
         job(f"--{field}", str(value)).rain_config()
 
 
+@pytest.mark.parametrize("strategy", ["best_of_n", "beam", "args", "rad"])
+@pytest.mark.parametrize("recipe", ["self", "reward"])
+def test_the_strategy_of_a_recipe_is_overridden(recipe, strategy):
+    """Its `preset: harmless` names an encoder that no other strategy reads."""
+    path = str(ROOT / "recipes" / "smollm2-135m" / "rain" / f"{recipe}.yaml")
+    config = with_options(*parse(rain.ARGUMENTS, ["--config", path, "--strategy", strategy])).rain_config()
+    assert config == RainConfig.preset("harmless", strategy=strategy, seed=0)
+    assert (config.judge, config.turn_markers, config.similarity_model) == ("harmlessness", ("Human:",), None)
+
+
+def test_a_preset_beside_another_strategy():
+    for preset in ("fast", "harmless"):
+        found = job("--preset", preset, "--strategy", "beam").rain_config()
+        assert found == RainConfig.preset(preset, strategy="beam", seed=0)
+        with pytest.raises(ValueError, match=r"`exploration` is 3.0, but the strategy 'beam' does not read it"):
+            job("--preset", preset, "--strategy", "beam", "--exploration", "3")
+
+
+def test_a_job_is_checked_when_its_options_are_merged(tmp_path):
+    recipe = tmp_path / "rain.yaml"
+
+    def found(rain_settings: dict, *words: str) -> RainConfig:
+        recipe.write_text(yaml.safe_dump({"rain": rain_settings}))
+        return job("--config", str(recipe), *words).rain_config()
+
+    beams = RainConfig.preset("beam", beams=3, seed=0)
+    assert found({"beams": 3}, "--strategy", "beam") == beams
+    assert found({"strategy": "beams", "beams": 3}, "--strategy", "beam") == beams
+    assert found({"preset": "harmles"}, "--preset", "fast") == RainConfig.preset("fast", seed=0)
+    assert found({"iterations": 0}, "--iterations", "7").iterations == 7
+    for settings, message in (
+        ({"beams": 3}, "`beams` is 3, but the strategy 'rain' does not read it"),
+        ({"preset": "harmles"}, "`harmles` is not a preset"),
+        ({"iterations": 0}, "`iterations` is 0, but must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found(settings)
+        with pytest.raises(ValueError, match=message):
+            RainJobConfig(model="m", prompts="p", output="o", rain=settings)
+
+
 def _default(name: str):
     return getattr(RainConfig(), name)
 
@@ -112,7 +155,7 @@ def test_options_come_before_the_nested_form():
 
 def test_no_option_leaves_the_job_as_it_is():
     parsed, options = parse(rain.ARGUMENTS, NEEDED)
-    assert options == RainOptions() and with_options(parsed, options) == parsed
+    assert options == RainOptions() and asdict(with_options(parsed, options)) == asdict(parsed)
 
 
 def test_settings_of_earlier_jobs_still_fit():

@@ -106,6 +106,10 @@ class RainJobConfig:
         known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
         refuse_unknown("`generation`", self.generation_settings(), known)
         refuse_settings_of_a_call(self.generation_settings())
+        self._check_search()
+
+    def _check_search(self) -> None:
+        """Raise `ValueError` for settings of the search that cannot be."""
         self.rain_config()
 
     def _refuse_unused(self) -> None:
