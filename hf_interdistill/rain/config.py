@@ -196,8 +196,8 @@ class RainConfig:
 
         Args:
             name: the preset.
-            **changes: fields with other values than in the preset. Another `strategy` takes what it reads of them, and the
-                rest from the preset of its name.
+            **changes: fields with other values than there. Another `strategy` takes what it reads of the preset, and
+                the rest from the preset of its name.
         """
         return cls(**{**preset_fields(name, changes.get("strategy")), **new_names(cls.__name__, changes, _RENAMED)})
 

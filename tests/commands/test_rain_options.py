@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -118,6 +119,80 @@ def test_a_job_is_checked_when_its_options_are_merged(tmp_path):
             found(settings)
         with pytest.raises(ValueError, match=message):
             RainJobConfig(model="m", prompts="p", output="o", rain=settings)
+
+
+OPTIONAL = [each.name for each in fields(RainConfig) if type(None) in get_args(get_type_hints(RainConfig)[each.name])]
+
+
+@pytest.mark.parametrize("name", [each for each in OPTIONAL if each not in OF_STRATEGIES | {"seed"}])
+def test_none_unsets_each_optional_field(name, tmp_path):
+    value = OTHER_VALUES[name]
+    nested = json.dumps({name: value})
+    assert getattr(job("--rain", nested).rain_config(), name) == value
+    recipe = tmp_path / "rain.yaml"
+    for words in ([f"--{name}", "none"], [f"--{name}=none"], [f"--{name}", "None"], ["--config", str(recipe)]):
+        for text in ("none", "null") if "--config" in words else ("",):
+            recipe.write_text(f"{name}: {text}\n")
+            config = job("--rain", nested, *words).rain_config()
+            assert getattr(config, name) is None and config == RainConfig(seed=0)
+
+
+def test_every_optional_field_was_tried():
+    assert set(OPTIONAL) == {
+        *("similarity_model", "rollout_max_tokens", "judge_orders", "num_speculative", "cuda_graphs"),
+        *("reward_weight", "beams", "seed"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"), [("args", "reward_weight"), ("rad", "reward_weight"), ("beam", "beams")]
+)
+def test_none_unsets_a_field_of_another_strategy(strategy, name):
+    config = job("--strategy", strategy, f"--{name}", "none").rain_config()
+    assert config == RainConfig.preset(strategy, **{name: None}, seed=0)
+    assert getattr(RainConfig.preset(strategy), name) is not None
+
+
+def test_none_unsets_what_a_preset_or_a_recipe_sets(tmp_path):
+    config = job("--preset", "harmless", "--similarity_model", "none").rain_config()
+    assert config == RainConfig.preset("harmless", similarity_model=None, seed=0)
+    assert job("--preset", "fast", "--rollout_max_tokens", "none").rain_config().rollout_max_tokens is None
+    assert job("--rain", '{"preset": "fast"}', "--preset", "none").rain_config() == RainConfig(seed=0)
+    found = job("--generation", '{"max_new_tokens": 4}', "--max_new_tokens", "none")
+    assert found.generation_settings() == {"max_new_tokens": None}
+    recipe = tmp_path / "rain.yaml"
+    recipe.write_text("seed: 4\nscorer: reward\nreward_model: r\nserver: [http://a:1, http://b:1]\ntrees: t\n")
+    words = ["--scorer", "self", "--reward_model", "none", "--server", "none", "--trees", "none", "--seed", "none"]
+    found = job("--config", str(recipe), *words)
+    assert (found.seed, found.reward_model, found.server, found.trees) == (None, None, None, None)
+    assert found.rain_config().seed == 0
+
+
+@pytest.mark.parametrize("name", ["iterations", "candidates", "exploration", "judge_calibration", "edge_lengths"])
+def test_a_field_that_cannot_be_none_says_so(name):
+    with pytest.raises(ValueError, match=rf"--{name}.* 'none'|--judge_calibration.* got none"):
+        job(f"--{name}", "none").rain_config()
+
+
+def test_words_that_are_none_stay_words_where_there_is_no_none():
+    assert job("--rollout_stops", "none").rain_config().rollout_stops == "none"
+    assert job("--turn_markers", "none").rain_config().turn_markers == ("none",)
+
+
+def test_a_bare_switch_means_true():
+    assert job("--cuda_graphs").rain_config().cuda_graphs is True
+    assert job("--judge_calibration").rain_config().judge_calibration is True
+
+
+def test_the_help_names_none_where_it_may_be_given(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit):
+        main(["rain", "--help"])
+    shown = capsys.readouterr().out
+    assert "`none` as the value of an option without a default unsets it" in shown
+    for name in OPTIONAL:
+        (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"--{name} "))
+        assert name == "seed" or "; or `none`, the default." in line
 
 
 def _default(name: str):
