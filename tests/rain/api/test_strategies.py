@@ -177,7 +177,7 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", OTHERS)
-def test_jobs_and_the_command_line(strategy, files, model, tokenizer):
+def test_jobs_and_the_command_line(strategy, files, model, tokenizer, capsys):
     paths = {"model": str(files / "model"), "prompts": str(files / "prompts.jsonl")}
     common = {**paths, "scorer": "support.job_scorers:short", "generation": {"max_new_tokens": 5, "pad_token_id": 3}}
     result = run_rain_job(
@@ -197,7 +197,14 @@ def test_jobs_and_the_command_line(strategy, files, model, tokenizer):
     assert result["forward_tokens"] == sum(record.stats["forward_tokens"] for record in expected.rain)
     arguments = [f"--{name}={value}" for name, value in paths.items()]
     arguments += ["--scorer=support.job_scorers:short", f"--strategy={strategy}", "--candidates=3"]
-    assert main(["rain", *arguments, f"--output={files / 'b.jsonl'}", "--max_new_tokens=5"]) == 0
+    trees = [f"--trees={files / 'trees'}", "--tree_format=html"]
+    assert main(["rain", *arguments, *trees, f"--output={files / 'b.jsonl'}", "--max_new_tokens=5"]) == 0
+    shown, name = capsys.readouterr(), STRATEGIES[strategy].heading
+    assert name in shown.out and f"{name}: 100%" in shown.err and "RAIN" not in shown.out + shown.err
+    pages = [path.read_text(encoding="utf-8") for path in (files / "trees").iterdir()]
+    assert len(pages) == len(PROMPTS) and all(
+        f"<h1>Search tree of {STRATEGIES[strategy].title}</h1>" in page for page in pages
+    )
     lines = rows_of(files / "b.jsonl")
     assert [row["tokens"] for row in lines] == [row["tokens"] for row in answers]
 
