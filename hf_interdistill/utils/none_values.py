@@ -37,7 +37,7 @@ def accept_none(parser: argparse.ArgumentParser, dataclass_types: Sequence[type]
             setattr(found, name, _list_or_none(name, getattr(found, name)))
         return found, rest
 
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
 
 
 def _or_none(kind: Any) -> Callable[[Any], Any]:
