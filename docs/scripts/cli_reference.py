@@ -31,6 +31,8 @@ nearest one. `interdistill COMMAND --help` prints the same options.
   or `--prompts`, and `--output` means `--output_dir`. Each name works in place of the others, in YAML too.
 - A list takes its values one after another: `--model runs/plain runs/rm`.
 - A boolean takes `true` or `false`; the bare option means `true`.
+- `none` (or `null`) as the value of an option without a default unsets it, such as one of a recipe or a preset:
+  `--reward_model none`, `--preset harmless --similarity_model none`.
 - A mapping is JSON: `--generation '{"max_new_tokens": 128}'`. In YAML it is a mapping.
 - Shells do not complete options: the parser (transformers' `HfArgumentParser`, an `argparse`) offers no completion.
 

@@ -6,17 +6,18 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..rain.api.job_config import RainJobConfig
 from ..rain.api.jobs import run_rain_job
-from .rain_options import RainOptions, with_options
+from ..rain.strategies import STRATEGIES
+from .rain_options import RainOptions, UnmergedRainJob, with_options
 from .tables import print_metrics
 
-ARGUMENTS = (RainJobConfig, RainOptions)
+ARGUMENTS = (UnmergedRainJob, RainOptions)
 
 
-def run(config: RainJobConfig, options: Any) -> dict:
+def run(config: UnmergedRainJob, options: Any) -> dict:
     """Run the job and print what it cost; returns the summary of `run_rain_job`."""
-    summary = run_rain_job(with_options(config, options))
+    job = with_options(config, options)
+    summary = run_rain_job(job)
     if PartialState().is_main_process:
-        print_metrics("RAIN", {"all prompts": summary})
+        print_metrics(STRATEGIES[job.rain_config().strategy].heading, {"all prompts": summary})
     return summary

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import types
-from dataclasses import asdict, field, fields, make_dataclass, replace
-from typing import Any, Optional, get_args, get_origin, get_type_hints
+from dataclasses import field, fields, make_dataclass
+from enum import Enum
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..rain.api.job_config import RainJobConfig
 from ..rain.config import RainConfig, field_meaning
 from ..rain.presets import PRESETS
 from ..utils.fields import as_mapping
 
+_PRESET = f"Settings to start from (the first three are published): {', '.join(PRESETS)}."
 _GENERATION = {"max_new_tokens": "Tokens of an answer at most (in `generation`)."}
 
 
-def _given_type(hint: Any) -> Any:
-    """What the parser reads for a field of `RainConfig`: a list for a tuple, a plain type for an optional one."""
-    if isinstance(hint, types.UnionType):
-        (hint,) = (each for each in get_args(hint) if each is not type(None))
-    return list[get_args(hint)[0]] if get_origin(hint) is tuple else hint  # type: ignore[misc]
+class NotGiven(Enum):
+    """The value of options that are not given, since `None` can be given."""
+
+    NOT_GIVEN = None
 
 
-def _option(name: str, kind: Any, text: str) -> tuple[str, Any, Any]:
-    return name, Optional[kind], field(default=None, metadata={"help": text})  # noqa: UP045  # the parser wants it
+def _option(name: str, hint: Any, text: str) -> tuple[str, Any, Any]:
+    """An option that can be left out; a list for a tuple."""
+    if get_origin(hint) is tuple:  # the parser takes the default of a list from its factory alone
+        kind: Any = list[get_args(hint)[0]]  # type: ignore[misc]
+        return name, kind, field(default_factory=lambda: NotGiven.NOT_GIVEN, metadata={"help": text})
+    return name, hint, field(default=NotGiven.NOT_GIVEN, metadata={"help": text})
+
+
+def _text(name: str, default: Any) -> str:
+    """The meaning of a field of `RainConfig`, whether it may be `none`, and its default."""
+    meaning = field_meaning(name).replace("%", "%%")
+    if type(None) in get_args(_HINTS[name]):
+        return f"{meaning}; or `none`, the default."
+    return f"{meaning}; {default!r} if not given."
 
 
 _HINTS = get_type_hints(RainConfig)
@@ -31,36 +43,39 @@ _OWN = {each.name for each in fields(RainJobConfig)}  # `seed` is the job's alre
 RainOptions = make_dataclass(
     "RainOptions",
     [
-        _option("preset", str, f"Settings to start from (the first three are published): {', '.join(PRESETS)}."),
+        _option("preset", str | None, _PRESET),
         *(
-            _option(
-                each.name,
-                _given_type(_HINTS[each.name]),
-                f"{field_meaning(each.name).replace('%', '%%')}; {each.default!r} if not given.",
-            )
+            _option(each.name, _HINTS[each.name], _text(each.name, each.default))
             for each in fields(RainConfig)
             if each.name not in _OWN
         ),
-        *(_option(name, int, text) for name, text in _GENERATION.items()),
+        *(_option(name, int | None, text) for name, text in _GENERATION.items()),
     ],
 )
 RainOptions.__module__ = __name__
-RainOptions.__doc__ = """Fields of `RainConfig`, its `preset`, and `max_new_tokens`; `None` where it is not given."""
+RainOptions.__doc__ = """Fields of `RainConfig`, its `preset`, and `max_new_tokens`; else `NotGiven`."""
+
+
+class UnmergedRainJob(RainJobConfig):
+    """A job whose `rain` is checked when the options are merged into it, by `with_options`."""
+
+    def _check_search(self) -> None:
+        pass
 
 
 def with_options(config: RainJobConfig, options: Any) -> RainJobConfig:
     """The job with the given options; they override `rain` and `generation`.
 
     Args:
-        config: the job. options: a `RainOptions`.
+        config: the job, merged or not. options: a `RainOptions`.
 
     Raises:
         ValueError: a value out of range, or no such preset.
     """
-    given = {name: value for name, value in asdict(options).items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if value is not NotGiven.NOT_GIVEN}
     generation = {name: given.pop(name) for name in _GENERATION if name in given}
-    return replace(
-        config,
-        rain={**as_mapping("rain", config.rain), **given},
-        generation={**config.generation_settings(), **generation},
-    )
+    merged = {
+        "rain": {**as_mapping("rain", config.rain), **given},
+        "generation": {**config.generation_settings(), **generation},
+    }
+    return RainJobConfig(**{**vars(config), **merged})

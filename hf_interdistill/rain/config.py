@@ -16,7 +16,7 @@ from numbers import Real
 from typing import Any
 
 from ..utils.fields import accept_renamed, new_names, refuse_unknown
-from .presets import PRESETS
+from .presets import PRESETS, preset_fields
 from .strategies import STRATEGIES, is_read, readers
 
 JUDGE_VOTES = ("hard", "probability")
@@ -179,7 +179,7 @@ class RainConfig:
                 raise ValueError(
                     f"`{each.name}` is {getattr(self, each.name)!r}, but the strategy {self.strategy!r} does not read "
                     f"it ({', '.join(readers(each.name))} {'does' if len(readers(each.name)) == 1 else 'do'}). Leave "
-                    "it out, or change `strategy`."
+                    f"it out (it is {each.default!r} then), or change `strategy`."
                 )
 
     @classmethod
@@ -196,17 +196,17 @@ class RainConfig:
 
         Args:
             name: the preset.
-            **changes: fields with other values than in the preset.
+            **changes: fields with other values than there. Another `strategy` takes what it reads of the preset, and
+                the rest from the preset of its name.
         """
-        if name not in list(PRESETS):  # a list, as YAML may give what cannot be hashed
-            raise ValueError(f"`{name}` is not a preset of RainConfig. Choose one of {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **new_names(cls.__name__, changes, _RENAMED)})
+        return cls(**{**preset_fields(name, changes.get("strategy")), **new_names(cls.__name__, changes, _RENAMED)})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RainConfig:
         """A config from plain values, as in YAML.
 
-        `preset` names the preset to start from. Another `strategy` than `rain` starts from the preset of its name.
+        `preset` names the preset to start from, as in `preset`. Without it, another `strategy` than `rain` starts from
+        the preset of its name.
         """
         values = dict(values)
         preset = values.pop("preset", None)
@@ -225,10 +225,10 @@ class RainConfig:
             ValueError: the config has another strategy than the one that is asked for.
         """
         if strategy is not None:
-            if config is None:
-                config = {}
+            if config is None or isinstance(config, str):
+                config = {"preset": config}
             if isinstance(config, dict):
-                config = config if {"preset", "strategy"} & set(config) else {**config, "strategy": strategy}
+                config = {"strategy": strategy, **config}
             resolved = cls.resolve(config)
             if resolved.strategy != strategy:
                 raise ValueError(

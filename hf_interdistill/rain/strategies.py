@@ -28,6 +28,11 @@ class Strategy:
     summary: str
     reads: frozenset[str] | None
 
+    @property
+    def heading(self) -> str:
+        """The title with a capital letter."""
+        return f"{self.title[0].upper()}{self.title[1:]}"
+
 
 STRATEGIES: dict[str, Strategy] = {
     "rain": Strategy(

@@ -57,7 +57,8 @@ class _HelpFormatter(argparse.HelpFormatter):
             text += f" (one of {', '.join(map(str, action.choices))})"
         if action.required:
             return f"{text} (required)"
-        if action.default in (None, "", argparse.SUPPRESS) or isinstance(action, argparse._HelpAction):
+        default = getattr(action.default, "value", action.default)  # of an enum
+        if default in (None, "", argparse.SUPPRESS) or isinstance(action, argparse._HelpAction):
             return text
         return f"{text} (default: %(default)s)"
 

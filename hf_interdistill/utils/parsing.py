@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .fields import nearest_name
+from .none_values import NONE_HELP, accept_none
 from .option_groups import describe_by_group
 from .option_names import field_names, rename_keys, rename_words
 from .sources import require_file
@@ -15,7 +16,7 @@ from .sources import require_file
 def parse(
     dataclass_types: Sequence[type], arguments: Sequence[str], prog: str | None = None, is_launched: bool = False
 ) -> tuple:
-    """Dataclasses from a YAML file and overrides, with TRL's parser. Synonyms of options are taken in both.
+    """Dataclasses from a YAML file and overrides, with TRL's parser. Both take synonyms of options, and `none`.
 
     Args:
         dataclass_types: what to make. arguments: of the command line. prog: name of the command, for `--help`.
@@ -31,11 +32,13 @@ def parse(
     arguments = rename_words([part for each in arguments for part in _config_apart(each)], own)
     parser = TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]  # transformers' name for any dataclass
     parser.error = _refuse  # type: ignore[method-assign]  # argparse would print all keys before its message
+    accept_none(parser, dataclass_types)
     take = parser.set_defaults_with_config
     parser.set_defaults_with_config = lambda **config: take(**rename_keys(config, own))  # type: ignore[method-assign]
     known = {action.dest for action in parser._actions} | {"env"}
     if {"-h", "--help"} & set(arguments):
         describe_by_group(parser, dataclass_types, is_launched)
+        parser.epilog = NONE_HELP
         parser.parse_args(["--help"])
     if arguments[-1:] == ["--config"]:
         raise ValueError("`--config` names no file. Write `--config recipe.yaml`.")
@@ -68,6 +71,7 @@ def given_values(dataclass_types: Sequence[type], arguments: Sequence[str]) -> d
     arguments = rename_words(arguments, field_names(dataclass_types))
     parser = TrlParser(dataclass_types)  # type: ignore[arg-type]
     parser.error = _refuse  # type: ignore[method-assign]
+    accept_none(parser, dataclass_types)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     found, _ = parser.parse_known_args(list(arguments))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
+from support.datasets import ROOT
 
 from hf_interdistill.cli import main, parse
 from hf_interdistill.commands import rain
 from hf_interdistill.commands.rain_options import RainOptions, with_options
+from hf_interdistill.rain.api.job_config import RainJobConfig
 from hf_interdistill.rain.config import RainConfig
 from hf_interdistill.rain.strategies import OF_OTHER_STRATEGIES
 
@@ -77,6 +80,121 @@ def test_options_of_other_strategies(strategy, field, value, tmp_path, capsys):
         job(f"--{field}", str(value)).rain_config()
 
 
+@pytest.mark.parametrize("strategy", ["best_of_n", "beam", "args", "rad"])
+@pytest.mark.parametrize("recipe", ["self", "reward"])
+def test_the_strategy_of_a_recipe_is_overridden(recipe, strategy):
+    """Its `preset: harmless` names an encoder that no other strategy reads."""
+    path = str(ROOT / "recipes" / "smollm2-135m" / "rain" / f"{recipe}.yaml")
+    config = with_options(*parse(rain.ARGUMENTS, ["--config", path, "--strategy", strategy])).rain_config()
+    assert config == RainConfig.preset("harmless", strategy=strategy, seed=0)
+    assert (config.judge, config.turn_markers, config.similarity_model) == ("harmlessness", ("Human:",), None)
+
+
+def test_a_preset_beside_another_strategy():
+    for preset in ("fast", "harmless"):
+        found = job("--preset", preset, "--strategy", "beam").rain_config()
+        assert found == RainConfig.preset(preset, strategy="beam", seed=0)
+        with pytest.raises(ValueError, match=r"`exploration` is 3.0, but the strategy 'beam' does not read it"):
+            job("--preset", preset, "--strategy", "beam", "--exploration", "3")
+
+
+def test_a_job_is_checked_when_its_options_are_merged(tmp_path):
+    recipe = tmp_path / "rain.yaml"
+
+    def found(rain_settings: dict, *words: str) -> RainConfig:
+        recipe.write_text(yaml.safe_dump({"rain": rain_settings}))
+        return job("--config", str(recipe), *words).rain_config()
+
+    beams = RainConfig.preset("beam", beams=3, seed=0)
+    assert found({"beams": 3}, "--strategy", "beam") == beams
+    assert found({"strategy": "beams", "beams": 3}, "--strategy", "beam") == beams
+    assert found({"preset": "harmles"}, "--preset", "fast") == RainConfig.preset("fast", seed=0)
+    assert found({"iterations": 0}, "--iterations", "7").iterations == 7
+    for settings, message in (
+        ({"beams": 3}, "`beams` is 3, but the strategy 'rain' does not read it"),
+        ({"preset": "harmles"}, "`harmles` is not a preset"),
+        ({"iterations": 0}, "`iterations` is 0, but must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found(settings)
+        with pytest.raises(ValueError, match=message):
+            RainJobConfig(model="m", prompts="p", output="o", rain=settings)
+
+
+OPTIONAL = [each.name for each in fields(RainConfig) if type(None) in get_args(get_type_hints(RainConfig)[each.name])]
+
+
+@pytest.mark.parametrize("name", [each for each in OPTIONAL if each not in OF_STRATEGIES | {"seed"}])
+def test_none_unsets_each_optional_field(name, tmp_path):
+    value = OTHER_VALUES[name]
+    nested = json.dumps({name: value})
+    assert getattr(job("--rain", nested).rain_config(), name) == value
+    recipe = tmp_path / "rain.yaml"
+    for words in ([f"--{name}", "none"], [f"--{name}=none"], [f"--{name}", "None"], ["--config", str(recipe)]):
+        for text in ("none", "null") if "--config" in words else ("",):
+            recipe.write_text(f"{name}: {text}\n")
+            config = job("--rain", nested, *words).rain_config()
+            assert getattr(config, name) is None and config == RainConfig(seed=0)
+
+
+def test_every_optional_field_was_tried():
+    assert set(OPTIONAL) == {
+        *("similarity_model", "rollout_max_tokens", "judge_orders", "num_speculative", "cuda_graphs"),
+        *("reward_weight", "beams", "seed"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"), [("args", "reward_weight"), ("rad", "reward_weight"), ("beam", "beams")]
+)
+def test_none_unsets_a_field_of_another_strategy(strategy, name):
+    config = job("--strategy", strategy, f"--{name}", "none").rain_config()
+    assert config == RainConfig.preset(strategy, **{name: None}, seed=0)
+    assert getattr(RainConfig.preset(strategy), name) is not None
+
+
+def test_none_unsets_what_a_preset_or_a_recipe_sets(tmp_path):
+    config = job("--preset", "harmless", "--similarity_model", "none").rain_config()
+    assert config == RainConfig.preset("harmless", similarity_model=None, seed=0)
+    assert job("--preset", "fast", "--rollout_max_tokens", "none").rain_config().rollout_max_tokens is None
+    assert job("--rain", '{"preset": "fast"}', "--preset", "none").rain_config() == RainConfig(seed=0)
+    found = job("--generation", '{"max_new_tokens": 4}', "--max_new_tokens", "none")
+    assert found.generation_settings() == {"max_new_tokens": None}
+    recipe = tmp_path / "rain.yaml"
+    recipe.write_text("seed: 4\nscorer: reward\nreward_model: r\nserver: [http://a:1, http://b:1]\ntrees: t\n")
+    words = ["--scorer", "self", "--reward_model", "none", "--server", "none", "--trees", "none", "--seed", "none"]
+    found = job("--config", str(recipe), *words)
+    assert (found.seed, found.reward_model, found.server, found.trees) == (None, None, None, None)
+    assert found.rain_config().seed == 0
+
+
+@pytest.mark.parametrize("name", ["iterations", "candidates", "exploration", "judge_calibration", "edge_lengths"])
+def test_a_field_that_cannot_be_none_says_so(name):
+    with pytest.raises(ValueError, match=rf"--{name}.* 'none'|--judge_calibration.* got none"):
+        job(f"--{name}", "none").rain_config()
+
+
+def test_words_that_are_none_stay_words_where_there_is_no_none():
+    assert job("--rollout_stops", "none").rain_config().rollout_stops == "none"
+    assert job("--turn_markers", "none").rain_config().turn_markers == ("none",)
+
+
+def test_a_bare_switch_means_true():
+    assert job("--cuda_graphs").rain_config().cuda_graphs is True
+    assert job("--judge_calibration").rain_config().judge_calibration is True
+
+
+def test_the_help_names_none_where_it_may_be_given(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit):
+        main(["rain", "--help"])
+    shown = capsys.readouterr().out
+    assert "`none` as the value of an option without a default unsets it" in shown
+    for name in OPTIONAL:
+        (line,) = (line for line in shown.splitlines() if line.strip().startswith(f"--{name} "))
+        assert name == "seed" or "; or `none`, the default." in line
+
+
 def _default(name: str):
     return getattr(RainConfig(), name)
 
@@ -112,7 +230,7 @@ def test_options_come_before_the_nested_form():
 
 def test_no_option_leaves_the_job_as_it_is():
     parsed, options = parse(rain.ARGUMENTS, NEEDED)
-    assert options == RainOptions() and with_options(parsed, options) == parsed
+    assert options == RainOptions() and asdict(with_options(parsed, options)) == asdict(parsed)
 
 
 def test_settings_of_earlier_jobs_still_fit():

@@ -17,6 +17,7 @@ from hf_interdistill import RewardScorer, diagnose
 from hf_interdistill.cli import main
 from hf_interdistill.diagnostics import diagnosis as diagnosis_module
 from hf_interdistill.diagnostics.collect.contents import read_pair, with_cue
+from hf_interdistill.diagnostics.collect.loading import as_scorer, scorer_beside
 from hf_interdistill.diagnostics.collect.measurer import PairMeasurer
 from hf_interdistill.diagnostics.collect.scored_attention import scored_attention, stage_masses
 from hf_interdistill.diagnostics.config import DiagnosisConfig
@@ -233,6 +234,20 @@ def test_broken_model_is_named():
         scorer.model.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="Row 0 has a reward that is not finite"):
         diagnose(scorer, preferences(2), FAST, is_progress_shown=False)
+
+
+def test_a_model_that_is_named_is_read_on_a_gpu_if_there_is_one(tmp_path, monkeypatch):
+    scorer = scorer_of()
+    for part in (scorer.model, scorer.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(RewardScorer, "to", lambda self, device: moved.append(device) or self)
+    as_scorer(str(tmp_path / "model"), None, 4)
+    assert moved == ["cuda"]
+    assert as_scorer(scorer, None, 4) is scorer and moved == ["cuda"]
+    scorer_beside(str(tmp_path / "model"), scorer)
+    assert moved == ["cuda", torch.device("cpu")]
 
 
 def test_killed_run_resumes(tmp_path, monkeypatch):

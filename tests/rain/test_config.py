@@ -7,6 +7,7 @@ import pytest
 
 from hf_interdistill.rain.config import PRESETS, RainConfig
 from hf_interdistill.rain.deviations import DEVIATIONS
+from hf_interdistill.rain.strategies import STRATEGIES
 from hf_interdistill.utils.fields import UnknownFieldError
 
 # The constants of the paper and the released code.
@@ -154,6 +155,58 @@ def test_resolve_takes_what_users_pass():
     assert RainConfig.resolve({"preset": "truthful"}) == RainConfig.preset("truthful")
     with pytest.raises(TypeError, match="is a int"):
         RainConfig.resolve(3)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "rain"])
+@pytest.mark.parametrize("preset", ["harmless", "adversarial", "truthful", "fast"])
+def test_a_preset_gives_another_strategy_what_it_reads(preset, strategy):
+    """The rest is that of the preset of the strategy's name."""
+    found = RainConfig.preset(preset, strategy=strategy)
+    shared = {name: value for name, value in PRESETS[preset].items() if name in STRATEGIES[strategy].reads}
+    assert found == RainConfig(**{**PRESETS[strategy], **shared})
+    assert found.judge == PRESETS[preset]["judge"] and found.similarity_model is None
+    assert RainConfig.from_dict({"preset": preset, "strategy": strategy}) == found
+    assert RainConfig.resolve({"preset": preset}, strategy) == RainConfig.resolve(preset, strategy) == found
+    assert RainConfig.resolve({"preset": preset, "seed": 3}, strategy) == found.replace(seed=3)
+    assert RainConfig.preset(preset, strategy="rain") == RainConfig.preset(preset)
+
+
+def test_a_preset_and_a_strategy_by_hand():
+    assert RainConfig.preset("harmless", strategy="beam") == RainConfig(
+        strategy="beam",
+        beams=2,
+        candidates=4,
+        edge_lengths=(8,),
+        turn_markers=("Human:",),
+    )
+    fast = RainConfig.preset("fast", strategy="best_of_n")
+    assert (fast.candidates, fast.edge_lengths, fast.judge_calibration) == (8, (1, 2, 4, 10), True)
+
+
+@pytest.mark.parametrize("preset", ["harmless", "fast"])
+def test_what_the_user_sets_himself_is_refused_still(preset):
+    changes = {"similarity_model": "encoder", "exploration": 3.0, "iterations": 9, "leaves_per_step": 2}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=f"`{name}` is {value!r}, but the strategy 'beam' does not read it"):
+            RainConfig.preset(preset, strategy="beam", **{name: value})
+        with pytest.raises(ValueError, match=f"`{name}` is {value!r}"):
+            RainConfig.resolve({"preset": preset, name: value}, "beam")
+
+
+@pytest.mark.parametrize("make", [RainConfig.preset, lambda name, strategy: RainConfig.resolve(name, strategy)])
+def test_the_preset_of_a_strategy_is_of_no_other(make):
+    for name, strategy in (("beam", "rain"), ("args", "rad"), ("best_of_n", "beam")):
+        message = f"`strategy` is '{strategy}', but the preset '{name}' is that of the strategy '{name}'. Leave one"
+        with pytest.raises(ValueError, match=message):
+            make(name, strategy=strategy)
+    assert RainConfig.preset("beam", strategy="beam") == RainConfig.preset("beam")
+
+
+def test_another_strategy_in_a_copy_names_what_it_does_not_read_and_the_value_that_it_may_have():
+    config = RainConfig.preset("harmless")
+    with pytest.raises(ValueError, match=r"`similarity_model` is .*Leave it out \(it is None then\), or change"):
+        config.replace(strategy="beam")
+    assert config.replace(strategy="beam", similarity_model=None).strategy == "beam"
 
 
 def test_deviations_say_what_and_why():

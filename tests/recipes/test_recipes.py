@@ -17,6 +17,7 @@ from support.models import OWN_ATTENTION, build_student
 
 from hf_interdistill.cli import COMMANDS, LAUNCHED, parse, split_command
 from hf_interdistill.commands import rain, reward, teacher
+from hf_interdistill.commands.rain_options import with_options
 from hf_interdistill.utils.launching import split_launch_options
 
 RECIPES = ROOT / "recipes"
@@ -160,12 +161,22 @@ def test_no_two_recipes_write_to_one_folder():
 
 @pytest.mark.parametrize("path", RAIN, ids=name_of)
 def test_rain_recipe_parses(path):
-    job, _ = parse(rain.ARGUMENTS, ["--config", str(path)])
+    settings = parse(rain.ARGUMENTS, ["--config", str(path)])
+    job = with_options(*settings)
     written = yaml.safe_load(path.read_text())
     assert {key: getattr(job, key) for key in written} == written
     assert job.rain_config().judge == "harmlessness"
     if job.scorer == "reward":
         assert job.reward_model in [yaml.safe_load(other.read_text())["output_dir"] for other in REWARD]
+
+
+def test_a_recipe_uses_another_strategy():
+    beam = with_options(*parse(rain.ARGUMENTS, ["--config", str(RECIPES / "smollm2-135m" / "rain" / "beam.yaml")]))
+    config = beam.rain_config()
+    assert (config.strategy, config.beams, config.candidates, config.edge_lengths) == ("beam", 2, 4, (8,))
+    reward = with_options(*parse(rain.ARGUMENTS, ["--config", str(RECIPES / "smollm2-135m" / "rain" / "reward.yaml")]))
+    for name in ("model", "prompts", "generation", "reward_model", "reward_scale", "seed"):
+        assert getattr(beam, name) == getattr(reward, name)
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=name_of)

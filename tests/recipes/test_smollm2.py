@@ -64,7 +64,7 @@ def test_every_recipe_runs(tmp_path):
         assert len(logs) == 2 and all(("interaction/loss" in log) == ("interaction" in name) for log in logs)
         first, other = RewardScorer.from_pretrained(str(runs / name))(["Hi?", "Hi?"], ["Hello.", "Go away."])
         assert first != other
-    for judge in ("self", "reward"):
+    for judge in ("self", "reward", "beam"):
         (answer,) = map(json.loads, (runs / "rain" / f"{judge}.jsonl").read_text(encoding="utf-8").splitlines())
         assert 1 <= len(answer["tokens"]) <= 4 and answer["stats"]["iterations"] >= 1
     candidates = [json.loads(line) for line in (runs / "best_of_n" / "candidates.jsonl").open(encoding="utf-8")]

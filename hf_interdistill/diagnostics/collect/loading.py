@@ -11,17 +11,21 @@ import torch
 from ...scoring.ensemble import RewardEnsemble
 from ...scoring.opening import LocalScorer, open_scorer
 from ...scoring.scorer import RewardScorer
+from ...utils.devices import find_device
 from ...utils.privacy import public_name
 
 
-def as_scorer(model, tokenizer, batch_size: int, **load_options) -> LocalScorer:
+def as_scorer(model, tokenizer, batch_size: int, device=None, **load_options) -> LocalScorer:
     """The scorer of a folder, a Hub name (both loaded with `load_options`), a loaded model, or a scorer.
+
+    What is loaded here goes to `device`, by default a GPU if there is one.
 
     Raises:
         ValueError: a loaded model without its tokenizer; an ensemble whose members read different tokens.
     """
     if isinstance(model, str | os.PathLike):
         model = open_scorer(str(model), tokenizer, batch_size=batch_size, **load_options)
+        model.to(find_device(None) if device is None else device)
     if isinstance(model, LocalScorer):
         if isinstance(model, RewardEnsemble):
             model.reading_members("A diagnosis")
@@ -37,7 +41,7 @@ def scorer_beside(model, scorer: LocalScorer) -> LocalScorer:
     loaded model is read with its tokenizer."""
     if isinstance(model, str | os.PathLike):
         dtype = getattr(_models(scorer)[0], "dtype", torch.float32)
-        return as_scorer(model, None, scorer.batch_size, dtype=dtype).to(scorer.device)
+        return as_scorer(model, None, scorer.batch_size, scorer.device, dtype=dtype)
     return as_scorer(model, scorer.tokenizer, scorer.batch_size)
 
 

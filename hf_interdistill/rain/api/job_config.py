@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from ...scoring.reward_apis import refuse_unused_of_reward_server
 from ...utils.dtypes import check_dtype
-from ...utils.fields import as_mapping, refuse_unknown, refuse_unused, require_kinds
+from ...utils.fields import as_mapping, refuse_unknown, refuse_unused, require_kinds, require_positive
 from ...utils.server_pool import check_urls
 from ..config import RainConfig
 from ..scorers.builtin import check_scale
@@ -35,8 +35,9 @@ class RainJobConfig:
         reward_cache: whether the reward model keeps what it has read of each text (see `CachedRewardScorer`).
         trees: folder for the tree of each prompt; by default trees are not written.
         tree_format: `json`, `html` or `mmd`.
+        batch_size: completions that the reward model scores per forward pass, or per request to its server.
         seed: seed of the search, before that of `rain`; 0 if neither has one.
-        dtype: dtype of the model, as in `from_pretrained`.
+        dtype, reward_dtype: of the causal LM and of the reward model, as in `from_pretrained`.
         overwrite: start over if `output` was made with other settings.
         server: address of a vLLM server that has the model, which is then not loaded here; or of several, as a list.
         tokenizer: name or folder of the served model's tokenizer; by default `model`.
@@ -64,8 +65,10 @@ class RainJobConfig:
     reward_cache: bool = field(default=False, metadata={"help": "Read only what is new of a text, for rewards."})
     trees: str | None = field(default=None, metadata={"help": "Folder for search trees."})
     tree_format: str = field(default="json", metadata={"help": "json, html or mmd."})
+    batch_size: int = field(default=16, metadata={"help": "Completions per forward pass of the reward model."})
     seed: int | None = field(default=None, metadata={"help": "Seed of the search; 0 if `rain` has none either."})
-    dtype: str = field(default="auto", metadata={"help": "The model's dtype."})
+    dtype: str = field(default="auto", metadata={"help": "Data type of the causal LM."})
+    reward_dtype: str = field(default="float32", metadata={"help": "Data type of the reward model."})
     overwrite: bool = field(default=False, metadata={"help": "Start over if the settings differ."})
     server: list[str] | None | str = field(  # noqa: RUF036  # in this order TRL's parser reads a list
         default=None, metadata={"help": "Addresses of vLLM servers that have the model."}
@@ -88,7 +91,9 @@ class RainJobConfig:
             check_urls(name, getattr(self, name))
         for name in ("rain", "generation"):
             object.__setattr__(self, name, as_mapping(name, getattr(self, name)))
-        check_dtype("dtype", self.dtype)
+        for name in ("dtype", "reward_dtype"):
+            check_dtype(name, getattr(self, name))
+        require_positive("batch_size", self.batch_size)
         if self.tree_format not in ("json", "html", "mmd"):
             raise ValueError(f"`tree_format` is {self.tree_format!r}, but must be json, html or mmd.")
         if (self.scorer == "reward") != (self.reward_model is not None):
@@ -101,6 +106,10 @@ class RainJobConfig:
         known = [name for name in GenerationConfig().to_dict() if not name.startswith("_")]
         refuse_unknown("`generation`", self.generation_settings(), known)
         refuse_settings_of_a_call(self.generation_settings())
+        self._check_search()
+
+    def _check_search(self) -> None:
+        """Raise `ValueError` for settings of the search that cannot be."""
         self.rain_config()
 
     def _refuse_unused(self) -> None:
@@ -113,6 +122,8 @@ class RainJobConfig:
                 "reward_scale": (has_reward, "`scorer: reward`"),
                 "reward_center": (has_reward, "`scorer: reward`"),
                 "reward_cache": (has_reward and self.reward_server is None, "a reward model that is loaded here"),
+                "reward_dtype": (has_reward and self.reward_server is None, "a reward model that is loaded here"),
+                "batch_size": (has_reward and not self.reward_cache, "a reward model that reads whole texts"),
                 "tree_format": (self.trees is not None, "`trees`"),
                 "tokenizer": (is_served, "`server`"),
                 "dtype": (not is_served, "a model that is loaded here"),
@@ -134,7 +145,7 @@ class RainJobConfig:
         values = asdict(self)
         served = {"is_served": True, "tokenizer": self.tokenizer} if self.server is not None else {}
         # Results do not depend on where the servers are, so that another address can resume a job.
-        for name in ("output", "overwrite", "trees", "tree_format", *_SERVERS):
+        for name in ("output", "overwrite", "trees", "tree_format", "batch_size", *_SERVERS):
             del values[name]
         return {**values, **served, "seed": self.seed or 0, "rain": self.rain_config().to_dict()}
 

@@ -16,6 +16,7 @@ from ...utils.jsonl_jobs import JsonlJob, error_field
 from ..engine.engine import Prompt
 from ..results.records import RainRecord
 from ..results.views import save, to_html
+from ..strategies import STRATEGIES
 from .inputs import warn_of_empty_answer
 from .job_config import RainJobConfig
 
@@ -45,7 +46,8 @@ class JobOutput:
     ) -> Iterator[JobOutput]:
         """An output for some prompts of a job."""
         is_shown = PartialState().is_local_main_process
-        with job.appending() as append, tqdm(total=len(work), desc="RAIN", unit="prompt", disable=not is_shown) as bar:
+        name = STRATEGIES[config.rain_config().strategy].heading
+        with job.appending() as append, tqdm(total=len(work), desc=name, unit="prompt", disable=not is_shown) as bar:
             yield cls(config, tokenizer, work, append, bar)
 
     def write(self, number: int, record: RainRecord) -> None:

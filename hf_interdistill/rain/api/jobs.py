@@ -102,7 +102,8 @@ def _load_reward(config: RainJobConfig) -> Any:
     if config.reward_server is None:
         from ...scoring.opening import open_scorer
 
-        return open_scorer(str(config.reward_model))
+        scorer = open_scorer(str(config.reward_model), batch_size=config.batch_size, dtype=config.reward_dtype)
+        return scorer.to(PartialState().device)
     from ...scoring.remote import RemoteRewardScorer
 
     return RemoteRewardScorer.for_job(
@@ -110,7 +111,7 @@ def _load_reward(config: RainJobConfig) -> Any:
         api=config.reward_api,
         model=str(config.reward_model),
         tokenizer=config.reward_tokenizer,
-        batch_size=16,
+        batch_size=config.batch_size,
         timeout=config.server_timeout,
     )
 

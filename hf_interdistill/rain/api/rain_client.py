@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from ...utils.async_calls import iterate, run
+from ...utils.devices import find_device
 from ...utils.server_pool import ModelServers
 from ...utils.servers import ServerError
 from ..config import RainConfig
@@ -140,7 +141,7 @@ class RainClient:
     def build_engine(self, options: ServedGeneration, isolates_errors: bool = False) -> ServedEngine:
         """An engine with a bound scorer and a loaded encoder; `isolates_errors` as in `ServedEngine`."""
         if self.embedder is None and self.config.similarity_model is not None:
-            self.embedder = TextEncoder.from_pretrained(self.config.similarity_model, torch.device("cpu"))
+            self.embedder = TextEncoder.from_pretrained(self.config.similarity_model, find_device(None))
         return ServedEngine(
             self.client,
             self.tokenizer,

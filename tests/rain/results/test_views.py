@@ -10,6 +10,7 @@ from support.rain import tree_node as node
 
 from hf_interdistill.rain.results.records import TreeRecord, shown_prompt
 from hf_interdistill.rain.results.views import lay_out, pruned, save, to_html, to_mermaid, walk
+from hf_interdistill.rain.strategies import STRATEGIES
 
 EVIL = '</script><script>alert("x")</script> & "quoted" {{ 7 * 7 }} `code`\n|]end'
 
@@ -27,6 +28,7 @@ def test_json_holds_everything(record):
         == {
             "prompt": EVIL,
             "completion": EVIL,
+            "strategy": "rain",
             "root": record.root,
         }
     )
@@ -106,7 +108,7 @@ def test_a_deep_tree_is_drawn(is_committed, tmp_path):
     text = record.to_json()
     opened = [place for place, character in enumerate(text) if character == "["]
     assert len(opened) == 2 * (depth + 1)  # `tokens` and `children` of every node
-    assert text.startswith('{"prompt": "prompt", "completion": "text", "root": {"text": "",')
+    assert text.startswith('{"prompt": "prompt", "completion": "text", "strategy": "rain", "root": {"text": "",')
     assert text.endswith('"children": []}' + "]}" * depth + "}")
     page = check_page(to_html(record), None)
     assert page.deepest < 40 and page.scripts[0] == text
@@ -196,6 +198,38 @@ def test_a_real_search_is_drawn(model, tokenizer, tmp_path):
     committed = [each["text"] for each, _, _ in walk(record.tree.root) if each["is_committed"]]
     assert "".join(committed) == record.text
     assert json.loads(record.tree.to_json())["completion"] == record.text
+
+
+TITLES = {
+    "rain": "Search tree of RAIN",
+    "best_of_n": "Search tree of best-of-n",
+    "beam": "Search tree of chunk-wise beam search",
+    "args": "Search tree of ARGS",
+    "rad": "Search tree of reward-augmented decoding",
+}
+
+
+@pytest.mark.parametrize("strategy", TITLES)
+def test_a_page_says_what_its_strategy_does(strategy, model, tokenizer):
+    output = model.generate(
+        **encode(tokenizer, ["Tell me"]),
+        strategy=strategy,
+        tokenizer=tokenizer,
+        rain_config={"candidates": 3, "seed": 1},
+        rain_scorer=likes_short_words,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+    )
+    tree, stats = output.rain[0].tree, output.rain[0].stats
+    assert json.loads(tree.to_json())["strategy"] == tree.strategy == strategy
+    page = check_page(to_html(tree, stats=stats), None)
+    assert [text for _, text in page.all("h1")] == [TITLES[strategy]] and page.all("title")[0][1] == TITLES[strategy]
+    (sentence, *_) = (text for attributes, text in page.all("p") if attributes.get("class") == "soft")
+    assert sentence == STRATEGIES[strategy].summary.replace("`", "")
+    assert STRATEGIES[strategy].summary.count("`") == 2 * page.source.count("<code>")
+    is_rain = strategy == "rain"
+    assert ("rewinds" in page.text) == ("RAIN" in page.text) == is_rain
+    assert to_html(tree, title="Mine").count("<h1>Mine</h1>") == 1
 
 
 def test_a_root_without_children_has_a_page(record):
