@@ -29,7 +29,9 @@ class VllmLike:
     Args:
         model: a causal LM, or `None`. tokenizer: its own. name: by which it is served.
         reward_model: a sequence classifier for `/classify`, or `None`.
-        max_logprobs, max_length: the server's `--max-logprobs` and `--max-model-len`.
+        max_logprobs, max_length: the server's `--max-logprobs` and `--max-model-len`. A request for more tokens than
+            are left of the latter is refused.
+        max_stop_tokens: the most `stop_token_ids` of a request, its `VLLM_MAX_STOP_TOKEN_IDS`; `None` for any number.
         is_processed: `--logprobs-mode processed_logprobs`.
         fault: called with the path and the body before each answer; may raise `RefusalError`, or return what to answer
             instead (`(status, content)`), or `"cut"`.
@@ -47,12 +49,13 @@ class VllmLike:
         reward_model=None,
         max_logprobs: int = 20,
         max_length: int = 512,
+        max_stop_tokens: int | None = None,
         is_processed: bool = False,
         fault: Callable[[str, dict], Any] | None = None,
     ):
         self.model, self.tokenizer, self.name, self.reward_model = model, tokenizer, name, reward_model
         self.max_logprobs, self.max_length, self.is_processed = max_logprobs, max_length, is_processed
-        self.fault = fault
+        self.max_stop_tokens, self.fault = max_stop_tokens, fault
         self.requests: list[tuple[str, dict]] = []
         self.keys: list[str | None] = []
         self._lock = threading.Lock()
@@ -93,10 +96,16 @@ class VllmLike:
         asked, prompt = body.get("logprobs"), body["prompt"]
         if asked is not None and asked > self.max_logprobs:
             raise RefusalError(f"Requested sample logprobs of {asked}, which is greater than max: {self.max_logprobs}")
-        if len(prompt) >= self.max_length:
-            raise RefusalError(f"This model's maximum context length is {self.max_length} tokens.")
+        limit = body["max_tokens"]
+        if len(prompt) + limit > self.max_length:
+            raise RefusalError(
+                f"This model's maximum context length is {self.max_length} tokens. However, you requested "
+                f"{len(prompt) + limit} tokens ({len(prompt)} in the messages, {limit} in the completion)."
+            )
+        stops = len(body.get("stop_token_ids") or ())
+        if self.max_stop_tokens is not None and stops > self.max_stop_tokens:
+            raise RefusalError(f"stop_token_ids has {stops} items, more than VLLM_MAX_STOP_TOKEN_IDS.")
         rows = [_Row(body, number) for number in range(body.get("n", 1))]
-        limit = min(body["max_tokens"], self.max_length - len(prompt))
         while live := [row for row in rows if not row.is_over and len(row.tokens) < limit]:
             ids = torch.tensor([[*prompt, *row.tokens] for row in live])
             logits = self.model(input_ids=ids).logits[:, -1].float()

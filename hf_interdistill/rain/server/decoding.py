@@ -120,7 +120,8 @@ class ServedDecoding:
     async def roll_out(self, generated: tuple[int, ...]) -> tuple[int, ...]:
         """Sample up to a stop character, the end of the text or the longest rollout."""
         rules = self.rules
-        longest = self.config.rollout_max_tokens or rules.remaining(generated)
+        left = rules.remaining(generated)
+        longest = min(self.config.rollout_max_tokens or left, left)
         tokens: tuple[int, ...] = ()
         while True:
             answer = await self._complete(
