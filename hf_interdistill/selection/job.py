@@ -16,12 +16,13 @@ from ..scoring.aggregation import ensemble_settings
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.formatting import template_kwargs
 from ..scoring.opening import open_scorer
-from ..scoring.prompts import check_completions, load_prompts
+from ..scoring.prompts import TEMPLATE_COLUMNS, check_completions, load_prompts
 from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
 from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.causal_models import load_causal_lm
 from ..utils.jsonl_jobs import JsonlJob, error_field, run_sharded_job
+from ..utils.processes import long_barrier
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import ServerError, is_of_one_request
 from ..utils.sources import load_tokenizer, loading, refuse_same_file
@@ -32,7 +33,6 @@ from .rules import selected_rows
 from .served_candidates import ServedSampler
 
 _IN_FLIGHT = 512  # candidates that a server is asked for at the same time
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
@@ -62,17 +62,26 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
         lambda job, share: _sample_and_score(config, job, share),
         settings={**config.result_settings(), **ensemble_settings(reward_model, config.gold_model)},
         overwrite=config.overwrite,
+        optional=TEMPLATE_COLUMNS,
+        uses_device=_uses_device(config),
     )
     state = PartialState()
-    summary = _summarize(config, job) if state.is_main_process else {}
-    state.wait_for_everyone()
+    with long_barrier(state) as wait_for_everyone:
+        summary = _summarize(config, job) if state.is_main_process else {}
+        wait_for_everyone()
     return {"prompts": len(rows), "scored": scored, **summary}
+
+
+def _uses_device(config: BestOfNConfig) -> bool:
+    """Whether a model is loaded here."""
+    is_sampled_here = config.model is not None and config.server is None
+    return is_sampled_here or config.reward_server is None or config.gold_model is not None
 
 
 def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:
     """The prompts, with their completions where there is no model to sample them."""
     given = () if config.model else ("completions", "gold_rewards")
-    rows = load_prompts(config.prompts, keep=(*_TEMPLATE_COLUMNS, *given))
+    rows = load_prompts(config.prompts, keep=(*TEMPLATE_COLUMNS, *given))
     for row in rows if config.model is None else ():
         where = f"Prompt {row['id']!r} of {config.prompts}"
         if not row.get("completions"):
@@ -204,7 +213,7 @@ def _with_scores(rows: list[dict], scorers: dict[str, TextScorer]) -> list[dict]
     prompts = [row["prompt"] for row in rows for _ in row["completions"]]
     completions = [completion for row in rows for completion in row["completions"]]
     columns: dict[str, Any] = {
-        key: [row.get(key) for row in rows for _ in row["completions"]] for key in _TEMPLATE_COLUMNS
+        key: [row.get(key) for row in rows for _ in row["completions"]] for key in TEMPLATE_COLUMNS
     }
     values = {key: scorer(prompts, completions, **columns) for key, scorer in scorers.items()}
     for key, each in values.items():
