@@ -256,3 +256,16 @@ def dying_after(count: int, answer: Any, failed: list[str]) -> Callable[[str, di
         return answer
 
     return fault
+
+
+def switchable() -> tuple[Callable[[str, dict], Any], Callable[[bool], None]]:
+    """A fault of a server that is down whenever it is switched so, and the switch."""
+    state = {"is_down": False}
+
+    def fault(path: str, body: dict) -> Any:
+        return (500, "down") if state["is_down"] else None
+
+    def switch(is_down: bool) -> None:
+        state["is_down"] = is_down
+
+    return fault, switch

@@ -196,7 +196,9 @@ def test_at_the_end_of_the_context_no_more_is_asked_for_than_is_left(model, toke
     config = quick_config(**EXACT, rollout_max_tokens=longest, rollout_stops="")
     options = {name: value for name, value in OPTIONS.items() if name != "max_new_tokens"}
     with served(VllmLike(model, tokenizer, max_length=length + 4)) as url:
-        records = RainClient(url, "lm", tokenizer, config, likes_short_words).generate(PROMPTS[:1], **options, **limits)
+        records = RainClient(url, "lm", tokenizer, config, likes_short_words).generate(
+            PROMPTS[:1], **options, **limits
+        )
     in_context = {**options, "max_new_tokens": min(4, limits.get("max_new_tokens", 4))}
     (wanted,) = rain(model, tokenizer, PROMPTS[:1], rain_config=config, **in_context).rain
     assert tree_shape(records[0].tree) == tree_shape(wanted.tree)
