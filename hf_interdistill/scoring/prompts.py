@@ -16,6 +16,8 @@ from .checks import check_response, check_text
 from .control_tokens import SANITIZE
 from .formatting import Text, is_messages, normal_text
 
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a row, for the chat template
+
 
 def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows of a JSONL file: `prompt`, `id` (by default the line's number), and those keys of `keep` that a row has.
@@ -39,6 +41,11 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
     if not rows:
         raise ValueError(f"{path} holds no prompts.")
     return rows
+
+
+def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row has for the chat template beside its prompt."""
+    return {name: row[name] for name in TEMPLATE_COLUMNS if row.get(name) is not None}
 
 
 def _check_id(name: Any, is_given: bool, lines_of_ids: dict[str | int, int], where: str) -> str | int:

@@ -132,8 +132,9 @@ class RemoteRewardScorer(TextScorer):
         return scorer
 
     def check(self) -> None:
-        """Compare the server with this scorer: its kind, the model's name and, with `classify`, the vocabulary. Once.
-        Of several servers, those that cannot be used or have another model than the first are left out.
+        """Compare the server with this scorer: its kind, the model's name and, with `classify`, the vocabulary. Once,
+        and again where servers were left out, which may be back. Of several servers, those that cannot be used or have
+        another model than the first are left out.
 
         Raises:
             ValueError: they do not match. ServerError: the server cannot be reached, or refuses the token.
@@ -158,23 +159,13 @@ class RemoteRewardScorer(TextScorer):
         return {"api": self.api, "root": served.root, "digest": served.digest, **formatting}
 
     def _checked(self) -> ServedModel:
-        if self._served is None:
+        if self._served is None or self.servers.is_due:
             self._served = run(self._check())
         return self._served
 
     async def _check(self) -> ServedModel:
         async with self.servers.connected():
-            found = await self.servers.examine(self._examine)
-            (first, wanted), *others = found.items()
-            for server, each in others:
-                if each[0] != wanted[0]:
-                    problem = f"It serves {each[0]}, and {first.url} {wanted[0]}."
-                elif abs(each[1] - wanted[1]) > _ALIKE * max(1.0, abs(wanted[1])):
-                    problem = f"It gives a test text the reward {each[1]:g}, and {first.url} {wanted[1]:g}."
-                else:
-                    continue
-                self.servers.leave_out(server, ValueError(f"{problem} Start all with the same model and flags."))
-        return wanted[0]
+            return (await self.servers.examine(self._examine, _difference))[0][0]
 
     async def _examine(self, server: ModelServer) -> tuple[ServedModel, float]:
         """What a server says of the model and, where there are several, its reward of a test text; else 0."""
@@ -226,7 +217,7 @@ class RemoteRewardScorer(TextScorer):
     async def _ask_all(self, rows: Sequence[Any], starts: Sequence[int], name: str, progress: tqdm) -> list[Rewards]:
         """Rewards and token counts of each request."""
         answered: list[float | None] = [None] * len(rows)
-        places = asyncio.Semaphore(self.max_in_flight * len(self.servers.left))
+        places = asyncio.Semaphore(self.max_in_flight * max(1, len(self.servers.left)))
 
         async def ask(start: int) -> Rewards:
             chunk = rows[start : start + self.batch_size]
@@ -269,3 +260,12 @@ def _with_row_of_call(error: RequestRefusedError, start: int) -> RequestRefusedE
     else:
         message = f"Row {start + int(found[1])}: {str(error).replace(found[0], '', 1)}"
     return type(error)(message, error.status, error.reason)
+
+
+def _difference(wanted: tuple[ServedModel, float], found: tuple[ServedModel, float], url: str) -> str | None:
+    """What a server does otherwise than the one at `url`, or `None`."""
+    if found[0] != wanted[0]:
+        return f"serves {found[0]}, and {url} {wanted[0]}"
+    if abs(found[1] - wanted[1]) > _ALIKE * max(1.0, abs(wanted[1])):
+        return f"gives a test text the reward {found[1]:g}, and {url} {wanted[1]:g}"
+    return None

@@ -11,10 +11,9 @@ from .checks import as_list, check_response, check_same_length
 from .control_tokens import SANITIZE
 from .formatting import RewardFormatter, Text, is_messages, normal_text, template_kwargs
 from .normal_form import is_missing
+from .prompts import TEMPLATE_COLUMNS
 
 logger = logging.getLogger(__name__)
-
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 class TextScorer:
@@ -77,7 +76,7 @@ class TextScorer:
         """The checked tokens of each row, for `score_ids`; arguments and errors as in a call."""
         prompts, completions = as_list("prompts", prompts), as_list("completions", completions)
         check_same_length({"prompts": prompts, "completions": completions})
-        columns = {name: as_list(name, kwargs[name]) for name in _TEMPLATE_COLUMNS if kwargs.get(name) is not None}
+        columns = {name: as_list(name, kwargs[name]) for name in TEMPLATE_COLUMNS if kwargs.get(name) is not None}
         for name, values in columns.items():
             check_same_length({"completions": completions, f"`{name}`": values})
         rows = []

@@ -17,13 +17,14 @@ from ..scoring.aggregation import ensemble_settings
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.formatting import template_kwargs
 from ..scoring.opening import open_scorer
-from ..scoring.prompts import check_completions, load_prompts
+from ..scoring.prompts import TEMPLATE_COLUMNS, check_completions, load_prompts
 from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
 from ..utils.async_calls import iterate
 from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.causal_models import load_causal_lm
 from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.processes import long_barrier
 from ..utils.served_models import warn_of_unknown_weights
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import ServerError, is_of_one_request
@@ -31,7 +32,7 @@ from ..utils.sources import load_tokenizer, loading, refuse_same_file
 from .candidates import CandidateSampler
 from .config import BestOfNConfig
 from .curve import picture_of, write_curve
-from .rows import TEMPLATE_COLUMNS, scored, with_candidates, with_error
+from .rows import scored, with_candidates, with_error
 from .rules import selected_rows
 from .served_candidates import ServedSampler
 from .served_job import Places, finished_rows
@@ -66,11 +67,20 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
         lambda job, share: _sample_and_score(config, job, share),
         settings={**config.result_settings(), **ensemble_settings(reward_model, config.gold_model)},
         overwrite=config.overwrite,
+        optional=TEMPLATE_COLUMNS,
+        uses_device=_uses_device(config),
     )
     state = PartialState()
-    summary = _summarize(config, job) if state.is_main_process else {}
-    state.wait_for_everyone()
+    with long_barrier(state) as wait_for_everyone:
+        summary = _summarize(config, job) if state.is_main_process else {}
+        wait_for_everyone()
     return {"prompts": len(rows), "scored": scored, **summary}
+
+
+def _uses_device(config: BestOfNConfig) -> bool:
+    """Whether a model is loaded here."""
+    is_sampled_here = config.model is not None and config.server is None
+    return is_sampled_here or config.reward_server is None or config.gold_model is not None
 
 
 def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:

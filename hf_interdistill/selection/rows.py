@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..scoring.prompts import TEMPLATE_COLUMNS
 from ..utils.jsonl_jobs import error_field
 from ..utils.servers import ServerError, is_of_one_request
 from .candidates import Candidate
 
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 Scorer = Callable[..., list[float]]
 
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .atomic_io import require_writable_file, truncate_partial_line, write_atomically
 from .changed_fields import describe_change
 from .errors import RunError, escape_half_characters
-from .processes import process_state
+from .processes import long_barrier, process_state
 
 Row = dict[str, Any]
 ERROR = "error"  # the field of a row that says why there is no result
@@ -58,6 +58,7 @@ class JsonlJob:
         settings: dict[str, Any] | None = None,
         overwrite: bool | None = None,
         inputs: Sequence[Row] | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         """Compare settings and inputs with those of an earlier run, and remove partial lines. One process does this.
 
@@ -66,6 +67,7 @@ class JsonlJob:
             overwrite: start again where an earlier run had other settings or inputs; `None` where the user has no such
                 option.
             inputs: the rows that results are made of, each with an `id`, where results repeat their input's fields.
+            optional: fields that an input need not have.
 
         Raises:
             ValueError: there are rows that were made with other or with unknown settings, or of other inputs.
@@ -77,14 +79,14 @@ class JsonlJob:
             self._check_settings(json.loads(json.dumps(settings)), overwrite)
         for path in self._files():
             truncate_partial_line(path)
-        problem = None if inputs is None else self._changed_input(inputs)
+        problem = None if inputs is None else self._changed_input(inputs, optional)
         if problem is not None and not overwrite:
             raise ValueError(f"{problem} {_fix(overwrite)}")
         if problem is not None:
             for path in self._files():
                 path.unlink()
 
-    def _changed_input(self, inputs: Sequence[Row]) -> str | None:
+    def _changed_input(self, inputs: Sequence[Row], optional: Sequence[str]) -> str | None:
         """What is wrong if there is a result of an input that has changed or is gone, else `None`."""
         given = {row["id"]: row for row in inputs}
         for row in self.rows():
@@ -93,7 +95,7 @@ class JsonlJob:
                 continue
             if name not in given:
                 return f"{self.output} holds a result for id {name!r}, but there is no such row in the input any more."
-            if change := describe_change(row, given[name], sorted(row.keys() & given[name].keys())):
+            if change := describe_change(row, given[name], sorted({*(row.keys() & given[name].keys()), *optional})):
                 return f"{self.output} holds a result for id {name!r}, but {change}"
         return None
 
@@ -238,13 +240,16 @@ def run_sharded_job(
     *,
     settings: dict[str, Any],
     overwrite: bool,
+    optional: Sequence[str] = (),
+    uses_device: bool = True,
 ) -> tuple[JsonlJob, int]:
     """Run a job over the rows that have no result yet, shared by the processes of this launch, and merge the results.
 
     Args:
-        output: the file. rows: all rows, each with an `id`. settings, overwrite: as in `JsonlJob.open`.
+        output: the file. rows: all rows, each with an `id`. settings, overwrite, optional: as in `JsonlJob.open`.
         work: appends a result with the same `id` for each row of this process, with the row's fields. A failed row
             gets an `error` instead, and the job continues. It is not called if nothing is missing.
+        uses_device: as in `process_state`.
 
     Returns:
         The job, and for how many rows results were missing.
@@ -252,20 +257,21 @@ def run_sharded_job(
     Raises:
         FailedRowsError: rows have an error instead of a result; the next run tries them again. All others are written.
     """
-    state = process_state()
+    state = process_state(uses_device)
     job = JsonlJob(output, state.process_index, state.num_processes)
-    if state.is_main_process:
-        job.open(settings, overwrite, rows)
-    state.wait_for_everyone()
-    finished = job.finished_ids()
-    missing = [row for row in rows if row["id"] not in finished]
-    state.wait_for_everyone()  # no process writes before all have read
-    if missing:
-        work(job, missing[state.process_index :: state.num_processes])
-    state.wait_for_everyone()
-    if state.is_main_process:
-        job.merge([row["id"] for row in rows])
-    state.wait_for_everyone()
+    with long_barrier(state) as wait_for_everyone:
+        if state.is_main_process:
+            job.open(settings, overwrite, rows, optional)
+        wait_for_everyone()
+        finished = job.finished_ids()
+        missing = [row for row in rows if row["id"] not in finished]
+        wait_for_everyone()  # no process writes before all have read
+        if missing:
+            work(job, missing[state.process_index :: state.num_processes])
+        wait_for_everyone()
+        if state.is_main_process:
+            job.merge([row["id"] for row in rows])
+        wait_for_everyone()
     failed = [row for row in job.rows() if ERROR in row]
     if failed:
         raise FailedRowsError(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from .servers import KEPT, ModelServer, ServerError, ServerLostError, is_of_one_
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_SECOND_CHANCE = 5.0  # seconds in which a server that was left out must answer to be used again
+_PAUSE = 60.0  # seconds until it is tried again, where it has not
 
 
 class NoServerLeftError(ServerLostError):
@@ -47,8 +50,8 @@ class ModelServers:
     """Servers that have the same model.
 
     Each prompt gets the server with the fewest prompts, and stays there, so that the server finds the prompt's
-    beginning in its cache. A server that fails is left out from then on, with a warning. The requests that it did not
-    answer are sent to the others; nothing else is asked for again.
+    beginning in its cache. A server that fails is left out, with a warning. The requests that it did not answer are
+    sent to the others; nothing else is asked for again. The next `examine`, at the start of a call, tries it again.
 
     Args:
         urls: an address, or several: a list, or a text with commas between them.
@@ -71,6 +74,7 @@ class ModelServers:
                 raise ValueError(f"The server {name} is given twice. Name each server once.")
         self._seats = dict.fromkeys(self.all, 0)
         self._problems: dict[ModelServer, str] = {}
+        self._next_try: dict[ModelServer, float] = {}
         self._lock = threading.Lock()
         self._drawn = random.Random()
 
@@ -88,7 +92,7 @@ class ModelServers:
     async def connected(self) -> AsyncIterator[ModelServers]:
         """Keep connections open inside the block; see `ModelServer.connected`."""
         async with AsyncExitStack() as stack:
-            for server in self.left:
+            for server in self.all:
                 await stack.enter_async_context(server.connected())
             yield self
 
@@ -101,32 +105,82 @@ class ModelServers:
         with self.seat() as seat:
             return await seat.call(work)
 
-    async def examine(self, work: Callable[[ModelServer], Awaitable[T]]) -> dict[ModelServer, T]:
-        """What `work` returns for each server that is left. Those for which it fails are left out.
+    @property
+    def is_due(self) -> bool:
+        """Whether a call should begin with `examine`: servers that were left out may be back."""
+        return not self.left or any(self._is_tried_again(each) for each in self._problems)
+
+    async def examine(
+        self, work: Callable[[ModelServer], Awaitable[T]], compare: Callable[[T, T, str], str | None]
+    ) -> list[T]:
+        """What `work` returns for each server, the one that the others are compared with first.
+
+        Servers for which it fails, or that differ, are left out. One that was left out before is used again; it has
+        few seconds to answer, and if it does not, it is tried again after a minute at the earliest.
+
+        Args:
+            compare: called with the first result, another one and the first server's address; says what differs.
 
         Raises:
             ValueError, ServerError: of the only server, or because all of them fail.
         """
-        servers = self.left
-        results = await asyncio.gather(*map(work, servers), return_exceptions=True)
+        if not self.left:
+            self._forget(self.all)
+        known = self.left
+        servers = [*known, *(each for each in self.all if each not in known and self._is_tried_again(each))]
+        tries = (work(each) if each in known else asyncio.wait_for(work(each), _SECOND_CHANCE) for each in servers)
+        results = await asyncio.gather(*tries, return_exceptions=True)
         found, errors = dict[ModelServer, T](), dict[ModelServer, Exception]()
         for server, result in zip(servers, results, strict=True):
-            if isinstance(result, ValueError | ServerError) and len(self.all) > 1:
+            if isinstance(result, ValueError | ServerError | asyncio.TimeoutError) and len(self.all) > 1:
                 errors[server] = result
             elif isinstance(result, BaseException):
                 raise result
             else:
                 found[server] = result
         if not found:
+            for server in errors:
+                self._note(server, errors[server])
             message = _none_left({server: _sentence(error) for server, error in errors.items()})
             is_lost = any(isinstance(each, ServerLostError) for each in errors.values())
             raise NoServerLeftError(f"{message} {KEPT}") if is_lost else ValueError(message)
+        (first, wanted), *others = found.items()
+        for server, each in others:
+            if difference := compare(wanted, each, first.url):
+                errors[server] = ValueError(f"It {difference}. Start all with the same model and flags.")
+        back = [each for each in found if each not in errors and each not in known]
+        self._forget(back)
+        if back:
+            logger.info(f"Used again: {', '.join(each.url for each in back)}.")
         for server, error in errors.items():
-            self.leave_out(server, error)
-        return found
+            if server in known:
+                self.leave_out(server, error)
+            else:
+                self._next_try[server] = time.monotonic() + _PAUSE
+        return [found[server] for server in found if server not in errors]
+
+    def _is_tried_again(self, server: ModelServer) -> bool:
+        return time.monotonic() >= self._next_try.get(server, 0.0)
+
+    def _forget(self, servers: Sequence[ModelServer]) -> None:
+        """Use servers again that were left out."""
+        with self._lock:
+            for server in servers:
+                self._problems.pop(server, None)
+                self._next_try.pop(server, None)
+                server.is_left_out = False
+
+    def _note(self, server: ModelServer, error: Exception) -> bool:
+        """Leave a server out; whether it was not yet."""
+        with self._lock:
+            is_new = server not in self._problems
+            if is_new:
+                self._problems[server] = _sentence(error)
+                server.is_left_out = True
+        return is_new
 
     def leave_out(self, server: ModelServer, error: Exception) -> None:
-        """Send nothing to a server any more, and warn of it once.
+        """Send nothing to a server until it is examined again, and warn of it once.
 
         Args:
             server: one of these. error: what was wrong with it.
@@ -134,17 +188,12 @@ class ModelServers:
         Raises:
             NoServerLeftError: no other is left.
         """
-        with self._lock:
-            is_new = server not in self._problems
-            if is_new:
-                self._problems[server] = _sentence(error)
-                server.is_left_out = True
-            is_last = not self.left
-        if is_last:
+        is_new = self._note(server, error)
+        if not self.left:
             raise NoServerLeftError(f"{_none_left(self._problems)} {KEPT}") from error
         if is_new:
             logger.warning(
-                f"The server {server.url} is left out from now on: {self._problems[server]} Its prompts continue on "
+                f"The server {server.url} is left out from now on: {_sentence(error)} Its prompts continue on "
                 f"{self.names}."
             )
 

@@ -10,7 +10,7 @@
 #     MODEL=Qwen/Qwen3-8B sbatch recipes/slurm/rain.sh --preset fast --prompts prompts.jsonl --output answers.jsonl \
 #         --max_new_tokens 64
 #
-# MODEL: name or folder. SERVE_OPTIONS: further ones of `vllm serve`. START_WITHIN: seconds for the servers to start;
+# MODEL: name or folder. SERVE_OPTIONS: further ones of `vllm serve`, which override those below. START_WITHIN: seconds for the servers to start;
 # those that have not are left out. The servers take requests with the key alone that is made here.
 # Another job of servers and clients: COMMAND=best-of-n, with its own options.
 set -euo pipefail
@@ -21,10 +21,11 @@ START_WITHIN=${START_WITHIN:-1800}
 PORT=${PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export VLLM_API_KEY=${VLLM_API_KEY:-$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')}
 
-# A server that ends takes no other with it.
+# The log probabilities that RAIN needs for `top_p` and `repetition_penalty` of models' generation configs. A server that
+# ends takes no other with it.
 # shellcheck disable=SC2086
 srun --kill-on-bad-exit=0 vllm serve "$MODEL" --served-model-name lm --host 0.0.0.0 --port "$PORT" \
-    ${SERVE_OPTIONS:-} &
+    --max-logprobs 64 --logprobs-mode processed_logprobs ${SERVE_OPTIONS:-} &
 servers=$!
 trap 'kill "$servers" 2> /dev/null || true; wait "$servers" 2> /dev/null || true' EXIT
 

@@ -97,7 +97,8 @@ def test_servers_are_started_asked_and_ended(slurm, tmp_path):
     for node in range(2):
         words, told = recorded(tmp_path, "vllm", node)
         assert words[:4] == ["serve", "models/lm", "--served-model-name", "lm"]
-        assert words[-3:] == ["--max-logprobs", "30", "--foo"]
+        flags = ["--max-logprobs", "64", "--logprobs-mode", "processed_logprobs"]  # of published generation configs
+        assert words[-7:] == [*flags, "--max-logprobs", "30", "--foo"]
         ports.add(words[words.index("--port") + 1])
         keys.add(told["VLLM_API_KEY"])
     words, told = recorded(tmp_path, "interdistill", "client")

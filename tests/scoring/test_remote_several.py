@@ -13,7 +13,7 @@ from support.datasets import read_rows
 from support.models import build_student
 from support.serving import served as served_by_us
 from support.tokenizers import tokenizer_of
-from support.vllm_server import VllmLike, all_served, served
+from support.vllm_server import VllmLike, all_served, served, switchable
 
 from hf_interdistill import RemoteRewardScorer, RewardEnsemble, RewardScorer
 from hf_interdistill.cli import main
@@ -126,7 +126,9 @@ def test_all_that_die_end_with_every_reason(reward_model):
         scorer = scorer_of(urls)
         scorer.check()
         good.fault = lambda path, body: "cut"
-        with pytest.raises(NoServerLeftError, match=r"None of the 3 servers .*500: dead.*cut the connection"):
+        with pytest.raises(
+            NoServerLeftError, match=r"None of the 3 servers .*cut the connection.*500: dead.*500: dead"
+        ):
             scorer([None] * len(TEXTS), TEXTS)
 
 
@@ -208,3 +210,31 @@ def test_commands_take_lists_and_resume_on_others(files, reward_model, capsys):
     assert [row["reward_chosen"] for row in lines(files / "out.jsonl")] == pytest.approx(
         [row["reward_chosen"] for row in lines(files / "whole.jsonl")], abs=1e-5
     )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_servers_that_are_back_are_used_by_the_next_call(reward_model, wanted, count):
+    """And a call while all are down ends: it does not wait for a place on none."""
+    faults, switches = zip(*(switchable() for _ in range(count)), strict=True)
+    backends = [backend_of(reward_model, fault=fault) for fault in faults]
+    with all_served(*backends) as urls:
+        scorer = scorer_of(urls)
+        assert scorer([None] * len(TEXTS), TEXTS) == pytest.approx(wanted, abs=1e-5)
+        for switch in switches:
+            switch(True)
+        for _ in range(3):
+            with pytest.raises(ConnectionError, match="500: down"):
+                scorer([None] * len(TEXTS), TEXTS)
+        for switch in switches:
+            switch(False)
+        for each in backends:
+            each.requests.clear()
+        assert scorer([None] * len(TEXTS), TEXTS) == pytest.approx(wanted, abs=1e-5)
+        assert all(texts_of(each) for each in backends)
+
+
+def test_all_that_fail_within_a_call_leave_no_call_waiting(reward_model, wanted):
+    scorer = scorer_of(["http://127.0.0.1:9", "http://127.0.0.1:10"])
+    for _ in range(2):
+        with pytest.raises(NoServerLeftError):
+            scorer([None] * len(TEXTS), TEXTS)

@@ -15,10 +15,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for name in ("command", "folder", "--host", "--port", "--served-model-name"):
         parser.add_argument(name)
+    parser.add_argument("--max-logprobs", type=int, default=20)
+    parser.add_argument("--logprobs-mode", default="raw_logprobs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(args.folder).eval()
-    backend = VllmLike(model, AutoTokenizer.from_pretrained(args.folder), args.served_model_name)
+    backend = VllmLike(
+        model,
+        AutoTokenizer.from_pretrained(args.folder),
+        args.served_model_name,
+        max_logprobs=args.max_logprobs,
+        is_processed=args.logprobs_mode == "processed_logprobs",
+    )
     with served(backend, int(args.port), args.host):
         while True:  # until it is ended
             time.sleep(0.2)

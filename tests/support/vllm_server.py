@@ -30,7 +30,9 @@ class VllmLike:
     Args:
         model: a causal LM, or `None`. tokenizer: its own. name: by which it is served.
         reward_model: a sequence classifier for `/classify`, or `None`.
-        max_logprobs, max_length: the server's `--max-logprobs` and `--max-model-len`.
+        max_logprobs, max_length: the server's `--max-logprobs` and `--max-model-len`. A request for more tokens than
+            are left of the latter is refused.
+        max_stop_tokens: the most `stop_token_ids` of a request, its `VLLM_MAX_STOP_TOKEN_IDS`; `None` for any number.
         is_processed: `--logprobs-mode processed_logprobs`.
         fault: called with the path and the body before each answer; may raise `RefusalError`, or return what to answer
             instead (`(status, content)`), or `"cut"`.
@@ -49,12 +51,13 @@ class VllmLike:
         reward_model=None,
         max_logprobs: int = 20,
         max_length: int = 512,
+        max_stop_tokens: int | None = None,
         is_processed: bool = False,
         fault: Callable[[str, dict], Any] | None = None,
     ):
         self.model, self.tokenizer, self.name, self.reward_model = model, tokenizer, name, reward_model
         self.max_logprobs, self.max_length, self.is_processed = max_logprobs, max_length, is_processed
-        self.fault = fault
+        self.max_stop_tokens, self.fault = max_stop_tokens, fault
         self.root: str | None = None
         self.requests: list[tuple[str, dict]] = []
         self.keys: list[str | None] = []
@@ -99,10 +102,16 @@ class VllmLike:
             raise RefusalError(f"Requested sample logprobs of {asked}, which is greater than max: {self.max_logprobs}")
         if len(body.get("stop") or ()) > _MOST_STOP_STRINGS:
             raise RefusalError(f"stop must contain at most {_MOST_STOP_STRINGS} strings")
-        if len(prompt) >= self.max_length:
-            raise RefusalError(f"This model's maximum context length is {self.max_length} tokens.")
+        limit = body["max_tokens"]
+        if len(prompt) + limit > self.max_length:
+            raise RefusalError(
+                f"This model's maximum context length is {self.max_length} tokens. However, you requested "
+                f"{len(prompt) + limit} tokens ({len(prompt)} in the messages, {limit} in the completion)."
+            )
+        stops = len(body.get("stop_token_ids") or ())
+        if self.max_stop_tokens is not None and stops > self.max_stop_tokens:
+            raise RefusalError(f"stop_token_ids has {stops} items, more than VLLM_MAX_STOP_TOKEN_IDS.")
         rows = [_Row(body, number) for number in range(body.get("n", 1))]
-        limit = min(body["max_tokens"], self.max_length - len(prompt))
         while live := [row for row in rows if not row.is_over and len(row.tokens) < limit]:
             ids = torch.tensor([[*prompt, *row.tokens] for row in live])
             logits = self.model(input_ids=ids).logits[:, -1].float()
@@ -253,3 +262,16 @@ def dying_after(count: int, answer: Any, failed: list[str]) -> Callable[[str, di
         return answer
 
     return fault
+
+
+def switchable() -> tuple[Callable[[str, dict], Any], Callable[[bool], None]]:
+    """A fault of a server that is down whenever it is switched so, and the switch."""
+    state = {"is_down": False}
+
+    def fault(path: str, body: dict) -> Any:
+        return (500, "down") if state["is_down"] else None
+
+    def switch(is_down: bool) -> None:
+        state["is_down"] = is_down
+
+    return fault, switch

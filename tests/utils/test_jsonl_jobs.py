@@ -233,3 +233,21 @@ def test_rows_in_place_are_compared_with_their_inputs(tmp_path):
         job.complete(changed, list, chunk_size=2, disable=True, compared=("id", "text"))
     job.complete(changed, list, chunk_size=2, disable=True, compared=("id",))
     assert read(tmp_path / "out.jsonl") == ROWS
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "x"), ("x", None), ("x", "y")])
+def test_an_optional_field_that_comes_goes_or_changes_is_a_changed_input(tmp_path, before, after):
+    def row(tools):
+        return {"id": 1, "text": "a", **({} if tools is None else {"tools": tools})}
+
+    def run(tools):
+        def work(job, missing):
+            with job.appending() as append:
+                append(*({**each, "answer": "b"} for each in missing))
+
+        settings = {"settings": SETTINGS, "overwrite": False, "optional": ("tools",)}
+        return run_sharded_job(tmp_path / "out.jsonl", [row(tools)], work, **settings)[1]
+
+    assert run(before) == 1 and run(before) == 0
+    with pytest.raises(ValueError, match=f"its `tools` has changed since: it was {before!r}?".replace("None", ".*")):
+        run(after)

@@ -24,7 +24,8 @@ class RainJobConfig:
     Args:
         model: name or folder of a causal LM; with `server` the name that the server serves it by.
         prompts: JSONL file of prompts.
-        output: JSONL file to write: `id`, `prompt`, `completion`, `finish_reason`, `tokens`, `stats`.
+            A row may have `id`, and `tools` and `chat_template_kwargs` for the chat template and the reward model.
+        output: JSONL file to write: the prompt's row, with `completion`, `finish_reason`, `tokens`, `stats`.
         rain: fields of `RainConfig`; `preset` names the preset to start from.
         generation: fields of `GenerationConfig` (`max_new_tokens`, `do_sample`, ...); the model's own config supplies
             the others.

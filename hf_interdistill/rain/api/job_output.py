@@ -60,7 +60,7 @@ class JobOutput:
         warn_of_empty_answer(self.tokenizer, prompt.ids, record)
         if self.config.trees is not None:
             _write_tree(Path(self.config.trees), row["id"], record, self.config.tree_format)
-        self._append({"id": row["id"], "prompt": row["prompt"], **_result(record)})
+        self._append({**row, **_result(record)})
         self._bar.update()
 
     def show(self, tokens: int, iterations: int) -> None:

@@ -1,7 +1,7 @@
 """Long jobs: RAIN over a file of prompts. Each answer is written when it is finished; a killed job can be resumed.
 
-Prompts are JSONL rows with `prompt` (text or messages) and, optionally, `id`. Every process appends to its own shard.
-At the end the shards are merged into `output`, in the order of the prompts.
+Prompts are JSONL rows with `prompt` (text or messages) and, optionally, `id`, `tools` and `chat_template_kwargs`.
+Every process appends to its own shard. At the end the shards are merged into `output`, in the order of the prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.aggregation import ensemble_settings
-from ...scoring.prompts import load_prompts, tokenize_prompt
+from ...scoring.formatting import template_kwargs
+from ...scoring.prompts import TEMPLATE_COLUMNS, columns_of, load_prompts, tokenize_prompt
 from ...utils.atomic_io import require_writable
 from ...utils.causal_models import load_causal_lm
 from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
@@ -54,7 +55,7 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
         ServerError: a server failed; finished prompts are written.
     """
     refuse_same_file({"`output`": config.output}, {"`prompts`": config.prompts})
-    rows = load_prompts(config.prompts)
+    rows = load_prompts(config.prompts, keep=TEMPLATE_COLUMNS)
     if config.trees is not None:
         require_writable("trees", config.trees, "trees would be lost")
 
@@ -68,7 +69,15 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
 
     reward_model = config.reward_model if config.reward_server is None else None
     settings = {**config.result_settings(), **ensemble_settings(reward_model)}
-    job, searched = run_sharded_job(config.output, rows, work, settings=settings, overwrite=config.overwrite)
+    job, searched = run_sharded_job(
+        config.output,
+        rows,
+        work,
+        settings=settings,
+        overwrite=config.overwrite,
+        optional=TEMPLATE_COLUMNS,
+        uses_device=config.server is None or reward_model is not None,
+    )
     return {"output": config.output, "prompts": len(rows), "searched": searched, **_sums(job)}
 
 
@@ -125,8 +134,8 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
     prompts: dict[Any, Prompt] = {}
     seen: Counter[Any] = Counter()
     for row in rows:
-        ids = tokenize_prompt(tokenizer, row["prompt"]).to(model.device)
         try:
+            ids = tokenize_prompt(tokenizer, row["prompt"], template_kwargs(row)).to(model.device)
             full_config, processors = prepare_generation(model, generation_config, ids)
             refuse_settings_of_a_call(full_config.to_dict())
             prepared = PreparedGeneration(full_config, [row["prompt"]], processors, criteria)
@@ -134,7 +143,7 @@ def _prepare(config: RainJobConfig, model, tokenizer, rows: Sequence[dict]) -> d
         except ValueError as error:
             raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
         # Counted over the whole file, so that a resumed job draws the same tokens as an uninterrupted one.
-        prompts[row["id"]] = replace(prompt, occurrence=seen[prompt.ids])
+        prompts[row["id"]] = replace(prompt, occurrence=seen[prompt.ids], columns=columns_of(row))
         seen[prompt.ids] += 1
     return prompts
 
@@ -152,7 +161,7 @@ def _search(config: RainJobConfig, job: JsonlJob, loaded: tuple, work: Sequence[
             for number, record in engine.take_finished():
                 output.write(number, record)
                 finished_iterations += int(record.stats["iterations"])
-            output.show(tokens, finished_iterations + sum(each.search.iterations for each in engine.requests))
+            output.show(tokens, finished_iterations + engine.iterations)
 
 
 def _sums(job: JsonlJob) -> dict[str, float]:

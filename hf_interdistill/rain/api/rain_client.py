@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from ...scoring.checks import as_list, check_same_length
 from ...utils.async_calls import iterate, run
 from ...utils.devices import find_device
 from ...utils.server_pool import ModelServers
@@ -20,10 +23,12 @@ from ..scorers.embedder import TextEncoder
 from ..scorers.resolve import scorer_from_config
 from ..scorers.self_evaluation import SelfEvaluationScorer
 from ..server.client import CompletionsClient
-from ..server.engine import ServedEngine
+from ..server.engine import ServedEngine, rollout_stop_tokens
 from ..server.judge import ServedJudge
 from .checks import check_embedder
 from .served_generation import ServedGeneration, saved_generation_config
+
+_NONE: Mapping[str, None] = MappingProxyType({})
 
 
 class RainClient:
@@ -35,7 +40,8 @@ class RainClient:
 
     Args:
         base_url: address of the server, `http://host:port`; or of several with the same model, as a list. A prompt
-            stays with the server that had the fewest when it started; one that fails is left out, with a warning.
+            stays with the server that had the fewest when it started; one that fails is left out, with a warning, and
+            tried again at the start of the next call.
         model: the name that the model is served by.
         tokenizer: its tokenizer; compared with the server's vocabulary before the first search.
         config: a `RainConfig`, the name of a preset, or a dict of fields; `max_batch_size` prompts are in flight,
@@ -82,14 +88,22 @@ class RainClient:
         self.embedder = embedder
         self._checked_scores = 0
 
-    def generate(self, prompts: Sequence[Any], **generation: Any) -> list[RainRecord]:
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Sequence[Any] | None = None,
+        **generation: Any,
+    ) -> list[RainRecord]:
         """Search for every prompt.
 
         Args:
             prompts: texts, or lists of messages, which get the chat template.
+            tools, chat_template_kwargs: one entry per prompt, for the chat template and for reward models.
             **generation: fields of `GenerationConfig`: `max_new_tokens`, `max_length`, `max_time`, `do_sample`,
                 `temperature`, `top_k`, `top_p`, `repetition_penalty`, `eos_token_id`, `stop_strings`. Others are
-                refused.
+                refused. `None` overrides how the model's own config samples.
 
         Returns:
             One record for each prompt, in order.
@@ -100,7 +114,7 @@ class RainClient:
             ValueError: options or prompts that cannot be used.
         """
         options = self.resolve(generation)
-        built = self.build_prompts(prompts, options)
+        built = self.build_prompts(prompts, options, {"tools": tools, "chat_template_kwargs": chat_template_kwargs})
         records: dict[int, RainRecord] = {}
         engine = self.build_engine(options)
         try:
@@ -116,23 +130,46 @@ class RainClient:
         """Generation options with those of the model; refuses what a server cannot do, before it is asked."""
         return ServedGeneration.resolve(generation, self.generation_config, self.tokenizer)
 
-    def build_prompts(self, prompts: Sequence[Any], options: ServedGeneration) -> list[Prompt]:
-        """Prompts to search from; the server is checked first."""
+    def build_prompts(
+        self, prompts: Sequence[Any], options: ServedGeneration, columns: Mapping[str, Sequence[Any] | None] = _NONE
+    ) -> list[Prompt]:
+        """Prompts to search from; the server is checked first.
+
+        Args:
+            columns: `tools` and `chat_template_kwargs` of `generate`.
+        """
         self.check(options)
-        return options.build_prompts(self.tokenizer, prompts, self.client.max_length)
+        prompts = as_list("prompts", prompts)
+        given = {name: as_list(name, values) for name, values in columns.items() if values is not None}
+        check_same_length({"prompts": prompts, **{f"`{name}`": values for name, values in given.items()}})
+        build = options.prompt_builder(self.tokenizer, self.client.max_length)
+        rows = [
+            {name: values[number] for name, values in given.items() if values[number] is not None}
+            for number in range(len(prompts))
+        ]
+        return [build(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
 
     def check(self, options: ServedGeneration) -> None:
-        """Check the server, once, and the options against it; errors as in the class."""
-        options.sampling.check_nucleus(self.config)
-        scores = options.sampling.num_scores(self.config, self._has_encoder)
-        if scores > self._checked_scores:
-            run(self._check(scores))
+        """Check the server, once and where servers were left out, and the options against it; errors as in the
+        class."""
+        sampling = options.sampling
+        sampling.check_nucleus()
+        scores = sampling.num_scores(self.config, self._has_encoder)
+        if scores > self._checked_scores or self.client.servers.is_due:
+            scores = max(scores, self._checked_scores)
+            run(self._check(options, scores))
             self._checked_scores = scores
-        options.sampling.check_penalties(self.client.is_processed)
+        sampling.check_processed(self.config, self.client.is_processed)
 
-    async def _check(self, scores: int) -> None:
+    async def _check(self, options: ServedGeneration, scores: int) -> None:
+        reason = options.sampling.reason_for_scores(self.config, self._has_encoder)
+        stops = sorted({*options.eos_token_ids, *self._stop_tokens})
         async with self.client.servers.connected():
-            await self.client.check(self.tokenizer, scores)
+            await self.client.check(self.tokenizer, scores, stops, reason)
+
+    @cached_property
+    def _stop_tokens(self) -> list[int]:
+        return rollout_stop_tokens(self.tokenizer, self.config)
 
     @property
     def _has_encoder(self) -> bool:
@@ -149,6 +186,7 @@ class RainClient:
             options.sampling,
             self.scorer.bind(self, self.tokenizer),
             self.embedder,
+            stop_tokens=self._stop_tokens,
             isolates_errors=isolates_errors,
         )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 
+from ...scoring.formatting import template_kwargs
 from ...scoring.prompts import refuse_half_characters, tokenize_prompt
 from ...utils.fields import refuse_unknown
 from ..engine.engine import Prompt
@@ -30,6 +31,8 @@ _UNUSED = (
     *("pad_token_id", "bos_token_id", "use_cache", "cache_implementation", "return_dict_in_generate"),
     *("renormalize_logits", "remove_invalid_values"),
 )
+# `None` leaves these to the model's generation config, and resets all others to transformers' defaults.
+_LENGTHS_AND_ENDS = ("eos_token_id", "stop_strings", "max_new_tokens", "max_length", "max_time")
 _DEFAULTS = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -58,7 +61,8 @@ class ServedGeneration:
         """Options of a call, with those of the model where it has none, and with transformers' defaults.
 
         Args:
-            generation: the options of a call. own: the generation config of the model, if it is known.
+            generation: the options of a call; in a mapping `None` overrides what the model's own config says, except
+                for lengths and ends. own: the generation config of the model, if it is known.
             tokenizer: its EOS token ends texts if neither of them has one.
 
         Raises:
@@ -67,18 +71,25 @@ class ServedGeneration:
         given = _plain(generation)
         known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
         refuse_unknown("`generation`", given, known)
-        settings = {**_plain(own), **given}
+        nones = (
+            {name for name, value in generation.items() if value is None} if isinstance(generation, Mapping) else set()
+        )
+        reset = nones.difference(_LENGTHS_AND_ENDS)
+        inherited = {name: value for name, value in _plain(own).items() if name not in given and name not in reset}
+        settings = {**inherited, **given}
         if "max_length" in given:
             settings.pop("max_new_tokens", None) if "max_new_tokens" not in given else None
         settings = {**_DEFAULTS, **settings}
-        _refuse_unsendable(settings)
-        sampling = ServedSampling(repetition_penalty=float(settings["repetition_penalty"]))
+        _refuse_unsendable(settings, frozenset(inherited))
+        sampling = ServedSampling(
+            repetition_penalty=float(settings["repetition_penalty"]), inherited=frozenset(inherited)
+        )
         if settings["do_sample"]:
-            sampling = ServedSampling(
-                float(settings["temperature"]),
-                settings["top_k"] or None,
-                float(settings["top_p"]),
-                sampling.repetition_penalty,
+            sampling = replace(
+                sampling,
+                temperature=float(settings["temperature"]),
+                top_k=settings["top_k"] or None,
+                top_p=float(settings["top_p"]),
             )
         ends = settings.get("eos_token_id", tokenizer.eos_token_id)
         strings = settings.get("stop_strings") or ()
@@ -91,25 +102,27 @@ class ServedGeneration:
             settings.get("max_time"),
         )
 
-    def build_prompts(self, tokenizer, prompts: Sequence[Any], context: int | None) -> list[Prompt]:
-        """Prompts to search from.
+    def prompt_builder(self, tokenizer, context: int | None) -> Callable[..., Prompt]:
+        """A function that makes the prompts of a call or job to search from: `build(prompt, columns)`.
+
+        A prompt is a text, or messages, which get the chat template with the columns of their row (`tools`,
+        `chat_template_kwargs`). It raises `ValueError` for an empty prompt, one that leaves no room for new tokens, or
+        no limit of their number.
 
         Args:
-            tokenizer: the model's. prompts: texts, or messages, which get the chat template.
-            context: the most tokens of prompt and text.
-
-        Raises:
-            ValueError: an empty prompt, one that leaves no room for new tokens, or no limit of their number.
+            tokenizer: the model's. context: the most tokens of prompt and text.
         """
-        refuse_half_characters(list(prompts), "`prompts`")
         deadline = None if self.max_time is None else time.time() + self.max_time
         criteria = (StopStringCriteria(tokenizer, list(self.stop_strings)),) if self.stop_strings else ()
-        built = []
-        for shown in prompts:
-            ids = tuple(tokenize_prompt(tokenizer, shown)[0].tolist())
+
+        def build(shown: Any, columns: Mapping[str, Any] | None = None) -> Prompt:
+            refuse_half_characters(shown, "`prompts`")
+            ids = tuple(tokenize_prompt(tokenizer, shown, template_kwargs(columns or {}))[0].tolist())
             limit, name = self.limit(len(ids), context)
-            built.append(Prompt(ids, shown, StopConditions(limit, self.eos_token_ids, criteria, (), name, deadline)))
-        return built
+            stop = StopConditions(limit, self.eos_token_ids, criteria, (), name, deadline)
+            return Prompt(ids, shown, stop, columns=columns or {})
+
+        return build
 
     def limit(self, length: int, context: int | None) -> tuple[int, str]:
         """New tokens that may follow a prompt, and what limits them: `length` or `context`."""
@@ -141,7 +154,7 @@ def _plain(config: Mapping[str, Any] | GenerationConfig | None) -> dict[str, Any
     return {name: value for name, value in values.items() if value is not None and not name.startswith("_")}
 
 
-def _refuse_unsendable(settings: dict[str, Any]) -> None:
+def _refuse_unsendable(settings: dict[str, Any], inherited: frozenset[str]) -> None:
     filled_in = getattr(GenerationConfig, "_get_default_generation_params", dict)  # earlier versions: by the config
     neutral = {**vars(GenerationConfig()), **filled_in(), "num_return_sequences": 1}
     for name, value in settings.items():
@@ -150,8 +163,11 @@ def _refuse_unsendable(settings: dict[str, Any]) -> None:
             continue
         if name in REFUSED and value in REFUSED[name][0]:
             continue
+        origin, fix = "", "Leave it out"
+        if name in inherited:
+            origin, fix = " from the model's generation config,", f"Pass `{name}=None`"
         raise ValueError(
-            f"`{name}` is {value!r:.80}, but a server is sent only {', '.join(_SENT)}. Leave it out, or load the "
+            f"`{name}` is {value!r:.80},{origin} but a server is sent only {', '.join(_SENT)}. {fix}, or load the "
             "model here, without `server`."
         )
     if settings["temperature"] <= 0 or not 0 < settings["top_p"] <= 1 or settings["repetition_penalty"] <= 0:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...scoring.prompts import columns_of
 from ...utils.jsonl_jobs import JsonlJob
 from ...utils.sources import load_tokenizer, loading
 from ..engine.engine import Prompt
@@ -49,9 +50,10 @@ def _build_prompts(
     """Prompts by id, numbered among equal ones of the whole file."""
     prompts: dict[Any, Prompt] = {}
     seen: Counter[Any] = Counter()
+    build = options.prompt_builder(client.tokenizer, client.client.max_length)
     for row in rows:
         try:
-            (prompt,) = options.build_prompts(client.tokenizer, [row["prompt"]], client.client.max_length)
+            prompt = build(row["prompt"], columns_of(row))
         except ValueError as error:
             raise ValueError(f"Prompt {row['id']!r} of {config.prompts}: {error}") from error
         prompts[row["id"]] = replace(prompt, occurrence=seen[prompt.ids])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,12 +46,14 @@ class Prompt:
         shown: what scorers see: text or messages.
         stop: what ends the generation.
         occurrence: number among equal prompts, for a random stream of its own; counted by the engine if not given.
+        columns: see `Exchange`.
     """
 
     ids: tuple[int, ...]
     shown: Any
     stop: StopConditions
     occurrence: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -131,7 +133,7 @@ class RainEngine:
             rules = StopChecker(prompt.ids, self.tokenizer, self.config, prompt.stop)
             search = build_search(self.config, rules, self.embedder is not None, key)
             self.requests.append(EngineRequest(number, prompt, key, search))
-            self.scores.acquire(prompt.shown)
+            self.scores.acquire(prompt.shown, prompt.columns)
         self._queue.extend(self.requests)
         self.cache = build_cache(self.model, rows, self.config.cuda_graphs)
         self.model_runner = ModelRunner(self.cache, self.config)
@@ -141,6 +143,11 @@ class RainEngine:
     def is_finished(self) -> bool:
         """Whether every prompt's text has ended."""
         return not self._queue and not self._active
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the searches in flight."""
+        return sum(request.search.iterations for request in self._active)
 
     def step(self) -> list[tuple[int, tuple[int, ...]]]:
         """Advance at least half of the searches in flight by a score; commits come as `(prompt number, tokens)`."""
@@ -176,7 +183,7 @@ class RainEngine:
         request.waiting = None
         request.is_finished = True
         self._collect_costs(request)
-        self.scores.release(request.prompt.shown)
+        self.scores.release(request.prompt.shown, request.prompt.columns)
         self.cache.free_row(request.state.row)
         self._free_rows.append(request.state.row)
         request.running = None
@@ -239,7 +246,7 @@ class RainEngine:
 
     def _score_together(self, waiting: Sequence[EngineRequest], speculative: Iterable[ScoreRequest]) -> None:
         """Score what searches wait for, in one call, and advance them."""
-        asked = [ScoreRequest(each, each.prompt.shown, text) for each in waiting for text in each.waiting.completions]
+        asked = [_score_request(each, text) for each in waiting for text in each.waiting.completions]
         batch = self.scores.score(asked, speculative)
         if batch is not None:
             passes, tokens = batch.costs.forward_passes, batch.costs.total_tokens
@@ -257,7 +264,7 @@ class RainEngine:
         """Texts with speculative rollouts: their scores will probably be asked for."""
         for request in requests:
             for tokens in request.state.finished_rollouts():
-                yield ScoreRequest(request, request.prompt.shown, request.search.rules.completion(tokens))
+                yield _score_request(request, request.search.rules.completion(tokens))
 
     def _embed(self) -> None:
         waiting = [request for request in self._active if isinstance(request.waiting, Embed)]
@@ -293,3 +300,7 @@ class RainEngine:
             is_finished=request.is_finished,
             error=request.error,
         )
+
+
+def _score_request(request: EngineRequest, completion: str) -> ScoreRequest:
+    return ScoreRequest(request, request.prompt.shown, completion, request.prompt.columns)

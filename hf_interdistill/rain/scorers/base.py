@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -28,10 +28,15 @@ class ScorerError(RunError):
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt (text or messages) and the completion so far."""
+    """A prompt (text or messages) and the completion so far.
+
+    Args:
+        columns: what else the prompt's row has for a chat template: `tools`, `chat_template_kwargs`.
+    """
 
     prompt: Any
     completion: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt_text(self) -> str:
         """The prompt as one text; messages become lines of `Role: content`."""
@@ -123,6 +128,12 @@ class Scorer:
                 "`costs` return one number of tokens per text."
             )
         return checked, costs
+
+
+def template_columns(exchanges: Sequence[Exchange]) -> dict[str, list[Any]]:
+    """The columns of exchanges as arguments of a reward model, one entry per exchange; none where no row has any."""
+    names = sorted({name for exchange in exchanges for name in exchange.columns})
+    return {name: [exchange.columns.get(name) for exchange in exchanges] for name in names}
 
 
 def as_numbers(values, name: str) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...scoring.formatting import is_messages
-from .base import Costs, Exchange, Scorer, as_numbers, call_within, check_timeout
+from .base import Costs, Exchange, Scorer, as_numbers, call_within, check_timeout, template_columns
 
 _LOCK = threading.Lock()
 _REWARD_LOCKS: WeakKeyDictionary = WeakKeyDictionary()  # reward model that counts its tokens -> lock of its calls
@@ -60,7 +60,8 @@ class RewardModelScorer(Scorer):
 
     Args:
         reward: the reward model with its own tokenizer and chat template. Messages are passed as messages (the
-            completion as a message of the assistant), texts as texts.
+            completion as a message of the assistant), texts as texts. Prompts with `tools` or `chat_template_kwargs`
+            are passed with these, as keyword arguments with one entry per text.
         scale: the difference of rewards that counts as clear, in units of the reward.
         center: the reward of an answer that is neither good nor bad.
         timeout: seconds that a call may take.
@@ -89,7 +90,7 @@ class RewardModelScorer(Scorer):
             else exchange.completion
             for exchange in exchanges
         ]
-        rewards, self._costs = call_within(self.timeout, self._call, prompts, completions)
+        rewards, self._costs = call_within(self.timeout, self._call, prompts, completions, template_columns(exchanges))
         rewards = as_numbers(rewards, type(self).__name__)
         return [math.tanh((reward - self.center) / self.scale) for reward in rewards]
 
@@ -124,12 +125,12 @@ class RewardModelScorer(Scorer):
         """Costs of the reward model if it counts them, as `RewardScorer` does; 0 otherwise."""
         return Costs([0] * count) if self._costs is None else self._costs
 
-    def _call(self, prompts: Sequence, completions: Sequence) -> tuple[Any, Costs | None]:
+    def _call(self, prompts: Sequence, completions: Sequence, columns: dict[str, list]) -> tuple[Any, Costs | None]:
         """Rewards and their costs. Threads take turns, since a reward model keeps only the counts of its last call."""
         if getattr(self.reward, "last_token_counts", None) is None:
-            return self.reward(prompts, completions), None
+            return self.reward(prompts, completions, **columns), None
         with _lock_of(self.reward):
-            rewards: Any = self.reward(prompts, completions)
+            rewards: Any = self.reward(prompts, completions, **columns)
             counts: Any = self.reward
             return rewards, Costs(list(counts.last_token_counts), getattr(counts, "last_forward_passes", 0))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from ...scoring.formatting import is_messages
 from ...scoring.scorer import RewardScorer
 from ..kv_cache.forward import cache_argument
-from .base import Costs, Exchange, Scorer, call_within
+from .base import Costs, Exchange, Scorer, call_within, template_columns
 from .builtin import RewardModelScorer
 from .cached_forward import CachedForward
 from .prefix_cache import common_prefix_length
@@ -112,30 +112,34 @@ class CachedRewardScorer(RewardModelScorer):
         """Rewards of texts; what it cost is kept for `costs`."""
         if self._passes is None:
             self.start_search()
-        rows = self._rows([exchange.prompt for exchange in exchanges], [each.completion for each in exchanges])
+        rows = self._rows(exchanges)
         with self._passes.lend(self._readable):
             logits, counts = self._passes.last_logits(
-                [[row] for row in rows], [exchange.prompt for exchange in exchanges], self._opening, torch.tensor([0])
+                [[row] for row in rows],
+                [replace(exchange, completion="") for exchange in exchanges],
+                self._opening,
+                torch.tensor([0]),
             )
             passes, shared = self._passes.pop_costs()
         self._costs = Costs(counts, passes, shared)
         return logits[:, 0, 0].tolist()
 
-    def _rows(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[list[int]]:
+    def _rows(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
         """Tokens of texts, up to the one that the reward is read at: the last that is not a padding token."""
         scorer: Any = self.reward
+        prompts = [exchange.prompt for exchange in exchanges]
         texts = [
-            [{"role": "assistant", "content": completion}] if is_messages(prompt) else completion
-            for prompt, completion in zip(prompts, completions, strict=True)
+            [{"role": "assistant", "content": each.completion}] if is_messages(each.prompt) else each.completion
+            for each in exchanges
         ]
-        rows = scorer.encode_rows(prompts, texts)
+        rows = scorer.encode_rows(prompts, texts, **template_columns(exchanges))
         for row in rows:
             scorer.check_length(len(row))
             while len(row) > 1 and row[-1] == scorer.tokenizer.pad_token_id:
                 row.pop()
         return rows
 
-    def _opening(self, prompt) -> list[int]:
+    def _opening(self, exchange: Exchange) -> list[int]:
         """The tokens that all texts of a prompt start with."""
-        rows = self._rows([prompt] * len(_PROBES), list(_PROBES))
+        rows = self._rows([replace(exchange, completion=probe) for probe in _PROBES])
         return rows[0][: common_prefix_length(rows)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .base import Costs, Exchange, Scorer, ScorerError
@@ -18,16 +18,26 @@ _MIN_TEXTS = 8  # scored texts after which equal values of all are worth a warni
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A completion of a prompt to score, for `owner`."""
+    """A completion of a prompt to score, for `owner`; `columns` as in `Exchange`."""
 
     owner: Any
     prompt: Any
     completion: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Cache key of the prompt."""
-        return repr(self.prompt)
+        return _key(self.prompt, self.columns)
+
+    @property
+    def exchange(self) -> Exchange:
+        """What a scorer is shown."""
+        return Exchange(self.prompt, self.completion, self.columns)
+
+
+def _key(prompt: Any, columns: Mapping[str, Any] | None) -> str:
+    return repr((prompt, columns or {}))
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,13 @@ class ScoreCache:
         """Number of cached scores."""
         return sum(map(len, self._values.values()))
 
-    def acquire(self, prompt: Any) -> None:
-        """Announce a search of this prompt."""
-        self._searches[repr(prompt)] += 1
+    def acquire(self, prompt: Any, columns: Mapping[str, Any] | None = None) -> None:
+        """Announce a search of this prompt; `columns` as in `Exchange`."""
+        self._searches[_key(prompt, columns)] += 1
 
-    def release(self, prompt: Any) -> None:
+    def release(self, prompt: Any, columns: Mapping[str, Any] | None = None) -> None:
         """End a search of this prompt; the last one evicts the prompt's scores."""
-        key = repr(prompt)
+        key = _key(prompt, columns)
         self._searches[key] -= 1
         if not self._searches[key]:
             self._values.pop(key, None)
@@ -117,7 +127,7 @@ class ScoreCache:
                 yield request
 
     def _call(self, requests: Sequence[ScoreRequest]) -> ScoreBatch:
-        values, costs = self.scorer.score_batch([Exchange(each.prompt, each.completion) for each in requests])
+        values, costs = self.scorer.score_batch([each.exchange for each in requests])
         self.add(requests, values)
         return ScoreBatch(requests, costs)
 

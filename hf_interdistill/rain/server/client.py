@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ...utils.served_models import PROBE, check_vocabulary, find_served_model
 from ...utils.server_pool import ModelServers, Seat
 from ...utils.servers import ModelServer, RequestRefusedError, ServerError
 from .sampling import TokenScores
+
+logger = logging.getLogger(__name__)
 
 _MASKED = -9000.0  # what vLLM sends for -inf is -9999
 _SEEDS = 1 << 53
@@ -47,6 +50,7 @@ class _Served:
 
     max_length: int | None
     is_processed: bool
+    takes_stop_tokens: bool
     scores: TokenScores
 
 
@@ -59,6 +63,7 @@ class CompletionsClient:
     Attributes:
         max_length: the most tokens of prompt and text, `None` if the server does not say.
         is_processed: whether log probabilities are those after penalties, temperature, top-k and top-p.
+        takes_stop_tokens: whether a request may have as many `stop_token_ids` as `check` was told of.
     """
 
     def __init__(self, servers: ModelServers, model: str):
@@ -66,7 +71,7 @@ class CompletionsClient:
             raise ValueError(f"`model` is {model!r}, but must be the name that the server serves it by.")
         self.servers, self.model = servers, model
         self.max_length: int | None = None
-        self.is_processed = False
+        self.is_processed, self.takes_stop_tokens = False, True
         self._place: ModelServers | Seat = servers
 
     def seated(self, seat: Seat) -> CompletionsClient:
@@ -93,26 +98,25 @@ class CompletionsClient:
         body = _body(self.model, prompt, max_tokens=max_tokens, logprobs=logprobs, n=n, **parameters)
         return await self._place.call(lambda server: _complete(server, body))
 
-    async def check(self, tokenizer, logprobs: int) -> None:
+    async def check(self, tokenizer, logprobs: int, stop_tokens: Sequence[int] = (), reason: str = "") -> None:
         """Find out whether the servers can answer a search, before the first one. Servers that cannot, or that answer
         otherwise than the first one that can, are left out with a warning.
 
         Args:
             tokenizer: the model's. logprobs: log probabilities per token that will be asked for.
+            stop_tokens: the most `stop_token_ids` that a request will have.
+            reason: why so many log probabilities are needed, for a message.
 
         Raises:
             ValueError: another model or vocabulary; an option of the server that is missing, which the message names.
             ServerError: there is no server, or it fails.
         """
         asked = logprobs if len(self.servers.all) == 1 else max(logprobs, _COMPARED)
-        found = await self.servers.examine(lambda server: _examine(server, self.model, tokenizer, asked))
-        (first, wanted), *others = found.items()
-        for server, each in others:
-            if difference := _difference(wanted, each):
-                self.servers.leave_out(
-                    server, ValueError(f"It {difference} on {first.url}. Start all with the same model and flags.")
-                )
-        self.max_length, self.is_processed = wanted.max_length, wanted.is_processed
+        found = await self.servers.examine(
+            lambda server: _examine(server, self.model, tokenizer, asked, stop_tokens, reason), _difference
+        )
+        self.max_length, self.is_processed = found[0].max_length, found[0].is_processed
+        self.takes_stop_tokens = all(each.takes_stop_tokens for each in found)
 
 
 def _body(model: str, prompt: Sequence[int], **parameters: Any) -> dict[str, Any]:
@@ -156,8 +160,10 @@ async def _complete(server: ModelServer, body: dict[str, Any]) -> Answer:
     return Answer(completions, costs)
 
 
-async def _examine(server: ModelServer, model: str, tokenizer, logprobs: int) -> _Served:
-    """What a server can do; errors as in `CompletionsClient.check`."""
+async def _examine(
+    server: ModelServer, model: str, tokenizer, logprobs: int, stop_tokens: Sequence[int], reason: str
+) -> _Served:
+    """What a server can do; arguments and errors as in `CompletionsClient.check`."""
     max_length = (await find_served_model(server, model)).max_length
     await check_vocabulary(server, model, tokenizer)
     prompt = tokenizer(PROBE, add_special_tokens=False)["input_ids"][:8]
@@ -174,20 +180,35 @@ async def _examine(server: ModelServer, model: str, tokenizer, logprobs: int) ->
             raise
         raise ValueError(
             f"The search needs the log probabilities of {logprobs} tokens, which the server refuses "
-            f"({error.reason}). Start it with `--max-logprobs {logprobs}`."
+            f"({error.reason}). {reason}Start it with `--max-logprobs {logprobs}`."
         ) from error
     if len(first.scores[0]) < logprobs:
         raise ValueError(
             f"The search needs the log probabilities of {logprobs} tokens, but the server sends "
-            f"{len(first.scores[0])}. Start it with `--max-logprobs {logprobs}`."
+            f"{len(first.scores[0])}. {reason}Start it with `--max-logprobs {logprobs}`."
         )
-    rare = first.scores[0][-1][0]
-    allowed, narrow, stopped = await asyncio.gather(
+    rare, end = first.scores[0][-1][0], first.tokens[0]
+    stops = [end, *(token for token in stop_tokens if token != end)][: max(1, len(stop_tokens))]
+
+    async def stop() -> tuple[bool, Answer]:
+        try:
+            return True, await complete(2, temperature=0.0, stop_token_ids=stops)
+        except RequestRefusedError as error:
+            if "stop" not in error.reason.lower() or len(stops) == 1:
+                raise
+            logger.warning(
+                f"{server.url} refuses {len(stops)} `stop_token_ids` ({error.reason}). Rollouts are cut here instead, "
+                "and cost a few tokens more. To avoid that, start the server with the environment variable "
+                f"`VLLM_MAX_STOP_TOKEN_IDS={len(stops)}`."
+            )
+        return False, await complete(2, temperature=0.0, stop_token_ids=[end])
+
+    allowed, narrow, (takes_stop_tokens, stopped) = await asyncio.gather(
         complete(1, 1, temperature=0.0, allowed_token_ids=[rare]),
         complete(1, n=8, temperature=2.0, top_k=1, seed=1),
-        complete(2, temperature=0.0, stop_token_ids=[first.tokens[0]]),
+        stop(),
     )
-    kept = [rare], [first.tokens[0]] * 8, [first.tokens[0]]
+    kept = [rare], [end] * 8, [end]
     for name, answer, wanted in zip(
         ("allowed_token_ids", "top_k", "stop_token_ids"), (allowed, narrow, stopped), kept, strict=True
     ):
@@ -195,19 +216,20 @@ async def _examine(server: ModelServer, model: str, tokenizer, logprobs: int) ->
         if tokens != wanted:
             raise ValueError(f"The server {server.url} does not apply `{name}`. {_PLAIN}")
     # Of the one token that was allowed: its share of the vocabulary, or all that the mask leaves.
-    return _Served(max_length, dict(allowed.completions[0].scores[0])[rare] > -1e-3, first.scores[0])
+    is_processed = dict(allowed.completions[0].scores[0])[rare] > -1e-3
+    return _Served(max_length, is_processed, takes_stop_tokens, first.scores[0])
 
 
-def _difference(wanted: _Served, found: _Served) -> str | None:
-    """What differs between two servers, as `... than` the first; `None` if they serve the same model alike."""
+def _difference(wanted: _Served, found: _Served, url: str) -> str | None:
+    """What a server does otherwise than the one at `url`; `None` if they serve the same model alike."""
     if found.max_length != wanted.max_length:
-        return f"has a `--max-model-len` of {found.max_length}, not of {wanted.max_length} as"
+        return f"has a `--max-model-len` of {found.max_length}, not of {wanted.max_length} as on {url}"
     if found.is_processed != wanted.is_processed:
-        return "has another `--logprobs-mode` than that"
+        return f"has another `--logprobs-mode` than that on {url}"
     ours, theirs = dict(wanted.scores), dict(found.scores)
     gaps = [abs(ours[token] - theirs[token]) for token in ours.keys() & theirs.keys()]
     if not gaps or sum(gaps) / len(gaps) > _ALIKE:
-        return "gives a test text's next tokens other probabilities: it has another model than that"
+        return f"gives a test text's next tokens other probabilities: it has another model than that on {url}"
     return None
 
 

@@ -32,12 +32,13 @@ class ServedSearch:
 
     Attributes:
         search: its tree. seat: its place on a server, from its first request to its end. judging: costs of the scorer.
-        is_finished, error: as in `record_search`.
+        counted_iterations: those that are in the engine's sum. is_finished, error: as in `record_search`.
     """
 
     def __init__(self, prompt: Prompt, search: Search, decoding: ServedDecoding, seat: Seat):
         self.prompt, self.search, self.decoding, self.seat = prompt, search, decoding, seat
         self.judging: Counter = Counter()
+        self.counted_iterations = 0
         self.is_finished = False
         self.error: str | None = None
         self._started: float | None = None
@@ -50,7 +51,7 @@ class ServedSearch:
             scores, vectors: of all searches. on_commit: called with the tokens of each commit.
         """
         self._started = time.perf_counter()
-        scores.cache.acquire(self.prompt.shown)
+        scores.cache.acquire(self.prompt.shown, self.prompt.columns)
         steps, answer = self.search.run(), None
         try:
             while True:
@@ -63,7 +64,7 @@ class ServedSearch:
         finally:
             self.seat.give_up()
             steps.close()
-            scores.cache.release(self.prompt.shown)
+            scores.cache.release(self.prompt.shown, self.prompt.columns)
             self._ended = time.perf_counter()
 
     async def _answer(
@@ -72,9 +73,7 @@ class ServedSearch:
         if isinstance(request, Decode):
             return await asyncio.gather(*map(self.decoding.run, request.tasks))
         if isinstance(request, Judge):
-            values, count, costs = await scores.values(
-                self, self.prompt.shown, request.completions, self.decoding.client
-            )
+            values, count, costs = await scores.values(self, self.prompt, request.completions, self.decoding.client)
             self.judging.update(
                 judge_calls=count, forward_passes=costs.forward_passes, forward_tokens=costs.total_tokens
             )
@@ -104,12 +103,13 @@ class ServedEngine:
         sampling: how candidates and rollouts are shaped.
         scorer: a bound scorer.
         embedder: `embedder(texts) -> (texts, dimensions)` array, or `None`.
+        stop_tokens: see `rollout_stop_tokens`.
         isolates_errors: a prompt that cannot be scored, or that the server refuses, ends alone, with an error in its
             record.
 
     Attributes:
         searches: by number of the prompt; finished ones are let go.
-        committed_tokens: of all searches.
+        committed_tokens: of all searches. iterations: likewise, up to the last commit of each.
         on_commit: called after each commit, in the thread of the requests.
     """
 
@@ -122,16 +122,16 @@ class ServedEngine:
         scorer: Scorer,
         embedder: Callable | None = None,
         *,
+        stop_tokens: Sequence[int] = (),
         isolates_errors: bool = False,
     ):
         self.client, self.tokenizer, self.config, self.sampling = client, tokenizer, config, sampling
-        self.isolates_errors = isolates_errors
+        self.isolates_errors, self.stop_tokens = isolates_errors, stop_tokens
         self.scores = SearchScores(scorer)
         self.vectors = None if embedder is None else SearchVectors(embedder)
         self.searches: dict[int, ServedSearch] = {}
-        self.committed_tokens = self._finished_iterations = 0
+        self.committed_tokens = self.iterations = 0
         self.on_commit: Callable[[], None] = lambda: None
-        self._stop_tokens = rollout_stop_tokens(tokenizer, config)
 
     async def run(
         self, prompts: Sequence[Prompt], seed: int, stop_strings: Sequence[str] = ()
@@ -179,7 +179,7 @@ class ServedEngine:
             key,
             self.config,
             self.sampling,
-            stop_tokens=self._stop_tokens,
+            stop_tokens=self.stop_tokens,
             stop_strings=stop_strings,
         )
         search = build_search(self.config, rules, self.vectors is not None, key)
@@ -187,7 +187,7 @@ class ServedEngine:
 
     async def _run(self, search: ServedSearch) -> None:
         try:
-            await search.run(self.scores, self.vectors, self._count_commit)
+            await search.run(self.scores, self.vectors, lambda tokens: self._count_commit(search, tokens))
         except (ScorerError, RequestRefusedError) as error:
             if not (self.isolates_errors and (isinstance(error, ScorerError) or is_of_one_request(error))):
                 raise
@@ -196,19 +196,19 @@ class ServedEngine:
     def _take(self, number: int) -> RainRecord:
         """The record of a finished search, which is let go."""
         search = self.searches.pop(number)
-        self._finished_iterations += search.search.iterations
+        self._count_iterations(search)
         record = search.record()
         search.search.tree.release()
         return record
 
-    def _count_commit(self, tokens: Sequence[int]) -> None:
+    def _count_commit(self, search: ServedSearch, tokens: Sequence[int]) -> None:
         self.committed_tokens += len(tokens)
+        self._count_iterations(search)
         self.on_commit()
 
-    @property
-    def iterations(self) -> int:
-        """Iterations of all searches so far."""
-        return self._finished_iterations + sum(each.search.iterations for each in list(self.searches.values()))
+    def _count_iterations(self, search: ServedSearch) -> None:
+        self.iterations += search.search.iterations - search.counted_iterations
+        search.counted_iterations = search.search.iterations
 
 
 def rollout_stop_tokens(tokenizer, config: RainConfig) -> list[int]:

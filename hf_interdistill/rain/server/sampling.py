@@ -2,6 +2,10 @@
 
 A server samples whole token sets by itself. Of one-token expansions and of the greedy token set it gives the log
 probabilities before temperature, top-k and top-p, which are applied here, in the order of transformers.
+
+In process `top_p` is cut among `top_k` tokens, and a token set is sampled from the `sample_top_k` likeliest that are
+left. A server has one top-k, before its `top_p`. Where the two differ it samples without `top_p`, and tokens outside
+of it are drawn again (`is_cut_here`): what is accepted has the distribution of a search in process.
 """
 
 from __future__ import annotations
@@ -25,22 +29,31 @@ class ServedSampling:
         top_k: number of likeliest tokens to sample from; `None` for all.
         top_p: share of the probability to sample from.
         repetition_penalty: as in transformers, on tokens of prompt and text.
+        inherited: names of those that come from the model's generation config.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    inherited: frozenset[str] = frozenset()
 
     def rollout(self) -> dict[str, Any]:
         """Parameters of a request that rolls out."""
         return self._parameters(self.temperature, self.top_k, self.top_p)
 
-    def expansion(self, config: RainConfig) -> dict[str, Any]:
-        """Parameters of a request for sampled token sets."""
-        return self._parameters(
-            self.temperature * config.expansion_temperature, self._expansion_top_k(config), self.top_p
-        )
+    def expansion(self, config: RainConfig, is_processed: bool = False) -> dict[str, Any]:
+        """Parameters of a request for sampled token sets; `is_processed` as in `check_processed`."""
+        top_k, top_p = self._expansion_top_k(config), self.top_p
+        if self.is_cut_here(config):
+            # Processed log probabilities must be of all tokens among which `top_p` is cut.
+            top_k, top_p = self.top_k if is_processed else top_k, 1.0
+        return self._parameters(self.temperature * config.expansion_temperature, top_k, top_p)
+
+    def is_cut_here(self, config: RainConfig) -> bool:
+        """Whether token sets are sampled without `top_p`, so that tokens outside of it must be drawn again."""
+        is_the_servers = config.expansion_temperature == 1 and (self.top_k or math.inf) <= config.sample_top_k
+        return self.top_p < 1 and not is_the_servers
 
     def greedy(self) -> dict[str, Any]:
         """Parameters of a request for the likeliest tokens: the server applies penalties, this class the others."""
@@ -54,7 +67,7 @@ class ServedSampling:
             "repetition_penalty": self.repetition_penalty,
         }
 
-    def _expansion_top_k(self, config: RainConfig) -> int:
+    def _expansion_top_k(self, config: RainConfig) -> int | None:
         return config.sample_top_k if self.top_k is None else min(config.sample_top_k, self.top_k)
 
     def warped(self, scores: TokenScores) -> list[tuple[int, float]]:
@@ -74,54 +87,75 @@ class ServedSampling:
                 before += weight
         return kept
 
-    def expansion_log_prob(self, token: int, scores: TokenScores, config: RainConfig) -> float:
-        """Log probability of a token among those that token sets are sampled from.
+    def expansion_log_probs(self, scores: TokenScores, config: RainConfig) -> dict[int, float]:
+        """Log probabilities of the tokens that token sets are sampled from, likeliest first.
 
         Args:
-            token: the token that was sampled, or is the likeliest. scores: as in `warped`.
+            scores: as in `warped`.
         """
         kept = self.warped(scores)[: config.sample_top_k]
         values = [(each, score / config.expansion_temperature) for each, score in kept]
         largest = values[0][1]
         total = largest + math.log(sum(math.exp(score - largest) for _, score in values))
-        return dict(values).get(token, values[-1][1]) - total  # rounding may put a token just behind the last one
+        return {each: score - total for each, score in values}
+
+    def unwarped(self, scores: TokenScores, config: RainConfig) -> list[tuple[int, float]]:
+        """Processed log probabilities of `expansion` as those before its temperature, up to a constant."""
+        heat = self.temperature * config.expansion_temperature
+        return [(token, score * heat) for token, score in scores]
 
     def num_scores(self, config: RainConfig, has_encoder: bool) -> int:
         """Log probabilities per token that a server must answer with."""
-        widest = config.max_children if has_encoder else config.candidates
-        nucleus = self.top_k if self.top_p < 1 and self.top_k is not None else 1
-        return max(config.candidates, config.sample_top_k, widest, nucleus)
+        return max(self._scores_without_nucleus(config, has_encoder), self.nucleus_scores())
 
-    def check_penalties(self, is_processed: bool) -> None:
-        """Raise `ValueError` for penalties that candidates would not have.
+    @staticmethod
+    def _scores_without_nucleus(config: RainConfig, has_encoder: bool) -> int:
+        widest = config.max_children if has_encoder else config.candidates
+        return max(config.candidates, config.sample_top_k, widest)
+
+    def nucleus_scores(self) -> int:
+        """Log probabilities per token by which `top_p` is cut."""
+        return self.top_k if self.top_p < 1 and self.top_k is not None else 1
+
+    def reason_for_scores(self, config: RainConfig, has_encoder: bool) -> str:
+        """Why so many are needed, for a message, where it is for `top_p`; otherwise empty."""
+        others = self._scores_without_nucleus(config, has_encoder)
+        if self.nucleus_scores() <= others:
+            return ""
+        return (
+            f"`top_p` is {self.top_p:g}{self._origin('top_p')} among the `top_k` ({self.top_k}) likeliest tokens. "
+            + (f"With `top_p=1.0`, or `top_k` of at most {others}, {others} log probabilities are enough. ")
+        )
+
+    def _origin(self, name: str) -> str:
+        return ", from the model's generation config," if name in self.inherited else ""
+
+    def check_processed(self, config: RainConfig, is_processed: bool) -> None:
+        """Raise `ValueError` for options that candidates would not have.
 
         Args:
-            is_processed: whether the server's log probabilities are those after penalties.
+            config: the search. is_processed: whether the server's log probabilities are those after penalties,
+                temperature, top-k and top-p.
         """
         if self.repetition_penalty != 1 and not is_processed:
             raise ValueError(
-                f"`repetition_penalty` is {self.repetition_penalty}, but the server's log probabilities are those "
-                "before penalties. Start it with `--logprobs-mode processed_logprobs`, or leave the penalty out."
+                f"`repetition_penalty` is {self.repetition_penalty:g}{self._origin('repetition_penalty') or ','} but "
+                "the server's log probabilities are those before penalties. Start it with `--logprobs-mode "
+                "processed_logprobs`, or pass `repetition_penalty=1.0`."
+            )
+        if is_processed and self.top_k is None and self.is_cut_here(config) and config.expansion_temperature != 1:
+            raise ValueError(
+                f"`top_p` is {self.top_p:g}{self._origin('top_p')} with an `expansion_temperature` of "
+                f"{config.expansion_temperature:g} and no `top_k`: that needs the probabilities of the whole "
+                "vocabulary, which a server with `--logprobs-mode processed_logprobs` does not send. Pass `top_k`, or "
+                "`top_p=1.0`."
             )
 
-    def check_nucleus(self, config: RainConfig) -> None:
-        """Raise `ValueError` for a `top_p` that a server cannot sample by as a search in process does.
-
-        Args:
-            config: the search.
-        """
-        if self.top_p >= 1:
-            return
-        if self.top_k is None and self.temperature != 1:
+    def check_nucleus(self) -> None:
+        """Raise `ValueError` for a `top_p` that cannot be cut by the log probabilities that a server sends."""
+        if self.top_p < 1 and self.top_k is None and self.temperature != 1:
             raise ValueError(
-                f"`top_p` is {self.top_p} with a temperature of {self.temperature} and no `top_k`: that needs the "
-                "probabilities of the whole vocabulary, which a server does not send. Set `top_k`, or leave `top_p` "
-                "out."
-            )
-        is_one_nucleus = config.expansion_temperature == 1 and (self.top_k or math.inf) <= config.sample_top_k
-        if config.samples_token_sets and not is_one_nucleus:
-            raise ValueError(
-                f"`top_p` is {self.top_p}, but a server samples token sets with one temperature and one top-k. Set "
-                f"`top_k` to at most `sample_top_k` ({config.sample_top_k}) and `expansion_temperature` to 1, or "
-                "leave `top_p` out."
+                f"`top_p` is {self.top_p:g}{self._origin('top_p')} with a temperature of {self.temperature:g} and no "
+                "`top_k`: that needs the probabilities of the whole vocabulary, which a server does not send. Pass "
+                "`top_k`, or `top_p=1.0`."
             )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..engine.engine import Prompt
 from ..scorers.base import Costs, Exchange, Scorer, ScorerError
 from ..scorers.score_cache import ScoreCache, ScoreRequest
 from .client import CompletionsClient
@@ -68,22 +69,22 @@ class SearchScores:
         self._batcher = CallBatcher(self._score_groups)
 
     async def values(
-        self, owner: Any, prompt: Any, completions: Sequence[str], client: CompletionsClient
+        self, owner: Any, prompt: Prompt, completions: Sequence[str], client: CompletionsClient
     ) -> tuple[list[float], int, Costs]:
         """Values of completions of a prompt, how many were scored now, and what those cost.
 
         Args:
-            owner: the search. prompt: what its scorer is shown. completions: its texts.
+            owner: the search. prompt: its prompt. completions: its texts.
             client: the served model on the server of this prompt, for a judge.
 
         Raises:
             ScorerError: the scorer failed on these texts.
         """
-        requests = [ScoreRequest(owner, prompt, text) for text in completions]
+        requests = [ScoreRequest(owner, prompt.shown, text, prompt.columns) for text in completions]
         missing = self.cache.missing(requests)
         costs = Costs([])
         if missing:
-            exchanges = [Exchange(each.prompt, each.completion) for each in missing]
+            exchanges = [each.exchange for each in missing]
             if isinstance(self.scorer, ServedJudge):
                 values, costs = await self.scorer.score_async(exchanges, client)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.rain import likes_short_words, quick_config
+from support.rain import likes_short_words, quick_config, tree_shape
 from support.tokenizers import tokenizer_of
 from support.vllm_server import RefusalError, VllmLike, served
 
@@ -121,8 +121,8 @@ def test_limits_must_be_numbers(tokenizer, settings):
         ({"output_scores": True}, "`output_scores` is True"),
         ({"assistant_model": "a"}, "no field `assistant_model`"),
         ({"repetition_penalty": 1.2}, "--logprobs-mode processed_logprobs"),
-        ({"do_sample": True, "top_p": 0.9, "temperature": 0.5, "top_k": 0}, "Set `top_k`, or leave `top_p`"),
-        ({"do_sample": True, "top_p": 0.9, "top_k": 40}, r"at most `sample_top_k` \(15\)"),
+        ({"do_sample": True, "top_p": 0.9, "temperature": 0.5, "top_k": 0}, "Pass `top_k`, or `top_p=1.0`"),
+        ({"do_sample": True, "top_p": 0.9, "top_k": 40}, "`top_p` is 0.9 among the `top_k` .40.*--max-logprobs 40"),
         ({"do_sample": True, "temperature": -1.0}, "`temperature` .* must be positive"),
         ({"max_new_tokens": 0}, "allows 0 new tokens"),
     ],
@@ -185,3 +185,26 @@ def test_what_the_server_refuses_of_one_prompt_is_reported(url, backend, tokeniz
     backend.fault = fault
     with pytest.raises(ServerError, match=r"refused a request \(400\): Out of luck"):
         start(url, tokenizer, quick_config(edge_lengths=(1,), rollout_max_tokens=2), max_new_tokens=4)
+
+
+def test_a_server_that_takes_few_stop_tokens_gives_the_same_texts(model, tokenizer, caplog):
+    config = quick_config(edge_lengths=(1,), expansion_temperature=1e6)
+    nothing_drawn = {"do_sample": True, "temperature": 1e-6, "top_k": 0, "max_new_tokens": 40}
+    found = []
+    for most in (None, 30):
+        with served(VllmLike(model, tokenizer, max_stop_tokens=most)) as url:
+            backend_config = config.replace(rollout_stops="abcdefghijklmnopqrstuvwxyz")
+            found.append(start(url, tokenizer, backend_config, **nothing_drawn)[0])
+    assert found[0].tokens == found[1].tokens and tree_shape(found[0].tree) == tree_shape(found[1].tree)
+    (warning,) = [each.getMessage() for each in caplog.records if "stop_token_ids" in each.getMessage()]
+    assert "VLLM_MAX_STOP_TOKEN_IDS=" in warning
+
+
+def test_rollouts_are_cut_here_in_short_requests_where_the_server_stops_at_no_tokens(model, tokenizer):
+    backend = VllmLike(model, tokenizer, max_stop_tokens=30)
+    config = quick_config(rollout_max_tokens=None, rollout_stops="abcdefghijklmnopqrstuvwxyz")
+    with served(backend) as url:
+        start(url, tokenizer, config, max_new_tokens=100)
+    rollouts = [body for path, body in backend.requests if path == "/v1/completions" and body.get("stop") is not None]
+    assert rollouts and max(body["max_tokens"] for body in rollouts) == 16
+    assert all(len(body["stop_token_ids"]) <= 30 for body in rollouts)

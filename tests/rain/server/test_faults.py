@@ -11,7 +11,7 @@ from support.vllm_server import RefusalError, VllmLike, served
 
 from hf_interdistill import RainClient
 from hf_interdistill.cli import main
-from hf_interdistill.rain.api import job_output
+from hf_interdistill.rain.api import job_output, served_generation
 from hf_interdistill.rain.api.job_config import RainJobConfig
 from hf_interdistill.rain.api.jobs import run_rain_job
 from hf_interdistill.utils import servers
@@ -227,3 +227,29 @@ def test_a_job_in_process_cannot_be_resumed_on_a_server(folder, url):
     run_rain_job(job(folder, url, **local))
     with pytest.raises(ValueError, match=r"was made with other settings .*is_served"):
         run_rain_job(job(folder, url, model=str(folder / "lm")))
+
+
+def test_stop_strings_are_read_once_for_all_prompts_of_a_job(folder, url, monkeypatch):
+    made = []
+
+    class Criterion(served_generation.StopStringCriteria):
+        def __init__(self, *args):
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(served_generation, "StopStringCriteria", Criterion)
+    run_rain_job(job(folder, url, generation={"max_new_tokens": 5, "stop_strings": ["e", "zz"]}))
+    assert len(made) == 1 and len(answers(folder)) == 5
+
+
+def test_iterations_are_counted_while_searches_run(folder, url, monkeypatch):
+    shown = []
+
+    def show(self, tokens, iterations):
+        shown.append((tokens, iterations))
+
+    monkeypatch.setattr(job_output.JobOutput, "show", show)
+    run_rain_job(job(folder, url, rain={**QUICK, "max_batch_size": 1}))
+    rows = [json.loads(line) for line in (folder / "out.jsonl").open()]
+    assert shown[-1] == (sum(len(row["tokens"]) for row in rows), sum(row["stats"]["iterations"] for row in rows))
+    assert shown == sorted(shown)

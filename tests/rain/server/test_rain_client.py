@@ -186,3 +186,21 @@ def test_time_limits_end_texts(url, backend, tokenizer):
     (record,) = client.generate(["Tell me"], max_new_tokens=64, max_time=0.3)
     assert record.finish_reason == "time"
     assert 0 < record.stats["committed_tokens"] < 64
+
+
+@pytest.mark.parametrize("longest", [5, None])
+@pytest.mark.parametrize("limits", [{}, {"max_new_tokens": 3}, {"max_new_tokens": 40}], ids=str)
+def test_at_the_end_of_the_context_no_more_is_asked_for_than_is_left(model, tokenizer, longest, limits):
+    """The server refuses a request that is longer than its context."""
+    length = len(tokenizer(PROMPTS[0])["input_ids"])
+    config = quick_config(**EXACT, rollout_max_tokens=longest, rollout_stops="")
+    options = {name: value for name, value in OPTIONS.items() if name != "max_new_tokens"}
+    with served(VllmLike(model, tokenizer, max_length=length + 4)) as url:
+        records = RainClient(url, "lm", tokenizer, config, likes_short_words).generate(
+            PROMPTS[:1], **options, **limits
+        )
+    in_context = {**options, "max_new_tokens": min(4, limits.get("max_new_tokens", 4))}
+    (wanted,) = rain(model, tokenizer, PROMPTS[:1], rain_config=config, **in_context).rain
+    assert tree_shape(records[0].tree) == tree_shape(wanted.tree)
+    assert records[0].tokens == wanted.tokens
+    assert records[0].finish_reason == ("length" if limits.get("max_new_tokens") == 3 else "context")

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from support.rain import build_causal, likes_short_words, quick_config, tree_shape
 from support.tokenizers import tokenizer_of
-from support.vllm_server import VllmLike, all_served, dying_after, served, slow
+from support.vllm_server import VllmLike, all_served, dying_after, served, slow, switchable
 
 from hf_interdistill import RainClient
 from hf_interdistill.cli import main
@@ -315,3 +315,57 @@ def test_a_job_whose_servers_all_die_resumes_on_others(folder, model, tokenizer)
     for name in kept:
         start = json.dumps(tokenizer(PROMPTS[int(name[4:])])["input_ids"])[:-1]
         assert start not in again
+
+
+def test_servers_that_are_back_are_used_by_the_next_call(model, tokenizer, plain, caplog):
+    faults, switches = zip(*(switchable() for _ in range(2)), strict=True)
+    backends = [VllmLike(model, tokenizer, fault=fault) for fault in faults]
+    with all_served(*backends) as urls:
+        client = client_of(urls, tokenizer)
+        assert shapes(client.generate(PROMPTS, max_new_tokens=4)) == plain[0]
+        for switch in switches:
+            switch(True)
+        for _ in range(2):
+            with pytest.raises(NoServerLeftError, match="500: down"):
+                client.generate(PROMPTS, max_new_tokens=4)
+        for switch in switches:
+            switch(False)
+        for each in backends:
+            each.requests.clear()
+        assert shapes(client.generate(PROMPTS, max_new_tokens=4)) == plain[0]
+    assert all(map(work_of, backends))
+
+
+def test_one_that_is_back_is_used_by_the_next_call_and_stays_out_within_one(model, tokenizer, plain, caplog):
+    fault, switch = switchable()
+    backends = VllmLike(model, tokenizer), VllmLike(model, tokenizer, fault=fault)
+    with all_served(*backends) as urls:
+        client = client_of(urls, tokenizer)
+        client.check(client.resolve({}))
+        switch(True)
+        assert shapes(client.generate(PROMPTS, max_new_tokens=4)) == plain[0]
+        switch(False)
+        backends[1].requests.clear()
+        assert shapes(client.generate(PROMPTS, max_new_tokens=4)) == plain[0]
+        assert work_of(backends[1])
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_one_that_comes_back_with_another_model_stays_out(model, tokenizer, plain, caplog):
+    fault, switch = switchable()
+    backends = VllmLike(model, tokenizer, fault=fault), VllmLike(model, tokenizer)
+    with all_served(*backends) as urls:
+        client = client_of(urls, tokenizer)
+        client.check(client.resolve({}))
+        switch(True)
+        assert shapes(client.generate(PROMPTS, max_new_tokens=4)) == plain[0]
+        switch(False)
+        backends[0].model = build_causal(seed=1)
+        backends[0].requests.clear()
+        assert shapes(client.generate(PROMPTS, max_new_tokens=4)) == plain[0]
+        assert not work_of(backends[0])
+        tried = len(backends[0].requests)
+        assert tried > 0
+        client.generate(PROMPTS[:1], max_new_tokens=2)
+        assert len(backends[0].requests) == tried  # for a minute
+    assert len(warnings_of(caplog)) == 1
