@@ -86,32 +86,31 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
     sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
     data = dict(zip(args.benchmark, sources, strict=True))
     folder = Path(args.output)
-    job = JsonlJob(folder / "scores.jsonl")
-    checked = JsonlJob(folder / "batch_checks.jsonl")
-    job.open()
-    checked.open()
-    for model in args.model:  # all that can be wrong is found before the first model is scored
-        if servers[model] is None:
-            require_reward_model(model, revision=args.revision)
-    items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
-    results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
-    checks: dict[str, dict[str, BatchCheck | None]] = {name: {} for name in args.benchmark}
-    for model in args.model:
-        scorer = load_scorer(args, model, servers[model], tokenizers[model])
-        key = fingerprint_model(model, scorer, **_settings(args))
-        for benchmark in benchmarks:  # a model that cannot be scored in batches is found before the long work
-            checks[benchmark.name][model] = check_batches(
-                scorer,
-                items[benchmark.name],
-                job=checked,
-                model_key=key,
-                is_truncating=args.truncate,
-                allowed=args.batch_tolerance,
-            )
-        for benchmark in benchmarks:
-            results[benchmark.name][model] = run_benchmark(
-                scorer, benchmark, items[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
-            )
+    with JsonlJob(folder / "scores.jsonl") as job, JsonlJob(folder / "batch_checks.jsonl") as checked:
+        job.open()
+        checked.open()
+        for model in args.model:  # all that can be wrong is found before the first model is scored
+            if servers[model] is None:
+                require_reward_model(model, revision=args.revision)
+        items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
+        results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
+        checks: dict[str, dict[str, BatchCheck | None]] = {name: {} for name in args.benchmark}
+        for model in args.model:
+            scorer = load_scorer(args, model, servers[model], tokenizers[model])
+            key = fingerprint_model(model, **_settings(args))
+            for benchmark in benchmarks:  # a model that cannot be scored in batches is found before the long work
+                checks[benchmark.name][model] = check_batches(
+                    scorer,
+                    items[benchmark.name],
+                    job=checked,
+                    model_key=key,
+                    is_truncating=args.truncate,
+                    allowed=args.batch_tolerance,
+                )
+            for benchmark in benchmarks:
+                results[benchmark.name][model] = run_benchmark(
+                    scorer, benchmark, items[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
+                )
     reports = {}
     for benchmark in tqdm(benchmarks, desc="Baselines and intervals"):
         runs = results[benchmark.name]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..scoring.aggregation import ensemble_settings
 from ..scoring.checks import check_text
 from ..scoring.formatting import template_kwargs
+from ..scoring.model_digests import digest_of_model, digests_of_models
 from ..scoring.opening import require_reward_model
+from ..scoring.reward_apis import tokenizer_of_served
 from ..scoring.text_scorer import TextScorer
 from ..utils.fields import require_positive
 from ..utils.json_lines import read_json_lines
@@ -76,24 +77,35 @@ def run(args: ScoreArguments) -> dict:
     refuse_unused_of_scorers(args)
     if args.reward_server is None:
         require_reward_model(args.model, revision=args.revision)
-    job = JsonlJob(target)
-    settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
-    job.open({**settings, **({"is_served": True} if args.reward_server else ensemble_settings(args.model))})
-    scored = sum(1 for _ in job.rows())
-    if scored > total:
-        raise ValueError(f"{target} holds {scored} rows, {source} only {total}: it is the output of another input.")
-    scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
-    job.complete(
-        _read(source),
-        partial(_score, scorer, source),
-        chunk_size=(8 if args.reward_server is None else 32) * args.batch_size,
-        total=total,
-        compared=("prompt", *_SIDES),
-        desc="Scoring",
-    )
-    summary = _summarize(job)
+    with JsonlJob(target) as job:
+        job.open(_settings(args))
+        scored = sum(1 for _ in job.rows())
+        if scored > total:
+            raise ValueError(
+                f"{target} holds {scored} rows, {source} only {total}: it is the output of another input."
+            )
+        scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
+        job.complete(
+            _read(source),
+            partial(_score, scorer, source),
+            chunk_size=(8 if args.reward_server is None else 32) * args.batch_size,
+            total=total,
+            compared=("prompt", *_SIDES, "tools", "chat_template_kwargs"),
+            desc="Scoring",
+        )
+        summary = _summarize(job)
     print_metrics(f"Scores in {target}", {"all rows": summary})
     return summary
+
+
+def _settings(args: ScoreArguments) -> dict:
+    """What the rewards depend on."""
+    is_served = args.reward_server is not None
+    settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
+    if not is_served:
+        return {**settings, "files of `model`": digest_of_model(args.model, args.revision)}
+    tokenizers = {"reward_tokenizer": tokenizer_of_served(args, args.model)}
+    return {**settings, "is_served": True, **digests_of_models({}, tokenizers)}
 
 
 class _Row(dict):

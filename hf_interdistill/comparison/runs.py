@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,6 @@ from ..utils.changed_fields import describe_change
 from ..utils.errors import RunError
 
 _RECORD, _RECIPE, _LOG = "run.json", "recipe.yaml", "train.log"
-_SAMPLE = 1 << 20  # bytes of each end of a file of weights that count for its digest
-_SMALL_FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True)

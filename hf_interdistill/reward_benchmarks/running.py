@@ -7,18 +7,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..scoring.aggregation import EnsembleFile, is_ensemble
+from ..scoring.model_digests import digest_of_model
 from ..scoring.text_scorer import TextScorer
 from ..utils.jsonl_jobs import JsonlJob
 from . import find_benchmark
 from .items import Benchmark, Item, Result
 from .loading import load_items
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -145,21 +142,8 @@ def row_key(item: Item) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def fingerprint_model(name: str, scorer: TextScorer, **settings) -> str:
-    """A short text of everything that rewards depend on: the model's name, its files or its commit, and settings.
-
-    For a folder it covers the contents of the small files (configuration, tokenizer, chat template) and size and time
-    of the weights, so that a model trained again is scored again; for an ensemble also those of its members.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    members = EnsembleFile.read(name).members if is_ensemble(name) else ()
-    folders = [folder for folder in map(Path, (name, *members)) if folder.is_dir()]
-    for path in sorted(path for folder in folders for path in folder.iterdir() if path.is_file()):
-        stat = path.stat()
-        content = f"{stat.st_size} {stat.st_mtime_ns}".encode() if path.suffix in _WEIGHTS else path.read_bytes()
-        digest.update(path.name.encode() + b"\0" + content + b"\0")
-    if not Path(name).is_dir():
-        config = getattr(getattr(scorer, "model", None), "config", None)  # a served model has none here
-        digest.update(str(getattr(config, "_commit_hash", None)).encode())
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+def fingerprint_model(name: str, revision: str | None = None, **settings) -> str:
+    """A short text of everything that rewards depend on: the model's name, its files or its commit, and settings."""
+    digest = hashlib.blake2b(digest_of_model(name, revision).encode(), digest_size=8)
+    digest.update(json.dumps({"revision": revision, **settings}, sort_keys=True).encode())
     return f"{name}@{digest.hexdigest()}"
