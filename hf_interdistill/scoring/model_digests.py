@@ -16,8 +16,8 @@ from .aggregation import EnsembleFile, is_ensemble
 _CONFIGS = ("config.json", "adapter_config.json")
 # What decides tokens and how weights are used; a folder may also hold records of a training or of jobs.
 _SMALL_FILES = (
-    *("config.json", "adapter_config.json", "generation_config.json", "reward_ensemble.json", "*.py"),
-    "interaction_teacher.json",
+    *("config.json", "adapter_config.json", "generation_config.json", "reward_ensemble.json"),
+    *("interaction_teacher.json", "*.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
     *("chat_template.*", "additional_chat_templates/*.jinja"),
 )
