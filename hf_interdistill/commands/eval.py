@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -18,6 +19,7 @@ from ..reward_benchmarks.reports import notes, tables, write
 from ..reward_benchmarks.running import BenchmarkRun, fingerprint_model, run_benchmark
 from ..scoring.opening import require_reward_model
 from ..scoring.remote import RemoteRewardScorer
+from ..scoring.text_scorer import TextScorer
 from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
@@ -87,33 +89,31 @@ def run(args: EvalArguments) -> dict[str, dict[str, BenchmarkRun]]:
     sources: Sequence[str | None] = args.data or [None] * len(benchmarks)
     data = dict(zip(args.benchmark, sources, strict=True))
     folder = Path(args.output)
-    job = JsonlJob(folder / "scores.jsonl")
-    checked = JsonlJob(folder / "batch_checks.jsonl")
-    job.open()
-    checked.open()
-    for model in args.model:  # all that can be wrong is found before the first model is scored
-        if servers[model] is None:
-            require_reward_model(model, revision=args.revision)
-    items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
-    results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
-    checks: dict[str, dict[str, BatchCheck | None]] = {name: {} for name in args.benchmark}
-    for model in args.model:
-        scorer = load_scorer(args, model, servers[model], tokenizers[model])
-        served = {"served": scorer.told()} if isinstance(scorer, RemoteRewardScorer) else {}
-        key = fingerprint_model(model, scorer, **_settings(args), **served)
-        for benchmark in benchmarks:  # a model that cannot be scored in batches is found before the long work
-            checks[benchmark.name][model] = check_batches(
-                scorer,
-                items[benchmark.name],
-                job=checked,
-                model_key=key,
-                is_truncating=args.truncate,
-                allowed=args.batch_tolerance,
-            )
-        for benchmark in benchmarks:
-            results[benchmark.name][model] = run_benchmark(
-                scorer, benchmark, items[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
-            )
+    with JsonlJob(folder / "scores.jsonl") as job, JsonlJob(folder / "batch_checks.jsonl") as checked:
+        job.open()
+        checked.open()
+        for model in args.model:  # all that can be wrong is found before the first model is scored
+            if servers[model] is None:
+                require_reward_model(model, revision=args.revision)
+        items = {benchmark.name: load_items(benchmark, data[benchmark.name]) for benchmark in benchmarks}
+        results: dict[str, dict[str, BenchmarkRun]] = {name: {} for name in args.benchmark}
+        checks: dict[str, dict[str, BatchCheck | None]] = {name: {} for name in args.benchmark}
+        for model in args.model:
+            scorer = load_scorer(args, model, servers[model], tokenizers[model])
+            key = key_of(model, scorer, **_settings(args))
+            for benchmark in benchmarks:  # a model that cannot be scored in batches is found before the long work
+                checks[benchmark.name][model] = check_batches(
+                    scorer,
+                    items[benchmark.name],
+                    job=checked,
+                    model_key=key,
+                    is_truncating=args.truncate,
+                    allowed=args.batch_tolerance,
+                )
+            for benchmark in benchmarks:
+                results[benchmark.name][model] = run_benchmark(
+                    scorer, benchmark, items[benchmark.name], job=job, model_key=key, is_truncating=args.truncate
+                )
     reports = {}
     for benchmark in tqdm(benchmarks, desc="Baselines and intervals"):
         runs = results[benchmark.name]
@@ -159,6 +159,14 @@ def _per_model(args: EvalArguments, option: str) -> dict[str, str | None]:
     if len(given) not in (1, len(args.model)):
         raise ValueError(f"{len(args.model)} models and {len(given)} `{option}`: give one for each, or one for all.")
     return dict(zip(args.model, given if len(given) > 1 else given * len(args.model), strict=True))
+
+
+def key_of(model: str, scorer: TextScorer, revision: str | None = None, **settings: Any) -> str:
+    """The key of a model's kept rewards: its fingerprint, with what servers tell of it or of its members."""
+    parts = (scorer, *getattr(scorer, "members", ()))
+    if told := [[each.served_name, each.told()] for each in parts if isinstance(each, RemoteRewardScorer)]:
+        settings["served"] = told
+    return fingerprint_model(model, revision, is_served=isinstance(scorer, RemoteRewardScorer), **settings)
 
 
 def _settings(args: EvalArguments) -> dict:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..scoring.aggregation import ensemble_settings
 from ..scoring.checks import check_text
 from ..scoring.formatting import template_kwargs
+from ..scoring.model_digests import digest_of_model
 from ..scoring.opening import require_reward_model
 from ..scoring.remote import RemoteRewardScorer
 from ..scoring.text_scorer import TextScorer
@@ -78,30 +78,34 @@ def run(args: ScoreArguments) -> dict:
     refuse_unused_of_scorers(args)
     if args.reward_server is None:
         require_reward_model(args.model, revision=args.revision)
-    job = JsonlJob(target)
-    settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
-    if args.reward_server is None:
-        job.open({**settings, **ensemble_settings(args.model)})
-    else:
-        scorer = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer)
-        assert isinstance(scorer, RemoteRewardScorer)
-        job.open({**settings, "served": scorer.told()})
-    scored = sum(1 for _ in job.rows())
-    if scored > total:
-        raise ValueError(f"{target} holds {scored} rows, {source} only {total}: it is the output of another input.")
-    if args.reward_server is None:
-        scorer = load_scorer(args, args.model, None, None)
-    job.complete(
-        _read(source),
-        partial(_score, scorer, source),
-        chunk_size=(8 if args.reward_server is None else 32) * args.batch_size,
-        total=total,
-        compared=("prompt", *_SIDES),
-        desc="Scoring",
-    )
-    summary = _summarize(job)
+    served = load_scorer(args, args.model, args.reward_server, args.reward_tokenizer) if args.reward_server else None
+    with JsonlJob(target) as job:
+        job.open(_settings(args, served))
+        scored = sum(1 for _ in job.rows())
+        if scored > total:
+            raise ValueError(
+                f"{target} holds {scored} rows, {source} only {total}: it is the output of another input."
+            )
+        scorer = served or load_scorer(args, args.model, None, None)
+        job.complete(
+            _read(source),
+            partial(_score, scorer, source),
+            chunk_size=(8 if args.reward_server is None else 32) * args.batch_size,
+            total=total,
+            compared=("prompt", *_SIDES, "tools", "chat_template_kwargs"),
+            desc="Scoring",
+        )
+        summary = _summarize(job)
     print_metrics(f"Scores in {target}", {"all rows": summary})
     return summary
+
+
+def _settings(args: ScoreArguments, served: TextScorer | None) -> dict:
+    """What the rewards depend on."""
+    settings = {"model": args.model, "revision": args.revision, "dtype": args.dtype, "input": args.input}
+    if isinstance(served, RemoteRewardScorer):
+        return {**settings, "served": served.told()}
+    return {**settings, "files of `model`": digest_of_model(args.model, args.revision)}
 
 
 class _Row(dict):

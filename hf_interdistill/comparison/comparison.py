@@ -15,6 +15,7 @@ from ..diagnostics.result import Diagnosis
 from ..reward_benchmarks import find_benchmark
 from ..reward_benchmarks.items import Benchmark, Item
 from ..reward_benchmarks.loading import load_items
+from ..scoring.model_digests import digest_of_model
 from ..scoring.scorer import RewardScorer
 from ..utils.devices import find_device
 from ..utils.launching import launcher
@@ -25,7 +26,7 @@ from .config import CompareConfig
 from .data import ComparisonData, item_key, prepare_data
 from .report.page import write_page
 from .result import Comparison
-from .runs import Clock, Training, digest_of_model, locked, merged, refuse_launched, time_left
+from .runs import Clock, Training, locked, merged, refuse_launched, time_left
 from .scoring import Rewards, score_benchmark, score_rows, teacher_margins
 from .summary import BenchmarkScores, Measured, summarize
 from .teachers import TeacherPlan, plan_teacher, require_use, shared_teachers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..interaction.teacher.training import split_by_prompt
 from ..reward_benchmarks.items import Item
 from ..utils.atomic_io import write_atomically
 from ..utils.data import get_split
+from ..utils.digests import digest_of
 from ..utils.privacy import public_name
 from .arms import Arm
 from .config import CompareConfig
@@ -73,6 +73,7 @@ def prepare_data(arms: Sequence[Arm], config: CompareConfig) -> ComparisonData:
         share = config.held_out or _HELD_OUT
         kept, rows = _hold_out(training[_source(main)].to_list(), share, name)
         folder = Path(config.output) / "data"
+        _refuse_data_of_the_user(main.data.dataset_name, folder)
         for split, part in (("train", kept), ("test", rows)):
             _write_rows(folder / f"{split}.jsonl", part)
         own = {"dataset_name": str(folder), "dataset_train_split": "train", "dataset_test_split": "test"}
@@ -129,6 +130,16 @@ def _has_test_split(main: Arm, splits: DatasetDict, config: CompareConfig) -> bo
     return False
 
 
+def _refuse_data_of_the_user(source: str, folder: Path) -> None:
+    """Raise `ValueError` if the data are read from the folder that the parts of a split are written to."""
+    path = Path(source)
+    if path.exists() and folder.resolve() == (path if path.is_dir() else path.parent).resolve():
+        raise ValueError(
+            f"`dataset_name` is {source}, in the folder {folder} that the prompts that are trained on and those that "
+            "are held out would be written to: the data would be lost. Choose another `output`."
+        )
+
+
 def _hold_out(rows: list[dict[str, Any]], share: float, name: str) -> tuple[list[dict], list[dict]]:
     keys = prompt_keys(rows, name)
     if len(set(keys)) < 2:
@@ -169,14 +180,6 @@ def _without_overlap(data: ComparisonData, overlap: str) -> ComparisonData:
     if not rows:
         raise ValueError(f"All {count} pairs to score have a prompt that is trained on. Give other test data.")
     return replace(data, rows=rows, dropped=count)
-
-
-def digest_of(rows: Sequence[dict[str, Any]]) -> str:
-    """A digest of rows, in their order."""
-    digest = blake2b(digest_size=8)
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,6 @@ from ..utils.child_process import run_child
 from ..utils.errors import RunError
 
 _RECORD, _RECIPE, _LOG = "run.json", "recipe.yaml", "train.log"
-_SAMPLE = 1 << 20  # bytes of each end of a file of weights that count for its digest
-_SMALL_FILES = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,11 @@ class Training:
 
     @property
     def is_finished(self) -> bool:
-        return bool((self._record() or {}).get("finished"))
+        record = self._record()
+        return record is not None and bool(record.get("finished")) and self._change(record) is None
 
     def check(self, is_overwriting: bool) -> None:
-        """Compare with an earlier training in the folder; with `is_overwriting` one of other settings is removed.
+        """Compare with an earlier training in the folder; with `is_overwriting` it may be one of other settings.
 
         Raises:
             ValueError: there is one that was made with other settings or data, or files that are not of a training.
@@ -72,10 +69,9 @@ class Training:
                 f"{self.folder} was trained with other settings or data: {change} Choose another `output`, or set "
                 "`overwrite: true`, which trains it again."
             )
-        shutil.rmtree(self.folder)
 
     def run(self, lock: int) -> None:
-        """Train, or resume an interrupted training.
+        """Train, or resume an interrupted training; one of other settings, which `check` has allowed, is removed.
 
         Args:
             lock: file descriptor of the comparison's lock, which the process keeps as long as it lives.
@@ -84,6 +80,9 @@ class Training:
             RunError: the training failed; the message has the command's own error.
         """
         record = self._record() or self._fresh_record()
+        if self._change(record) is not None:
+            shutil.rmtree(self.folder)
+            record = self._fresh_record()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / _RECORD, json.dumps({**record, "starts": record["starts"] + 1}, indent=2))
         recipe = yaml.safe_dump({**self.settings, "output_dir": str(self.folder)}, sort_keys=False, allow_unicode=True)
@@ -174,25 +173,6 @@ def refuse_launched() -> None:
             f"The comparison was started in {os.environ['WORLD_SIZE']} processes, but it starts those of each "
             "training itself. Start it once, and set `num_processes` or `accelerate_config`."
         )
-
-
-def digest_of_model(name: str) -> str:
-    """A digest of a model's files in a folder; a name on the Hub is its own. Large files count by size and ends."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    digest = blake2b(digest_size=8)
-    for path in (folder / file for file in _SMALL_FILES):
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for path in sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(size - _SAMPLE, 0))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 def time_left(seconds: Sequence[float], missing: int) -> str | None:

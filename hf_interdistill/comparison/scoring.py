@@ -15,10 +15,10 @@ from ..interaction.teacher.teacher import InteractionTeacher
 from ..reward_benchmarks.items import Benchmark, Item, judged_together
 from ..reward_benchmarks.running import BenchmarkRun, run_benchmark
 from ..scoring.formatting import template_kwargs
+from ..scoring.model_digests import digest_of_model
 from ..scoring.scorer import RewardScorer
 from ..utils.context_length import context_length
 from ..utils.jsonl_jobs import JsonlJob
-from .runs import digest_of_model
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def score_rows(scorer: RewardScorer, rows: Sequence[dict[str, Any]], folder: Pat
     Raises:
         ValueError: a reward that is not finite, or a row that cannot be scored.
     """
-    job = JsonlJob(folder / f"scores-{digest}.jsonl")
-    job.open({"weights": digest_of_model(str(folder))})
-    job.complete(
-        enumerate(rows), partial(_score, scorer), chunk_size=8 * scorer.batch_size, total=len(rows), desc="Scoring"
-    )
+    with JsonlJob(folder / f"scores-{digest}.jsonl") as job:
+        job.open({"weights": digest_of_model(str(folder))})
+        job.complete(
+            enumerate(rows), partial(_score, scorer), chunk_size=8 * scorer.batch_size, total=len(rows), desc="Scoring"
+        )
     records = list(job.rows())
     pairs = np.array([record.get("rewards", (np.nan, np.nan)) for record in records], dtype=float)
     return Rewards(pairs, {record["id"]: record["left_out"] for record in records if "left_out" in record})
@@ -97,9 +97,9 @@ def score_benchmark(
 
     A row without a pair of a right and a wrong answer, as PPE has them, has no score of its own.
     """
-    job = JsonlJob(folder / "benchmarks.jsonl")
-    job.open()
-    run = run_benchmark(scorer, benchmark, items, job=job, model_key=digest_of_model(str(folder)))
+    with JsonlJob(folder / "benchmarks.jsonl") as job:
+        job.open()
+        run = run_benchmark(scorer, benchmark, items, job=job, model_key=digest_of_model(str(folder)))
     scores = [
         benchmark.aggregate([items[i] for i in group], [run.rewards[i] for i in group]).total
         for group in judged_together(items)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..interaction.teacher.config import InteractionTeacherConfig
 from ..interaction.teacher.files import load_head_and_state
+from ..scoring.model_digests import digest_of_model
 from ..training.data_arguments import DataArguments
 from ..utils.launching import launcher
 from ..utils.model_config import require_model
@@ -17,7 +18,7 @@ from ..utils.parsing import parse, read_recipe
 from .arms import Arm
 from .config import CompareConfig
 from .data import ComparisonData
-from .runs import Training, digest_of_model
+from .runs import Training
 
 # Keys of the recipe that also apply to the teacher, where it has no recipe of its own.
 _SHARED = (

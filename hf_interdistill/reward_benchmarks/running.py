@@ -7,22 +7,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..scoring.aggregation import EnsembleFile, is_ensemble
-from ..scoring.remote import RemoteRewardScorer
+from ..scoring.model_digests import digest_of_model
 from ..scoring.text_scorer import TextScorer
 from ..utils.jsonl_jobs import JsonlJob
 from ..utils.servers import RequestRefusedError, is_of_one_request
-from ..utils.sources import hub_commit
 from . import find_benchmark
 from .items import Benchmark, Item, Result
 from .loading import load_items
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -156,39 +150,9 @@ def row_key(item: Item) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def fingerprint_model(name: str, scorer: TextScorer, **settings) -> str:
-    """A short text of everything that rewards depend on: the model's name, its files or its commit, and settings.
-
-    For a folder it covers the contents of the small files (configuration, tokenizer, chat template) and size and time
-    of the weights, so that a model trained again is scored again. It covers the base model of an adapter and the
-    members of an ensemble likewise. Of a served model it covers what the server tells, see `RemoteRewardScorer.told`.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    sources: list[tuple[str, str | None, TextScorer]] = [(name, settings.get("revision"), scorer)]
-    if is_ensemble(name):
-        members = EnsembleFile.read(name).members
-        scorers = getattr(scorer, "members", [scorer] * len(members))
-        sources += [(source, None, each) for source, each in zip(members, scorers, strict=True)]
-    sources += [(*base, each) for _, _, each in sources for base in _base_models(each)]
-    folders = {path for path in (Path(source) for source, _, _ in sources) if path.is_dir()}
-    for path in sorted(path for folder in folders for path in folder.iterdir() if path.is_file()):
-        stat = path.stat()
-        content = f"{stat.st_size} {stat.st_mtime_ns}".encode() if path.suffix in _WEIGHTS else path.read_bytes()
-        digest.update(path.name.encode() + b"\0" + content + b"\0")
-    for source, revision, each in sources:
-        if not Path(source).is_dir():
-            found: Any
-            if isinstance(each, RemoteRewardScorer):
-                found = [each.served_name, each.told()]
-            else:
-                found = hub_commit(source, revision)
-            digest.update(json.dumps(found, sort_keys=True).encode() + b"\0")
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+def fingerprint_model(name: str, revision: str | None = None, *, is_served: bool = False, **settings) -> str:
+    """A short text of everything that rewards depend on: the model's name, its files or its commit, and settings."""
+    files = "" if is_served else digest_of_model(name, revision)
+    digest = hashlib.blake2b(files.encode(), digest_size=8)
+    digest.update(json.dumps({"revision": revision, **settings}, sort_keys=True).encode())
     return f"{name}@{digest.hexdigest()}"
-
-
-def _base_models(scorer: TextScorer) -> list[tuple[str, str | None]]:
-    """Name and revision of the base model of a scorer's adapters, if it has any."""
-    configs = getattr(getattr(scorer, "model", None), "peft_config", {})  # a served model is a name here
-    found = {(each.base_model_name_or_path, each.revision) for each in configs.values()}
-    return sorted(found, key=str)

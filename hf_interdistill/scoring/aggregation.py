@@ -162,16 +162,6 @@ def is_ensemble(name: str | os.PathLike) -> bool:
     return (Path(name) / ENSEMBLE_FILE).is_file()
 
 
-def ensemble_settings(*names: str | os.PathLike | None) -> dict[str, Any]:
-    """The names that are ensembles, with their contents: part of the settings that a job's rows depend on.
-
-    Args:
-        names: of the reward models of a job, `None` where there is none.
-    """
-    files = {str(name): EnsembleFile.read(name) for name in names if name is not None and is_ensemble(name)}
-    return {"ensembles": {name: asdict(file) for name, file in files.items()}} if files else {}
-
-
 def is_address(name: str) -> bool:
     """Whether the name of a member is the address of a server."""
     return name.startswith(("http://", "https://"))

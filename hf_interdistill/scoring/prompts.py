@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,6 @@ def load_prompts(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, A
     lines_of_ids: dict[str | int, int] = {}
     for number, row in read_json_lines(path):
         where = f"Line {number} of {path}"
-        refuse_half_characters(row, where)
         if not check_prompt(row, where):
             raise ValueError(f"{where} needs a `prompt` that is not empty.")
         name = _check_id(row.get("id", number), "id" in row, lines_of_ids, where)
@@ -57,18 +54,6 @@ def _check_id(name: Any, is_given: bool, lines_of_ids: dict[str | int, int], whe
             f"{where} {own}, which line {lines_of_ids[name]} has too. Give each row an `id` of its own, or give none."
         )
     return name
-
-
-def refuse_half_characters(value: Any, where: str) -> None:
-    """Raise `ValueError` if a text in a JSON value holds half of a surrogate pair, which no tokenizer reads."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    half = re.search("[\ud800-\udfff]", text)
-    if half:
-        raise ValueError(
-            f"{where} holds half a character ({half[0]!r} after {text[max(0, half.start() - 40) : half.start()]!r}), "
-            "one of a surrogate pair, which is not Unicode text. Correct the source, or "
-            "`text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')`."
-        )
 
 
 def check_prompt(row: dict[str, Any], where: str) -> Text:

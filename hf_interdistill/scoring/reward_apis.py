@@ -85,6 +85,16 @@ def check_api(name: str, value: Any) -> None:
         )
 
 
+def tokenizer_of_served(config: Any, model: str | None) -> str | None:
+    """The tokenizer that texts for a served reward model are read with here; `None` where the server reads them.
+
+    Args:
+        config: `reward_server`, `reward_api`, `reward_tokenizer`. model: the name that it is served by.
+    """
+    is_read_here = config.reward_server is not None and config.reward_api == "classify"
+    return (config.reward_tokenizer or model) if is_read_here else None
+
+
 def refuse_unused_of_reward_server(settings: Any, *, needs: tuple[bool, str] | None = None) -> None:
     """Check `reward_server`, `reward_api` and `reward_tokenizer` of a job's settings.
 

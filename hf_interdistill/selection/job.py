@@ -13,12 +13,13 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..scoring.aggregation import ensemble_settings
 from ..scoring.best_of_n import best_of_n_kl, best_of_n_scores, over_optimization_curve
 from ..scoring.formatting import template_kwargs
+from ..scoring.model_digests import digests_of_models
 from ..scoring.opening import open_scorer
 from ..scoring.prompts import TEMPLATE_COLUMNS, check_completions, load_prompts
 from ..scoring.remote import RemoteRewardScorer
+from ..scoring.reward_apis import tokenizer_of_served
 from ..scoring.text_scorer import TextScorer
 from ..utils.async_calls import iterate
 from ..utils.atomic_io import require_writable_file, write_atomically
@@ -60,14 +61,14 @@ def run_best_of_n(config: BestOfNConfig) -> dict[str, Any]:
     picture = None if config.curve is None else picture_of(config.curve)
     refuse_same_file({**written, "the picture of `curve`": picture}, {"`prompts`": config.prompts})
     rows = load_rows(config)
-    reward_model = config.reward_model if config.reward_server is None else None
+    given = () if config.model else ("completions", *(() if config.gold_model else ("gold_rewards",)))
     job, scored = run_sharded_job(
         config.output,
         rows,
         lambda job, share: _sample_and_score(config, job, share),
-        settings={**config.result_settings(), **ensemble_settings(reward_model, config.gold_model)},
+        settings={**config.result_settings(), **_digests(config)},
         overwrite=config.overwrite,
-        optional=TEMPLATE_COLUMNS,
+        compared=("prompt", *TEMPLATE_COLUMNS, *given),
         uses_device=_uses_device(config),
     )
     state = PartialState()
@@ -81,6 +82,21 @@ def _uses_device(config: BestOfNConfig) -> bool:
     """Whether a model is loaded here."""
     is_sampled_here = config.model is not None and config.server is None
     return is_sampled_here or config.reward_server is None or config.gold_model is not None
+
+
+def _digests(config: BestOfNConfig) -> dict[str, str]:
+    """Digests of the models and tokenizers that are loaded here."""
+    is_sampled_here, is_scored_here = config.server is None, config.reward_server is None
+    models = {
+        "model": config.model if is_sampled_here else None,
+        "reward_model": config.reward_model if is_scored_here else None,
+        "gold_model": config.gold_model,
+    }
+    tokenizers = {
+        "tokenizer": None if is_sampled_here else config.tokenizer or config.model,
+        "reward_tokenizer": tokenizer_of_served(config, config.reward_model),
+    }
+    return digests_of_models(models, tokenizers)
 
 
 def load_rows(config: BestOfNConfig) -> list[dict[str, Any]]:

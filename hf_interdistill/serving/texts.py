@@ -7,8 +7,8 @@ import logging
 from jinja2 import TemplateError
 
 from ..scoring.opening import LocalScorer
-from ..scoring.prompts import refuse_half_characters
 from ..scoring.rendered_answers import PROBE, apply_template, generation_prompt_of, render_answer
+from ..utils.json_lines import refuse_half_characters
 
 logger = logging.getLogger(__name__)
 

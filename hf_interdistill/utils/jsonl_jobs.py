@@ -6,16 +6,18 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from .atomic_io import require_writable_file, truncate_partial_line, write_atomically
 from .changed_fields import describe_change
 from .errors import RunError, escape_half_characters
+from .file_locks import FileLock
 from .processes import long_barrier, process_state
 
 Row = dict[str, Any]
@@ -35,7 +37,8 @@ class JsonlJob:
     """A JSONL file that is written row by row. A killed run resumes it: no finished row is lost, none is repeated.
 
     An appended row is on the disk when the call returns. A partial line, which a kill may leave, is removed when the
-    job is opened again. The settings that decide the rows are in `OUTPUT.settings.json`.
+    job is opened again. The settings that decide the rows are in `OUTPUT.settings.json`. From `open` to `close`, or to
+    the end of a `with` block, no other process can open it.
 
     Args:
         output: the file; with `None` the rows are kept in memory only.
@@ -47,46 +50,77 @@ class JsonlJob:
     def __init__(self, output: str | Path | None, rank: int | None = None, world_size: int = 1):
         self.output = None if output is None else Path(output)
         self._memory: list[Row] = []
+        self._world_size = world_size
+        self._replacing: dict[str, Any] | None = None  # settings, while the rows of an earlier run are still there
         if self.output is not None:
             name = self.output.name
             self.settings_file = self.output.with_name(f"{name}.settings.json")
             shard = name if rank is None else f"{name}.shard-{rank:05d}-of-{world_size:05d}"
             self._own_file = self.output.with_name(shard)
+            self._lock = FileLock(self.output)
+
+    def __enter__(self) -> JsonlJob:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes open the job."""
+        if self.output is not None:
+            self._lock.release()
 
     def open(
         self,
         settings: dict[str, Any] | None = None,
         overwrite: bool | None = None,
         inputs: Sequence[Row] | None = None,
-        optional: Sequence[str] = (),
+        compared: Sequence[str] = ("prompt",),
     ) -> None:
         """Compare settings and inputs with those of an earlier run, and remove partial lines. One process does this.
 
         Args:
             settings: what decides the rows; `None` where each row itself records what it depends on.
             overwrite: start again where an earlier run had other settings or inputs; `None` where the user has no such
-                option.
+                option. The earlier rows are removed when the first new one is written.
             inputs: the rows that results are made of, each with an `id`, where results repeat their input's fields.
-            optional: fields that an input need not have.
+            compared: these fields.
 
         Raises:
-            ValueError: there are rows that were made with other or with unknown settings, or of other inputs.
+            ValueError: there are rows that were made with other or with unknown settings, or of other inputs; or
+                another process has opened the job.
         """
         if self.output is None:
             return
         require_writable_file("output", self.output, "results would be lost")
-        if settings is not None:
-            self._check_settings(json.loads(json.dumps(settings)), overwrite)
+        self._lock.acquire()
+        try:
+            self._open(json.loads(json.dumps(settings)), overwrite, inputs, compared)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self,
+        settings: dict[str, Any] | None,
+        overwrite: bool | None,
+        inputs: Sequence[Row] | None,
+        compared: Sequence[str],
+    ) -> None:
+        if settings is not None and (problem := self._changed_settings(settings, overwrite)):
+            self._replace(problem, settings, overwrite)
+            return
         for path in self._files():
             truncate_partial_line(path)
-        problem = None if inputs is None else self._changed_input(inputs, optional)
-        if problem is not None and not overwrite:
-            raise ValueError(f"{problem} {_fix(overwrite)}")
-        if problem is not None:
-            for path in self._files():
-                path.unlink()
+        if inputs is not None and (problem := self._changed_input(inputs, compared)):
+            self._replace(f"{problem} {_fix(overwrite)}", settings or {}, overwrite)
 
-    def _changed_input(self, inputs: Sequence[Row], optional: Sequence[str]) -> str | None:
+    def _replace(self, problem: str, settings: dict[str, Any], overwrite: bool | None) -> None:
+        if not overwrite:
+            raise ValueError(problem)
+        self._replacing = settings
+
+    def _changed_input(self, inputs: Sequence[Row], compared: Sequence[str]) -> str | None:
         """What is wrong if there is a result of an input that has changed or is gone, else `None`."""
         given = {row["id"]: row for row in inputs}
         for row in self.rows():
@@ -95,19 +129,35 @@ class JsonlJob:
                 continue
             if name not in given:
                 return f"{self.output} holds a result for id {name!r}, but there is no such row in the input any more."
-            if change := describe_change(row, given[name], sorted({*(row.keys() & given[name].keys()), *optional})):
+            if change := describe_change(row, given[name], compared):
                 return f"{self.output} holds a result for id {name!r}, but {change}"
         return None
 
-    def _check_settings(self, settings: dict[str, Any], overwrite: bool | None) -> None:
+    def _changed_settings(self, settings: dict[str, Any], overwrite: bool | None) -> str | None:
+        """What is wrong if there are rows of other settings, else `None`; then these settings are written.
+
+        Raises:
+            ValueError: there is no file of settings, so that the rows may be no job's.
+        """
         earlier = _load_json(self.settings_file)
         if earlier == settings:
-            return
-        if not overwrite and any(path.stat().st_size for path in self._files()):
-            raise ValueError(self._mismatch(earlier, settings, overwrite))
-        for path in self._files():  # before the new settings are there: a kill in between must not mix two runs
+            return None
+        if any(path.stat().st_size for path in self._files()):
+            if not self.settings_file.exists():
+                raise ValueError(
+                    f"{self.output} exists, but its settings ({self.settings_file.name}) are missing: it may be no "
+                    "output of a job, so it is neither resumed nor overwritten. Choose another `output`, or remove it."
+                )
+            return self._mismatch(earlier, settings, overwrite)
+        self._start_anew(settings)
+        return None
+
+    def _start_anew(self, settings: dict[str, Any]) -> None:
+        """Remove the rows of an earlier run, before the new settings are there: a kill in between must not mix two."""
+        for path in self._files():
             path.unlink()
         write_atomically(self.settings_file, json.dumps(settings, indent=2))
+        self._replacing = None
 
     def require_same_models(self, told: dict[str, Any]) -> None:
         """Compare what servers tell of their models with what they told an earlier run. One process does this.
@@ -132,8 +182,8 @@ class JsonlJob:
         fix = _fix(overwrite)
         if not isinstance(earlier, dict):
             return (
-                f"{self.output} exists, but its settings ({self.settings_file.name}) are missing or damaged, so the "
-                f"job cannot resume it. {fix}"
+                f"{self.output} exists, but its settings ({self.settings_file.name}) are damaged, so the job cannot "
+                f"resume it. {fix}"
             )
         names = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
         return f"{self.output} was made with other settings ({', '.join(names)} differ). {fix}"
@@ -146,7 +196,7 @@ class JsonlJob:
         return [path for path in (self.output, *sorted(shards)) if path.is_file()]
 
     def rows(self) -> Iterator[Row]:
-        """All rows that are written, of the output and of all shards.
+        """All rows that are written, of the output and of all shards, but not those that are to be replaced.
 
         Raises:
             ValueError: a damaged line, named by file and number.
@@ -154,7 +204,7 @@ class JsonlJob:
         if self.output is None:
             yield from self._memory
             return
-        for path in self._files():
+        for path in self._files() if self._replacing is None else ():
             with path.open(encoding="utf-8", newline="\n") as lines:
                 for number, line in enumerate(lines, start=1):
                     yield _parse(line, f"{path}, line {number}")
@@ -165,18 +215,35 @@ class JsonlJob:
 
     @contextmanager
     def appending(self) -> Iterator[Callable[..., None]]:
-        """A function that appends rows and returns when all of them are on the disk."""
+        """A function that appends rows and returns when all of them are on the disk.
+
+        The first row removes those that are to be replaced. Where several processes share the job, they are removed
+        when all have come here: none may remove what another has written.
+        """
         if self.output is None:
             yield lambda *rows: self._memory.extend(rows)
             return
-        with self._own_file.open("a", encoding="utf-8", newline="\n") as file:
+        if self._world_size > 1:
+            state = process_state()
+            state.wait_for_everyone()
+            self._remove_replaced()
+            state.wait_for_everyone()
+        with ExitStack() as stack:
+            files: list[IO[str]] = []
 
             def append(*rows: Row) -> None:
-                file.write(_lines(rows))
-                file.flush()
-                os.fsync(file.fileno())
+                if not files:
+                    self._remove_replaced()
+                    files.append(stack.enter_context(self._own_file.open("a", encoding="utf-8", newline="\n")))
+                files[0].write(_lines(rows))
+                files[0].flush()
+                os.fsync(files[0].fileno())
 
             yield append
+
+    def _remove_replaced(self) -> None:
+        if self._replacing is not None:
+            self._start_anew(self._replacing)
 
     def complete(
         self,
@@ -227,6 +294,7 @@ class JsonlJob:
         if self.output is None:
             self._memory = ordered
             return
+        self._remove_replaced()
         write_atomically(self.output, _lines(ordered))
         for path in self._files():
             if path != self.output:
@@ -240,13 +308,14 @@ def run_sharded_job(
     *,
     settings: dict[str, Any],
     overwrite: bool,
-    optional: Sequence[str] = (),
+    compared: Sequence[str] = ("prompt",),
     uses_device: bool = True,
 ) -> tuple[JsonlJob, int]:
     """Run a job over the rows that have no result yet, shared by the processes of this launch, and merge the results.
 
     Args:
-        output: the file. rows: all rows, each with an `id`. settings, overwrite, optional: as in `JsonlJob.open`.
+        output: the file. rows: all rows, each with an `id`. settings, overwrite, compared: as in
+            `JsonlJob.open`.
         work: appends a result with the same `id` for each row of this process, with the row's fields. A failed row
             gets an `error` instead, and the job continues. It is not called if nothing is missing.
         uses_device: as in `process_state`.
@@ -258,14 +327,18 @@ def run_sharded_job(
         FailedRowsError: rows have an error instead of a result; the next run tries them again. All others are written.
     """
     state = process_state(uses_device)
-    job = JsonlJob(output, state.process_index, state.num_processes)
-    with long_barrier(state) as wait_for_everyone:
+    with (
+        JsonlJob(output, state.process_index, state.num_processes) as job,
+        long_barrier(state) as wait_for_everyone,
+    ):
+        ids: list[Any] = []
         if state.is_main_process:
-            job.open(settings, overwrite, rows, optional)
-        wait_for_everyone()
-        finished = job.finished_ids()
-        missing = [row for row in rows if row["id"] not in finished]
-        wait_for_everyone()  # no process writes before all have read
+            job.open(settings, overwrite, rows, compared)
+            finished = job.finished_ids()
+            ids = [row["id"] for row in rows if row["id"] not in finished]
+        (ids,) = broadcast_object_list([ids])  # what the main process has read before any other writes
+        wanted = set(ids)
+        missing = [row for row in rows if row["id"] in wanted]
         if missing:
             work(job, missing[state.process_index :: state.num_processes])
         wait_for_everyone()

@@ -105,21 +105,6 @@ def loading(name: str | os.PathLike, kind: str = "model") -> Iterator[None]:
         raise
 
 
-def hub_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit that a model's name and revision stand for on the Hub; `None` for a name that is not there."""
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
-    for file in _MODEL_FILES:
-        try:
-            found = cached_file(name, file, revision=revision, **quiet)
-        except (OSError, ValueError):  # no repository of this name, or no name of a repository
-            return None
-        if found is not None:
-            return extract_commit_hash(found, None)
-    return None
-
-
 def load_tokenizer(name: str | os.PathLike, **options: Any):
     """`AutoTokenizer.from_pretrained`, with a clear error for a folder without a tokenizer.
 

@@ -56,6 +56,30 @@ def test_a_changed_recipe_is_refused_or_trained_again(made, pipeline):
     assert log.count("Saved to") == 2  # the baseline is the same
 
 
+def test_overwriting_removes_no_run_before_all_is_checked(made, pipeline):
+    weights = pipeline.path("compared", "runs", "interaction", "seed-7", "model.safetensors")
+    before, stray = weights.read_bytes(), pipeline.path("compared", "runs", "interaction", "seed-9")
+    stray.mkdir()
+    (stray / "notes.txt").write_text("mine")
+    changed = recipe_of(made, "changed", alignment_weight=0.5)
+    with pytest.raises(ValueError, match="holds files, but not the record of a training"):
+        compare(changed, config_of(pipeline.path("compared"), seeds=3, overwrite=True), is_progress_shown=False)
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["data", "data/train.jsonl"])
+def test_the_data_are_not_replaced_by_the_parts_of_their_split(made, tmp_path, name):
+    """With `output` beside them, `data/train.jsonl` would be the part that is trained on."""
+    (tmp_path / "data").mkdir()
+    rows = tmp_path / "data" / "train.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in PAIRS[:16]))
+    before = rows.read_bytes()
+    recipe = recipe_of(made, "beside", dataset_name=str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"the data would be lost\. Choose another `output`"):
+        compare(recipe, config_of(tmp_path), is_progress_shown=False)
+    assert rows.read_bytes() == before
+
+
 def test_changed_data_and_a_changed_model_are_refused(pipeline):
     """They have the same names; the recipe's own folder is the copy."""
     recipe = recipe_of(pipeline, "own", max_steps=1)

@@ -156,12 +156,11 @@ def test_models_without_a_template_are_refused_with_the_row(scorer):
 
 
 def test_keys_of_models(model, tmp_path, capsys):
-    scorer = RewardScorer.from_pretrained(model)
-    key = fingerprint_model(model, scorer, dtype="float32")
-    assert key == fingerprint_model(model, scorer, dtype="float32") and key.startswith(model)
-    assert key != fingerprint_model(model, scorer, dtype="bfloat16")
+    key = fingerprint_model(model, dtype="float32")
+    assert key == fingerprint_model(model, dtype="float32") and key.startswith(model)
+    assert key != fingerprint_model(model, dtype="bfloat16")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    assert key != fingerprint_model(model, scorer, dtype="float32")
+    assert key != fingerprint_model(model, dtype="float32")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "scores.jsonl").write_text("{]\n")
     command = ["eval", "--model", model, "--benchmark", "judge_bench", "--data", str(SAMPLES / "judge_bench.jsonl")]

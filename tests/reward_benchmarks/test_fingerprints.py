@@ -13,7 +13,7 @@ from support.serving import served
 from support.tokenizers import tokenizer_of
 
 from hf_interdistill import RewardEnsemble, RewardScorer
-from hf_interdistill.reward_benchmarks.running import fingerprint_model
+from hf_interdistill.commands import eval as eval_command
 from hf_interdistill.serving.app import RewardApp
 
 
@@ -50,7 +50,7 @@ def write_ensemble(folder, *members: str) -> str:
 
 def key_of(name: str) -> str:
     kind = RewardEnsemble if name.endswith("ensemble") else RewardScorer
-    return fingerprint_model(name, kind.from_pretrained(name), dtype="float32")
+    return eval_command.key_of(name, kind.from_pretrained(name), dtype="float32")
 
 
 def test_a_new_commit_of_a_member_or_a_model_is_another_key(publish, tmp_path):

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from functools import partial
 
 import pytest
+from accelerate import PartialState
+from support.processes import forked, forked_ranks, killed_when
 
 from hf_interdistill.utils.jsonl_jobs import FailedRowsError, JsonlJob, error_field, run_sharded_job
 
 ROWS = [{"id": name, "text": f"line {name}\u2028\n"} for name in ("b", "a", 3)]
 SETTINGS = {"seed": 1, "model": "m"}
+CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
 def read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def sharded(path, log=None, **changes) -> int:
+def sharded(path, log=None, *, rows=ROWS, overwrite=False, compared=("text",), **changes) -> int:
     """Answer every row that has no answer; `log` notes which were worked on and which were then on the disk."""
 
     def work(job, missing):
@@ -28,19 +33,19 @@ def sharded(path, log=None, **changes) -> int:
                 append({**row, "answer": f"to {row['id']}"})
                 _note(log, f"done {row['id']}")
 
-    return run_sharded_job(path, ROWS, work, settings={**SETTINGS, **changes}, overwrite=False)[1]
+    settings = {**SETTINGS, **changes}
+    return run_sharded_job(path, rows, work, settings=settings, overwrite=overwrite, compared=compared)[1]
 
 
 def in_place(path, log=None) -> None:
-    job = JsonlJob(path)
-    job.open(SETTINGS)
-
     def process(chunk):
         for row in chunk:
             _note(log, f"work {row['id']}")
         return [{**row, "answer": f"to {row['id']}"} for row in chunk]
 
-    job.complete(ROWS, process, chunk_size=1, total=len(ROWS), disable=True)
+    with JsonlJob(path) as job:
+        job.open(SETTINGS)
+        job.complete(ROWS, process, chunk_size=1, total=len(ROWS), disable=True)
 
 
 def _note(log, line: str) -> None:
@@ -111,11 +116,10 @@ def test_other_settings_are_named_and_nothing_is_touched(tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(model, seed differ\)\. Delete it, or write to another"):
         job.open({})
     (tmp_path / "out.jsonl.settings.json").write_text('{"seed": ')
-    with pytest.raises(ValueError, match=r"\(out\.jsonl\.settings\.json\) are missing or damaged"):
+    with pytest.raises(ValueError, match=r"\(out\.jsonl\.settings\.json\) are damaged"):
         sharded(output)
     assert output.read_bytes() == before
-    job.open(SETTINGS, overwrite=True)
-    assert list(job.rows()) == [] and not output.exists()
+    assert sharded(output, overwrite=True) == 3
 
 
 def test_settings_of_a_run_without_rows_do_not_count(tmp_path):
@@ -125,7 +129,7 @@ def test_settings_of_a_run_without_rows_do_not_count(tmp_path):
 
 def test_a_foreign_line_is_not_cut_before_the_settings_are_compared(tmp_path):
     (tmp_path / "out.jsonl").write_text("precious, and no line end")
-    with pytest.raises(ValueError, match="missing or damaged"):
+    with pytest.raises(ValueError, match="are missing: it may be no output of a job"):
         in_place(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == "precious, and no line end"
 
@@ -150,6 +154,104 @@ def test_shards_of_another_number_of_processes_are_merged(tmp_path):
     assert len(list(tmp_path.glob("*shard-0000?-of-00002"))) == 2
     assert sharded(output) == 1
     assert [row["id"] for row in read(output)] == ["b", "a", 3] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_overwriting_removes_earlier_rows_with_the_first_new_one(tmp_path):
+    output = tmp_path / "out.jsonl"
+    sharded(output)
+    before, settings = output.read_bytes(), output.with_name("out.jsonl.settings.json").read_bytes()
+
+    def fails(job, missing):
+        with job.appending():
+            raise OSError("the model is not there")
+
+    for rows, changes in ((ROWS, {"seed": 2}), (ROWS[1:], {})):  # other settings, and other inputs
+        with pytest.raises(OSError, match="is not there"):
+            run_sharded_job(output, rows, fails, settings={**SETTINGS, **changes}, overwrite=True)
+        assert output.read_bytes() == before
+        assert output.with_name("out.jsonl.settings.json").read_bytes() == settings
+    assert sharded(output) == 0
+    assert sharded(output, overwrite=True, seed=2, rows=ROWS[:2]) == 2
+    assert [row["id"] for row in read(output)] == ["b", "a"]
+    assert json.loads(output.with_name("out.jsonl.settings.json").read_text())["seed"] == 2
+
+
+def test_a_file_that_no_job_wrote_is_not_overwritten(tmp_path):
+    output = tmp_path / "notes.txt"
+    output.write_text("my notes\n")
+    with pytest.raises(ValueError, match=r"settings \(notes\.txt\.settings\.json\) are missing.* or remove it"):
+        sharded(output, overwrite=True)
+    assert output.read_text() == "my notes\n" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_processes_that_share_a_job_overwrite_it_together(tmp_path):
+    """No process removes what another one has written, and none removes anything while another one cannot start."""
+    output, many = tmp_path / "out.jsonl", [{"id": number, "text": str(number)} for number in range(20)]
+    sharded(output)
+    before = output.read_bytes()
+
+    def rank_fails(job, missing):
+        if os.environ["RANK"] == "1":
+            os._exit(0)
+        try:
+            with job.appending():
+                pass
+        finally:
+            os._exit(0)
+
+    def as_rank(action):
+        PartialState._reset_state()  # this process is one alone
+        action()
+
+    failing = partial(run_sharded_job, output, many, rank_fails, settings={}, overwrite=True)
+    forked_ranks(2, lambda: as_rank(failing), **CPU)
+    assert output.read_bytes() == before
+    forked_ranks(2, lambda: as_rank(partial(sharded, output, rows=many, overwrite=True, seed=3)), **CPU)
+    assert read(output) == [{**row, "answer": f"to {row['id']}"} for row in many]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_a_second_job_with_the_same_output_is_refused(tmp_path):
+    output = tmp_path / "out.jsonl"
+    with JsonlJob(output) as job:
+        job.open(SETTINGS)
+        with job.appending() as append:
+            append(ROWS[0])
+        for run in (sharded, in_place):  # in this process and in another
+            with pytest.raises(ValueError, match=r"out\.jsonl is being written by another process.*Wait"):
+                run(output)
+            status, printed = forked(lambda run=run: run(output))
+            assert status == 1 and "is being written by another process" in printed
+    in_place(output)
+    assert [row["id"] for row in read(output)] == ["b", "a", 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_a_killed_job_leaves_no_lock(tmp_path):
+    output = tmp_path / "out.jsonl"
+
+    def waits():
+        JsonlJob(output).open(SETTINGS)
+        job = JsonlJob(tmp_path / "held.jsonl")
+        job.open(SETTINGS)
+        (tmp_path / "opened").touch()
+        time.sleep(60)
+
+    killed_when((tmp_path / "opened").exists, waits)
+    assert (tmp_path / "held.jsonl.lock").exists()
+    assert sharded(tmp_path / "held.jsonl") == 3 and not (tmp_path / "held.jsonl.lock").exists()
+
+
+@pytest.mark.parametrize("given", [{"tools": ["a"]}, {}])
+def test_added_and_removed_fields_are_changes(given, tmp_path):
+    output = tmp_path / "out.jsonl"
+    with JsonlJob(output) as job:
+        job.open(SETTINGS)
+        with job.appending() as append:
+            append({"id": 1, "prompt": "p", "answer": 1, **({} if given else {"tools": ["a"]})})
+        message = "it was 'null', and is" if given else r"it was .*, and is 'null' now"
+        with pytest.raises(ValueError, match=f"its `tools` has changed since: {message}"):
+            job.open(SETTINGS, False, [{"id": 1, "prompt": "p", **given}], compared=("prompt", "tools"))
 
 
 def test_without_a_file_rows_are_kept_in_memory(tmp_path, monkeypatch):
@@ -212,14 +314,14 @@ def test_changed_inputs_are_shown_from_where_they_differ(tmp_path):
         (ROWS[1:], "a result for id 'b', but there is no such row"),
     ):
         with pytest.raises(ValueError, match=message):
-            job.open(SETTINGS, overwrite=False, inputs=rows)
+            job.open(SETTINGS, overwrite=False, inputs=rows, compared=("text",))
     assert output.read_bytes() == before
     old, new = (list(ROWS), [{**ROWS[0], "text": f"{long}new"}, *ROWS[1:]])
     old[0] = {**ROWS[0], "text": f"{long}old"}
     output.write_text("".join(json.dumps({**row, "answer": 1}) + "\n" for row in old), encoding="utf-8")
     with pytest.raises(ValueError, match=r"it was '\.\.\.x{20}old', and is '\.\.\.x{20}new' now"):
-        job.open(SETTINGS, overwrite=False, inputs=new)
-    job.open(SETTINGS, overwrite=True, inputs=new)
+        job.open(SETTINGS, overwrite=False, inputs=new, compared=("text",))
+    job.open(SETTINGS, overwrite=True, inputs=new, compared=("text",))
     assert list(job.rows()) == []
 
 
@@ -236,7 +338,7 @@ def test_rows_in_place_are_compared_with_their_inputs(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "x"), ("x", None), ("x", "y")])
-def test_an_optional_field_that_comes_goes_or_changes_is_a_changed_input(tmp_path, before, after):
+def test_a_compared_field_that_comes_goes_or_changes_is_a_changed_input(tmp_path, before, after):
     def row(tools):
         return {"id": 1, "text": "a", **({} if tools is None else {"tools": tools})}
 
@@ -245,7 +347,7 @@ def test_an_optional_field_that_comes_goes_or_changes_is_a_changed_input(tmp_pat
             with job.appending() as append:
                 append(*({**each, "answer": "b"} for each in missing))
 
-        settings = {"settings": SETTINGS, "overwrite": False, "optional": ("tools",)}
+        settings = {"settings": SETTINGS, "overwrite": False, "compared": ("text", "tools")}
         return run_sharded_job(tmp_path / "out.jsonl", [row(tools)], work, **settings)[1]
 
     assert run(before) == 1 and run(before) == 0

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ...scoring.checks import check_rows_of_data
+from ...scoring.normal_form import normal_value
 from ...utils.data import get_split, load_preferences
+from ...utils.digests import digest_of
 from ...utils.jsonl_jobs import JsonlJob
 from ...utils.privacy import public_name
 
 IndexedRow = tuple[int, dict[str, Any]]
+_DIGEST = "row_digest"
 Measure = Callable[[list[IndexedRow]], list[dict[str, Any]]]
 
 
@@ -51,16 +54,52 @@ class RecordStore:
             measure: makes a record of each row. bar: options of the progress bar.
 
         Raises:
-            ValueError: there are records that were made with other settings.
+            ValueError: there are records that were made with other settings, or of other rows.
         """
         name, kind = file
         path = None if self.folder is None else Path(self.folder) / f"{_safe(name)}.{kind}.jsonl"
         indexed, total = rows
-        job = JsonlJob(path)
-        job.open(settings)
         bar["disable"] = not self.is_progress_shown
-        job.complete(indexed, measure, chunk_size=self.chunk_size, total=total, **bar)
-        return list(islice(job.rows(), total))  # an earlier run may have had a larger limit
+        with JsonlJob(path) as job:
+            job.open(settings)
+            checked = _CheckedRows(indexed, job)
+            job.complete(checked, checked.measuring(measure), chunk_size=self.chunk_size, total=total, **bar)
+            return list(islice(job.rows(), checked.count))  # an earlier run may have had a larger limit
+
+
+class _CheckedRows:
+    """Rows, each compared with the one that an earlier run made the record in its place of.
+
+    Args:
+        rows: with their index. job: whose rows are the records.
+    """
+
+    def __init__(self, rows: Iterator[IndexedRow], job: JsonlJob):
+        self._rows, self._job, self.count = rows, job, 0
+        self._earlier = [record.get(_DIGEST) for record in job.rows()]
+
+    def __iter__(self) -> Iterator[IndexedRow]:
+        for number, row in self._rows:
+            if self.count < len(self._earlier) and self._earlier[self.count] != _digest(row):
+                raise ValueError(
+                    f"{self._job.output} holds a record in line {self.count + 1}, but the rows of the data have "
+                    f"changed since: row {number} is not the one that it was made of (or the record is of a "
+                    "version that noted no rows). Delete the folder of the records, or choose another."
+                )
+            self.count += 1
+            yield number, row
+
+    def measuring(self, measure: Measure) -> Measure:
+        """A measure whose records have the digests of their rows."""
+
+        def measured(rows: list[IndexedRow]) -> list[dict[str, Any]]:
+            return [{**record, _DIGEST: _digest(row)} for record, (_, row) in zip(measure(rows), rows, strict=True)]
+
+        return measured
+
+
+def _digest(row: dict[str, Any]) -> str:
+    return digest_of([normal_value(row)])
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 
-from ...scoring.prompts import refuse_half_characters
 from ...utils.context_length import context_length
+from ...utils.json_lines import refuse_half_characters
 from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
 from ..results.records import RainRecord

@@ -10,15 +10,17 @@ import importlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 
-from ...scoring.aggregation import ensemble_settings
 from ...scoring.formatting import template_kwargs
+from ...scoring.model_digests import digests_of_models
 from ...scoring.prompts import TEMPLATE_COLUMNS, columns_of, load_prompts, tokenize_prompt
+from ...scoring.reward_apis import tokenizer_of_served
 from ...utils.atomic_io import require_writable
 from ...utils.causal_models import load_causal_lm
 from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
@@ -67,18 +69,32 @@ def run_rain_job(config: RainJobConfig) -> dict[str, Any]:
         prompts = _prepare(config, model, tokenizer, rows)
         _search(config, job, (model, tokenizer), [(row, prompts[row["id"]]) for row in share])
 
-    reward_model = config.reward_model if config.reward_server is None else None
-    settings = {**config.result_settings(), **ensemble_settings(reward_model)}
+    is_rewarded_here = config.reward_model is not None and config.reward_server is None
     job, searched = run_sharded_job(
         config.output,
         rows,
         work,
-        settings=settings,
+        settings={**config.result_settings(), **_digests(config)},
         overwrite=config.overwrite,
-        optional=TEMPLATE_COLUMNS,
-        uses_device=config.server is None or reward_model is not None,
+        compared=("prompt", *TEMPLATE_COLUMNS),
+        uses_device=config.server is None or is_rewarded_here,
     )
     return {"output": config.output, "prompts": len(rows), "searched": searched, **_sums(job)}
+
+
+def _digests(config: RainJobConfig) -> dict[str, str]:
+    """Digests of the models and tokenizers that are loaded here."""
+    encoder = config.rain_config().similarity_model
+    models = {
+        "model": config.model if config.server is None else None,
+        "reward_model": config.reward_model if config.reward_server is None else None,
+        "similarity_model": encoder if encoder is not None and Path(encoder).is_dir() else None,
+    }
+    tokenizers = {
+        "tokenizer": None if config.server is None else config.tokenizer or config.model,
+        "reward_tokenizer": tokenizer_of_served(config, config.reward_model),
+    }
+    return digests_of_models(models, tokenizers)
 
 
 def _load(config: RainJobConfig, device):

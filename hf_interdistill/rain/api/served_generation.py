@@ -12,8 +12,9 @@ from transformers import GenerationConfig
 from transformers.generation import StopStringCriteria
 
 from ...scoring.formatting import template_kwargs
-from ...scoring.prompts import refuse_half_characters, tokenize_prompt
+from ...scoring.prompts import tokenize_prompt
 from ...utils.fields import refuse_unknown
+from ...utils.json_lines import refuse_half_characters
 from ..engine.engine import Prompt
 from ..engine.stopping import StopConditions
 from ..server.sampling import ServedSampling

@@ -55,13 +55,13 @@ class Sampler:
 
 def run_job(output: Path, settings: dict, rows: Sequence[dict], answer: Callable[[dict], dict]) -> None:
     """Write `answer(row)` for each row that has none yet, in the files of a RAIN job."""
-    job = JsonlJob(output, rank=0)
-    job.open(settings)
-    done = job.finished_ids()
-    with job.appending() as append:
-        for row in tqdm([row for row in rows if row["id"] not in done], desc=output.stem, unit="prompt"):
-            append({**row, **answer(row)})
-    job.merge([row["id"] for row in rows])
+    with JsonlJob(output, rank=0) as job:
+        job.open(settings)
+        done = job.finished_ids()
+        with job.appending() as append:
+            for row in tqdm([row for row in rows if row["id"] not in done], desc=output.stem, unit="prompt"):
+                append({**row, **answer(row)})
+        job.merge([row["id"] for row in rows])
 
 
 def vanilla(sampler: Sampler, row: dict) -> dict:
