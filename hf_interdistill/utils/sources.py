@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def refuse_same_file(written: dict[str, str | os.PathLike | None], read: dict[st
         seen[option] = path
 
 
-def refuse_same_folder(option: str, written: str | os.PathLike, read: dict[str, str | os.PathLike | None]) -> None:
+def refuse_same_folder(option: str, written: str | os.PathLike, read: Mapping[str, str | os.PathLike | None]) -> None:
     """Raise `ValueError` if the folder to write is one that is read, by whatever name.
 
     Args:

@@ -72,7 +72,7 @@ class ConversationTokenizer:
 
 def without_own_names(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """A dataset without columns of the user's that have a name of what is made here; one made here stays as it is."""
-    first = next(iter(dataset), {})
+    first: dict[str, Any] = next(iter(dataset), {})
     is_tokenized = any(all(isinstance(first.get(name), list) for name in names) for names in _TOKEN_COLUMNS)
     is_numbered = is_tokenized and isinstance(first.get("pair_index"), int)
     own = {*PreferenceTokenizer.COLUMNS, *PreferenceTokenizer.COUNTS}

@@ -209,7 +209,6 @@ def test_unregistering_before_transformers_is_loaded(tmp_path):
 import sys; sys.path.insert(0, {str(tmp_path)!r})
 import hf_interdistill
 hf_interdistill.unregister_rain()
-from transformers.generation import MaxLengthCriteria
 from transformers.generation.utils import GenerationMixin
 assert not hasattr(GenerationMixin.generate, "_rain_wrapped")
 hf_interdistill.register_rain()
