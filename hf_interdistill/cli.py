@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -30,6 +31,8 @@ COMMANDS = {
     "convert": ("commands.convert", "write a reward model of another trainer as a plain one"),
 }
 
+_BAR_DELAY = "2"  # seconds; progress bars of what takes less are not shown
+
 LAUNCHED = ("teacher", "reward", "rain", "best-of-n")  # they share their work among processes
 
 
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=summary, add_help=False)
     command, rest = split_command(arguments)
     parser.parse_args([command] if arguments else [])
+    os.environ.setdefault("TQDM_DELAY", _BAR_DELAY)  # tqdm reads it when it is imported
     try:
         status = run_launched(command, rest) if command in LAUNCHED else None
         if status is not None:

@@ -18,6 +18,7 @@ from ..scoring.opening import open_scorer, require_reward_model
 from ..utils.devices import find_device
 from ..utils.fields import as_mapping
 from ..utils.privacy import public_name
+from ..utils.sources import refuse_same_folder
 from ..utils.wording import FLAG, INCONCLUSIVE, PASS
 from .tables import console
 
@@ -87,6 +88,9 @@ def run(args: DiagnoseArguments) -> list[Diagnosis]:
     if len(set(args.model)) != len(args.model):
         raise ValueError(f"`model` names one twice: {', '.join(args.model)}.")
     noise_models = _noise_models(args)
+    read = {"`data`": args.data, "`gold`": args.gold, **{f"`model` {name}": name for name in args.model}}
+    read |= {f"`noise_models` {name}": name for each in noise_models.values() for name in each.values()}
+    refuse_same_folder("`output`", args.output, read)
     check_candidates(args.candidates, args.gold)
     for name in args.model:  # each is loaded when those before it are diagnosed
         require_reward_model(name, revision=args.revision)

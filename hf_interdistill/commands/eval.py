@@ -24,6 +24,7 @@ from ..utils.devices import find_device
 from ..utils.dtypes import check_dtype
 from ..utils.fields import require_positive
 from ..utils.jsonl_jobs import JsonlJob
+from ..utils.sources import refuse_same_folder
 from .scorers import load_scorer, refuse_unused_of_scorers
 from .tables import console
 
@@ -146,6 +147,8 @@ def _check(args: EvalArguments) -> None:
             f"`batch_tolerance` is {args.batch_tolerance}, but must be a finite share of the largest reward, such as "
             "0.001, or 0."
         )
+    read = {f"`{option}` {name}": name for option in ("model", "data") for name in getattr(args, option) or []}
+    refuse_same_folder("`output`", args.output, read)
     check_dtype("dtype", args.dtype)
     find_device(args.device)
     refuse_unused_of_scorers(args)

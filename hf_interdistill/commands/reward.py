@@ -17,6 +17,7 @@ from ..training.data_arguments import DataArguments
 from ..training.output_dir import OutputDirArguments, prepare_output_dir
 from ..utils.data import get_split
 from ..utils.fields import as_mapping
+from ..utils.sources import refuse_same_folder
 from .tables import print_metrics
 
 _NEEDED = {"use_peft": r"lora_|use_rslora|use_dora", "load_in_4bit": r"bnb_4bit_|use_bnb_nested_quant"}
@@ -34,13 +35,16 @@ def run(
     _refuse_unused_options(args, model)
     prepare_output_dir(output_dir, args, is_removing=False)
     folder = output_folder(args)
+    read = {"dataset_name": data.dataset_name, "model": model.model_name_or_path, "teacher_model": args.teacher_model}
+    refuse_same_folder("`output_dir`", folder, {f"`{option}`": source for option, source in read.items()})
     splits = data.load()
     train_dataset = get_split(splits, data.dataset_train_split, data.dataset_name)
+    test_dataset = data.test_rows(splits)
     trainer = InteractionDistillationTrainer(
         model=model.model_name_or_path,
         args=_with_model_options(args, model),
         train_dataset=train_dataset,
-        eval_dataset=splits.get(data.dataset_test_split),
+        eval_dataset=test_dataset,
         quantization_config=get_quantization_config(model),
         peft_config=_adapter_options(model),
         compute_metrics=reward_metrics,
@@ -50,7 +54,7 @@ def run(
     trained = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args.resume_from_checkpoint, folder))
     costs = {**trained.metrics, "global_step": trained.global_step, **peak_memory()}
     trainer.save_model(folder)
-    metrics = trainer.evaluate() if data.dataset_test_split in splits else {}
+    metrics = trainer.evaluate() if test_dataset is not None else {}
     trainer.save_state()  # `trainer_state.json` with all that was logged, as transformers' own scripts write it
     trainer.save_metrics("train", costs, combined=False)
     public_name = None if Path(data.dataset_name).exists() else data.dataset_name  # no local paths in a model card
@@ -58,7 +62,7 @@ def run(
     if trainer.is_world_process_zero():
         if metrics:
             wanted = {key: value for key, value in metrics.items() if "per_second" not in key and "runtime" not in key}
-            print_metrics(f"Reward model {folder}", {data.dataset_test_split: wanted})
+            print_metrics(f"Reward model {folder}", {data.test_split: wanted})
         print(f"Saved to {folder}. Next: interdistill score --model {folder} --input FILE")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=public_name)

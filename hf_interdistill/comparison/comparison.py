@@ -20,6 +20,7 @@ from ..scoring.scorer import RewardScorer
 from ..utils.devices import find_device
 from ..utils.launching import launcher
 from ..utils.model_config import require_model
+from ..utils.sources import refuse_same_folder
 from ..utils.stages import Stages
 from .arms import Arm, Recipe, named_recipes, read_arms
 from .config import CompareConfig
@@ -86,6 +87,12 @@ def compare(
     require_use(arms, config)
     benchmarks = [find_benchmark(name) for name in config.benchmark or []]
     for arm in arms:
+        read = {
+            "dataset_name": arm.data.dataset_name,
+            "model": arm.model.model_name_or_path,
+            "teacher_model": arm.args.teacher_model,
+        }
+        refuse_same_folder("`output`", config.output, {f"`{key}` of `{arm.name}`": name for key, name in read.items()})
         if not arm.args.trust_remote_code:
             require_model("model", str(arm.model.model_name_or_path), revision=arm.model.model_revision)
     with locked(config.output) as lock:

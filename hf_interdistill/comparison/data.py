@@ -67,8 +67,8 @@ def prepare_data(arms: Sequence[Arm], config: CompareConfig) -> ComparisonData:
     changes: dict[str, dict[str, Any]] = {}
     name = public_name(main.data.dataset_name)
     if _has_test_split(main, splits, config):
-        rows = splits[main.data.dataset_test_split].to_list()
-        description = f"split {main.data.dataset_test_split} of {name}"
+        rows = splits[main.data.test_split].to_list()
+        description = f"split {main.data.test_split} of {name}"
     else:
         share = config.held_out or _HELD_OUT
         kept, rows = _hold_out(training[_source(main)].to_list(), share, name)
@@ -109,7 +109,7 @@ def _as_list(rows: Any) -> list[dict[str, Any]]:
 
 def _has_test_split(main: Arm, splits: DatasetDict, config: CompareConfig) -> bool:
     """Whether there is one to score; one that the recipe names must be there."""
-    split = main.data.dataset_test_split
+    split = main.data.test_split
     if split == main.data.dataset_train_split:
         raise ValueError(
             f"`dataset_test_split` and `dataset_train_split` are both `{split}`: it would be trained on and scored. "

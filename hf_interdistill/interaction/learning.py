@@ -89,7 +89,7 @@ class AlignmentLearning(PairEvaluation):
         self._explained[mode].add(divergences.view_as(alignment.divergences))
         # Logged metrics are means over batches. In evaluation each pair is one entry, so a short batch weighs less.
         entries = 1 if self.model.training else int(values[0])
-        for name, mean in zip(alignment.metrics, (values[1:] / values[0]).tolist(), strict=True):
+        for name, mean in zip(alignment.metrics, (values[1:] / values[0]).tolist(), strict=True) if entries else ():
             self._metrics[mode][f"interaction/{name}"] += [mean] * entries
         self._metrics[mode]["interaction/weight"].append(weight)
         if self.model.training and int(self._dropped):  # of a stream; those of a dataset are logged when prepared

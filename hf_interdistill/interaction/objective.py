@@ -67,13 +67,13 @@ class AlignmentOutput:
         metrics: detached scalars, means over the same pairs: `loss`, `intra`, `inter` (nats for `kl`) and, for a
             fitted teacher, `teacher_accuracy`.
         divergences: those of `AlignmentResult`, means over the same pairs.
-        num_pairs: number of pairs in the means.
+        num_pairs: number of pairs in the means, a scalar: those whose responses differ for the student.
     """
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
     divergences: torch.Tensor
-    num_pairs: int
+    num_pairs: torch.Tensor
 
 
 class AlignmentObjective:
@@ -132,8 +132,8 @@ class AlignmentObjective:
             records: one record per layer of `student_layers`. Two rows per pair, chosen rows first; or, with
                 `token_index`, one packed row per pair.
             token_index: `(pairs, 2 * length)`, see `PackedPairs`.
-            num_pairs: only the first `num_pairs` pairs count; all by default. (Distributed evaluation fills its last
-                batch with pairs that were already evaluated.)
+            num_pairs: only the first `num_pairs` pairs count, if `is_aligned` too; all by default. (Distributed
+                evaluation fills its last batch with pairs that were already evaluated.)
             visit: which visit of these pairs this is (the epoch from 1; 0 in evaluation). It decides the order in
                 which the teacher reads the two responses.
             num_visits: visits that the run makes; with more than one, the cache stores both reading orders at once.
@@ -141,7 +141,8 @@ class AlignmentObjective:
         segments = batch["segments"].clone()
         pairs = len(segments)
         num_pairs = pairs if num_pairs is None else num_pairs
-        segments[num_pairs:] = -1  # no unit of these pairs counts
+        counts = batch["is_aligned"] & (torch.arange(pairs, device=segments.device) < num_pairs)
+        segments[~counts] = -1  # no unit of the other pairs counts
         margins, teacher_maps = self.read_teacher(batch, visit, num_visits)
         student_maps = self.simulate_student(batch, records, token_index)
         result = mean_alignment(
@@ -150,13 +151,14 @@ class AlignmentObjective:
                 for student, teacher in zip(student_maps, teacher_maps, strict=True)
             ]
         )
-        scale = pairs / max(num_pairs, 1)
+        num_counted = counts.sum().to(result.loss)
+        scale = pairs / num_counted.clamp(min=1)
         loss = result.loss * scale
         metrics = {"loss": loss.detach(), **{scope: result.by_scope[scope] * scale for scope in ("intra", "inter")}}
         if self.teacher.is_fitted:
-            correct = (margins.sign() / 2 + 0.5)[:num_pairs]  # ties count half
-            metrics["teacher_accuracy"] = (correct.sum() / max(num_pairs, 1)).to(loss)
-        return AlignmentOutput(loss, metrics, result.divergences * scale, num_pairs)
+            correct = (margins.to(loss).sign() / 2 + 0.5).masked_fill(~counts, 0)  # ties count half
+            metrics["teacher_accuracy"] = correct.sum() / num_counted.clamp(min=1)
+        return AlignmentOutput(loss, metrics, result.divergences * scale, num_counted)
 
     def read_teacher(
         self, batch: dict[str, torch.Tensor], visit: int, num_visits: int

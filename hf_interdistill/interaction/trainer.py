@@ -43,6 +43,7 @@ from .data.preparation import (
     tokenize_conversations,
     tokenize_pairs,
     warn_of_date,
+    without_own_names,
 )
 from .data.rankings import RANKING_COLUMNS, read_rankings, without_long
 from .grouping import LengthGrouping, with_lengths
@@ -128,6 +129,7 @@ class InteractionDistillationTrainer(
             self.teacher.check_length(args.teacher_max_length or self.teacher.max_length)
         self.objective: AlignmentObjective | None = None
         self._is_date_checked = False
+        self._is_train_next = given.get("train_dataset") is not None  # an evaluation set may be named `train` too
         self._dropped = torch.zeros(1, dtype=torch.long).share_memory_()
         signature = inspect.signature(RewardTrainer.__init__)
         bound, report = checked_start(signature.bind(self, model, args, *rest, **kwargs))
@@ -217,9 +219,11 @@ class InteractionDistillationTrainer(
         return RewardLoss(self.args, head, self._attributes)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        is_training, self._is_train_next = self._is_train_next, False
+        check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
         if isinstance(dataset, Dataset):  # rows are read as Python values, whatever form they are given out in
             dataset = dataset.with_format(None)
-        check_columns(dataset, dataset_name, is_text_needed=self.teacher is not None)
+        dataset = without_own_names(dataset)
         if args.attributes:
             means = mean_scores(dataset, list(args.attributes), dataset_name)
             self._mean_scores = self.__dict__.get("_mean_scores", means)  # of the training data, which come first
@@ -228,7 +232,11 @@ class InteractionDistillationTrainer(
             check_rows(dataset, dataset_name, RewardFormatter(processing_class))
         if self.teacher is None:
             dataset = tokenize_conversations(
-                add_pair_index(dataset), processing_class, name=dataset_name, num_proc=args.dataset_num_proc
+                add_pair_index(dataset),
+                processing_class,
+                name=dataset_name,
+                num_proc=args.dataset_num_proc,
+                is_training=is_training,
             )
         else:
             dataset = tokenize_pairs(
@@ -238,13 +246,15 @@ class InteractionDistillationTrainer(
                 num_proc=args.dataset_num_proc,
                 max_length=args.max_length,
                 dropped=self._dropped,
+                is_training=is_training,
             )
         if not self._is_date_checked:
             self._is_date_checked = True
             warn_of_date(dataset, processing_class)
+        columns = get_dataset_column_names(dataset)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        prepared = without_long(prepared, args.max_length)
-        prepared = with_lengths(prepared, args) if dataset_name == "train" else prepared
+        prepared = without_long(prepared, args.max_length, columns)
+        prepared = with_lengths(prepared, args) if is_training else prepared
         log_pair_statistics(dataset, prepared, dataset_name, args.max_length)
         if hasattr(self, "model"):  # else checked when the model is there
             check_lengths(prepared, dataset_name, self.model)

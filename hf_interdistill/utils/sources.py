@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,21 @@ def refuse_same_file(written: dict[str, str | os.PathLike | None], read: dict[st
                     f"{option}."
                 )
         seen[option] = path
+
+
+def refuse_same_folder(option: str, written: str | os.PathLike, read: Mapping[str, str | os.PathLike | None]) -> None:
+    """Raise `ValueError` if the folder to write is one that is read, by whatever name.
+
+    Args:
+        option: of the folder to write. written: its path.
+        read: path or Hub name of each option that is read; `None` where it is not set. Files may lie in the folder.
+    """
+    for other, source in read.items():
+        if source is not None and Path(source).is_dir() and Path(source).resolve() == Path(written).resolve():
+            raise ValueError(
+                f"{option} and {other} are the same folder, {written}: what is written there would be read as part of "
+                f"it, or overwrite it. Choose another {option}."
+            )
 
 
 def is_path(name: str) -> bool:

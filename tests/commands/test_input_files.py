@@ -220,3 +220,66 @@ def test_an_older_run_is_removed_when_nothing_else_can_stop_the_new_one(models, 
     with pytest.raises(AssertionError, match="work began"):
         main(["reward", *arguments, "--overwrite", "true"])
     assert not older.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("reward", {"dataset_name": "data", "model": "models/rm", "teacher_model": "models/encoder"}),
+        ("teacher", {"dataset_name": "data", "teacher_model": "models/encoder"}),
+        ("diagnose", {"data": "data", "model": "models/rm", "noise_models": "noisy"}),
+        ("eval", {"model": "models/rm", "data": "data"}),
+        ("compare", {"dataset_name": "data", "model": "models/rm", "teacher_model": "models/encoder"}),
+    ],
+)
+def test_an_output_folder_that_is_read_is_refused(name, options, models, tmp_path, no_work, capsys):
+    (tmp_path / "models").symlink_to(models)
+    for folder in ("data", "noisy"):
+        (tmp_path / folder).mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    for option, folder in options.items():
+        output = tmp_path / folder
+        before = sorted(path.name for path in output.iterdir())
+        if name == "compare":
+            keys = {"model_name_or_path": models / "rm", "teacher_model": models / "encoder", "use_cpu": "true"}
+            keys |= {"dataset_name": tmp_path / "data", "alignment_weight": 0.5}
+            recipe = tmp_path / "recipe.yaml"
+            recipe.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+            words = ["--config", str(recipe), "--output", str(output)]
+        else:
+            words = command(name, models, tmp_path / "data", output)
+            words += {
+                "reward": ["--teacher_model", str(models / "encoder")],
+                "diagnose": ["--noise_models", json.dumps({0.1: str(tmp_path / "noisy")})],
+            }.get(name, [])
+        written = "output_dir" if name in ("reward", "teacher") else "output"
+        message = fails(name, words, capsys)
+        assert f"`{written}` and `{option}`" in message and f"are the same folder, {output}" in message
+        assert f"Choose another `{written}`" in message
+        assert sorted(path.name for path in output.iterdir()) == before
+
+
+def test_an_output_folder_beside_or_around_what_is_read_is_taken(models, tmp_path):
+    source = tmp_path / "data.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    short = ["--max_steps", "1", "--save_strategy", "no", "--bf16", "false"]
+    for folder in (tmp_path, tmp_path / "data" / "run"):  # of a file that is named, and inside a folder
+        assert main(["reward", *command("reward", models, source, folder), *short]) == 0
+        assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["reward", "teacher"])
+def test_a_test_split_that_is_named_must_be_there(name, models, tmp_path, no_work, capsys):
+    source = tmp_path / "data"
+    source.mkdir()
+    for split in ("train", "validation"):
+        (source / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    words = command(name, models, source, tmp_path / "out")
+    for split in ("tset", "test"):
+        message = fails(name, [*words, "--dataset_test_split", split], capsys)
+        assert f"{source} has no split `{split}`; it has train, validation." in message
+    with pytest.raises(AssertionError, match="work began"):  # without a name none is needed
+        main([name, *words])
+    with pytest.raises(AssertionError, match="work began"):
+        main([name, *words, "--dataset_test_split", "validation"])

@@ -150,3 +150,17 @@ def test_only_that_noise_is_silenced_and_only_in_commands(caplog):
     assert [str(each.message) for each in caught] == ["`save_steps` is deprecated", "an answer was cut"]
     shown = [record.getMessage() for record in caplog.records]
     assert shown == ["4-bit weights are slow here", kernels % "broken", kernels % "after the command"]
+
+
+@pytest.mark.parametrize(("given", "delay"), [({}, 2.0), ({"TQDM_DELAY": "0"}, 0.0)])
+def test_bars_of_what_is_short_are_not_shown(given, delay):
+    """Bars of loading, tokenizing and writing are tqdm's, which waits; logs of a training are not touched."""
+    code = (
+        "import io; from hf_interdistill.cli import main; main(['env']); from tqdm.auto import tqdm; "
+        "from transformers.utils.logging import tqdm as of_transformers; "
+        "from datasets.utils import tqdm as of_datasets; "
+        "print([kind([1], file=io.StringIO()).delay for kind in (tqdm, of_transformers, of_datasets)])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DELAY"}
+    ran = subprocess.run([sys.executable, "-c", code], env={**environment, **given}, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == str([delay] * 3), ran.stderr

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from support.models import build_student
 from support.training_runs import config
 
@@ -150,3 +151,49 @@ def test_the_warning_has_the_number_of_pairs(dataset, tmp_path, tokenizer, fitte
     sets = {"easy": dataset.select(range(5)), "hard": dataset.select(range(4, 7))}
     build(dataset, tmp_path, tokenizer, fitted_teacher, sets).evaluate()
     assert counts == [5, 3]
+
+
+SAME = {"prompt": "Say it. ", "chosen": "the same words", "rejected": "the same words"}
+PAIRS = [
+    SAME,
+    {"prompt": "A question? ", "chosen": "a full answer", "rejected": "no"},
+    {"prompt": "What of bread? ", "chosen": "bake it", "rejected": "throw it away at once"},
+    {"prompt": "Nothing? ", "chosen": "", "rejected": "something"},
+]
+
+
+def as_stream(rows) -> IterableDataset:
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_pairs_that_are_not_aligned_count_in_evaluation(tmp_path, tokenizer, fitted_teacher, is_stream):
+    data = Dataset.from_list(PAIRS[1:] * 2)
+    given = as_stream(PAIRS) if is_stream else Dataset.from_list(PAIRS)
+    found, rewards_of = {}, {}
+    for weight in (0.3, 0):
+        teacher = fitted_teacher if weight else None
+        trainer = build(data, tmp_path, tokenizer, teacher, alignment_weight=weight, per_device_eval_batch_size=2)
+        found[weight], rewards_of[weight] = trainer.evaluate(given), trainer.predict(given).predictions
+        alone = [trainer.evaluate(Dataset.from_list([row])) for row in PAIRS]
+        assert trainer.predict(Dataset.from_list([SAME])).predictions.shape == (1, 2)
+        if weight:
+            losses = [metrics["eval_interaction/loss"] for metrics in alone[1:]]
+            assert "eval_interaction/loss" not in alone[0]
+            assert found[weight]["eval_interaction/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+            judged = [metrics["eval_interaction/teacher_accuracy"] for metrics in alone[1:]]
+            assert found[weight]["eval_interaction/teacher_accuracy"] == pytest.approx(sum(judged) / len(judged))
+    assert rewards_of[0.3].shape == rewards_of[0].shape == (4, 2)
+    torch.testing.assert_close(torch.tensor(rewards_of[0.3]), torch.tensor(rewards_of[0]), rtol=1e-4, atol=1e-5)
+    assert rewards_of[0.3][0, 0] == rewards_of[0.3][0, 1]
+    right = (rewards_of[0][:, 0] > rewards_of[0][:, 1]).mean()
+    assert found[0.3]["eval_accuracy"] == found[0]["eval_accuracy"] == pytest.approx(right)
+
+
+def test_an_evaluation_set_named_train_keeps_its_pairs(tmp_path, tokenizer, fitted_teacher):
+    data = Dataset.from_list(PAIRS[1:] * 2)
+    trainer = build(data, tmp_path, tokenizer, fitted_teacher, {"train": Dataset.from_list(PAIRS)})
+    assert len(trainer.eval_dataset["train"]) == 4 and len(trainer.train_dataset) == 6
+    trainer = build(Dataset.from_list(PAIRS), tmp_path, tokenizer, fitted_teacher)
+    assert len(trainer.train_dataset) == 3  # and is trained without the pair that teaches nothing
+    trainer.evaluate({"train": Dataset.from_list(PAIRS)})

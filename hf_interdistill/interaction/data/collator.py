@@ -19,6 +19,7 @@ ALIGNMENT_KEYS = (
     "student_index",
     "student_units",
     "segments",
+    "is_aligned",
     "pair_key",
     "pair_index",
     "map_key",
@@ -60,7 +61,8 @@ class AlignmentCollator(PairIndexCollator):
         has_map_keys: whether to add `map_key`, the key of each pair in a `map_cache.CachedTeacher`.
 
     Returns of a call: the inner batch and, for `pairs` pairs, `student_index`, `student_units` `(pairs, content)`;
-    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; the teacher's inputs, two rows per pair:
+    `segments` `(pairs, units)`; `pair_key`, `pair_index` `(pairs,)`; `is_aligned` `(pairs,)` bool, whether chosen and
+    rejected differ for the student; the teacher's inputs, two rows per pair:
     `(pairs, 2, length)`, `teacher_score_positions` `(pairs, 2, responses)`; with `has_map_keys`, `map_key`
     `(pairs, 2, 2)`: 128 bits for each reading order.
     """
@@ -88,6 +90,7 @@ class AlignmentCollator(PairIndexCollator):
         batch["student_index"] = _pad(indices, 0)
         batch["student_units"] = _pad(units, NO_UNIT)
         batch["segments"] = _pad(segments, -1)
+        batch["is_aligned"] = torch.tensor([each["chosen_ids"] != each["rejected_ids"] for each in examples])
         batch["pair_key"] = torch.tensor([example["pair_key"] for example in examples])
         batch.update(self._teacher_inputs(examples))
         return batch

@@ -28,12 +28,18 @@ def check_columns(dataset: Dataset | IterableDataset, name: str, is_text_needed:
 
     Raises:
         TypeError: it is no `Dataset` and no `IterableDataset`.
-        ValueError: it is empty, or lacks columns; the message names those that resemble them.
+        ValueError: it has a transform, is empty, or lacks columns; the message names those that resemble them.
     """
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(
             f"The {name} dataset is a {type(dataset).__name__}, but must be a `Dataset` or `IterableDataset` of "
             "`datasets`. Make one of rows with `Dataset.from_list(rows)`; of several splits choose one."
+        )
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        raise ValueError(
+            f"The {name} dataset has a transform (`with_transform`, `set_transform`), which changes rows as they are "
+            "read, but each row is tokenized once, before. Apply the transform first: "
+            "`dataset.with_format(None).map(transform, batched=True)`."
         )
     if next(iter(dataset), None) is None:
         raise ValueError(f"The {name} dataset is empty. Give it at least one row.")

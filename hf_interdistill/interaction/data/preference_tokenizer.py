@@ -45,6 +45,7 @@ class PreferenceTokenizer:
         "pair_key",
         "pair_index",
     )
+    COUNTS = ("shared_units", "is_empty", "has_equal_ids", "has_control_token", "units_lost")
 
     def __init__(self, tokenizer, teacher_tokenizer):
         require_fast(tokenizer, "student")

@@ -16,8 +16,11 @@ from trl.data_utils import get_dataset_column_names
 from ...scoring.formatting import RewardFormatter, normal_text, template_kwargs
 from ...scoring.normal_form import is_missing
 from .preference_tokenizer import PreferenceTokenizer
+from .rankings import COMPLETIONS, OTHER_IDS, RANKS
 
 logger = logging.getLogger(__name__)
+
+_TOKEN_COLUMNS = (("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids"))
 
 
 class CountingTokenizer:
@@ -67,6 +70,24 @@ class ConversationTokenizer:
         return {"chosen_ids": chosen, "rejected_ids": rejected, "has_equal_ids": int(chosen == rejected)}
 
 
+def without_own_names(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """A dataset without columns of the user's that have a name of what is made here; one made here stays as it is."""
+    first: dict[str, Any] = next(iter(dataset), {})
+    is_tokenized = any(all(isinstance(first.get(name), list) for name in names) for names in _TOKEN_COLUMNS)
+    is_numbered = is_tokenized and isinstance(first.get("pair_index"), int)
+    own = {*PreferenceTokenizer.COLUMNS, *PreferenceTokenizer.COUNTS}
+    if is_numbered and own <= set(first):
+        return dataset
+    if is_numbered:
+        own -= {"pair_index"}
+    else:
+        own |= {OTHER_IDS, *([] if COMPLETIONS in first else [RANKS])}
+    if "chosen" in first and not is_tokenized:
+        own |= {name for names in _TOKEN_COLUMNS for name in names}
+    found = [name for name in first if name in own]
+    return dataset.remove_columns(found) if found else dataset
+
+
 def add_pair_index(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """Number the rows, so that a batch can be traced back to them."""
     if "pair_index" in get_dataset_column_names(dataset):
@@ -77,23 +98,43 @@ def add_pair_index(dataset: Dataset | IterableDataset) -> Dataset | IterableData
 
 
 def tokenize_pairs(
-    dataset, tokenizer: PreferenceTokenizer, *, name: str, num_proc: int | None, max_length, dropped: torch.Tensor
+    dataset,
+    tokenizer: PreferenceTokenizer,
+    *,
+    name: str,
+    num_proc: int | None,
+    max_length,
+    dropped: torch.Tensor,
+    is_training: bool,
 ):
-    """Add the columns of `PreferenceTokenizer` to a dataset or a stream."""
-    if "pair_key" in get_dataset_column_names(dataset):
-        return dataset
+    """Add the columns of `PreferenceTokenizer` to a dataset or a stream.
+
+    Pairs of which the student reads the same tokens twice are dropped in training, and stay in evaluation.
+    """
+    own = {*PreferenceTokenizer.COLUMNS, *PreferenceTokenizer.COUNTS}
+    is_tokenized = own <= set(get_dataset_column_names(dataset))
     if isinstance(dataset, IterableDataset):
-        tokenized = dataset.map(CountingTokenizer(tokenizer, name, max_length, dropped), with_indices=True)
-        return tokenized.filter(_differs, input_columns=["has_equal_ids"])
+        counter = dropped if is_training else torch.zeros_like(dropped)
+        counting = CountingTokenizer(tokenizer, name, max_length, counter)
+        tokenized = dataset if is_tokenized else dataset.map(counting, with_indices=True)
+        if not is_training:
+            return tokenized
+        tokenized = tokenized.filter(_differs, input_columns=["has_equal_ids"])
+        require_pairs(tokenized, name, max_length)
+        return tokenized
     with PartialState().main_process_first():
-        tokenized = dataset.map(
-            tokenizer, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset for student and teacher"
+        desc = f"Tokenizing {name} dataset for student and teacher"
+        tokenized = (
+            dataset if is_tokenized else dataset.map(tokenizer, with_indices=True, num_proc=num_proc, desc=desc)
         )
-        is_any_equal = warn_of_equal_ids(tokenized, name, "were dropped")
-        return tokenized.filter(_differs, input_columns=["has_equal_ids"]) if is_any_equal else tokenized
+        fate = "were dropped" if is_training else "stay, as with RewardTrainer, but are not aligned"
+        is_any_equal = warn_of_equal_ids(tokenized, name, fate, is_training)
+        if not (is_any_equal and is_training):
+            return tokenized
+        return tokenized.filter(_differs, input_columns=["has_equal_ids"])
 
 
-def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | None):
+def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | None, is_training: bool):
     """Add `chosen_ids` and `rejected_ids` to a dataset or a stream of messages; leave any other to `RewardTrainer`."""
     columns = get_dataset_column_names(dataset)
     is_left = "chosen_ids" in columns or "chosen_input_ids" in columns or isinstance(tokenizer, ProcessorMixin)
@@ -106,7 +147,7 @@ def tokenize_conversations(dataset, tokenizer, *, name: str, num_proc: int | Non
         return dataset.map(ConversationTokenizer(tokenizer))
     with PartialState().main_process_first():
         tokenized = dataset.map(ConversationTokenizer(tokenizer), num_proc=num_proc, desc=f"Tokenizing {name} dataset")
-    warn_of_equal_ids(tokenized, name, "stay, as with RewardTrainer (`alignment_weight=0`)")
+    warn_of_equal_ids(tokenized, name, "stay, as with RewardTrainer (`alignment_weight=0`)", is_training)
     return tokenized
 
 
@@ -139,14 +180,15 @@ def _differs(has_equal_ids: int) -> bool:
     return not has_equal_ids
 
 
-def warn_of_equal_ids(dataset: Dataset, name: str, fate: str) -> bool:
+def warn_of_equal_ids(dataset: Dataset, name: str, fate: str, is_training: bool) -> bool:
     """Whether there are pairs of which the student reads the same tokens twice; with a warning.
 
     Args:
         dataset: with the column `has_equal_ids`. fate: what becomes of them, for the message.
+        is_training: whether the pairs are trained on.
 
     Raises:
-        ValueError: all pairs are such.
+        ValueError: all pairs to train on are such.
     """
     rows = [row for row, is_equal in enumerate(dataset["has_equal_ids"]) if is_equal]
     if not rows:
@@ -157,7 +199,7 @@ def warn_of_equal_ids(dataset: Dataset, name: str, fate: str) -> bool:
         "of another kind than it reads: text or list of parts). Print "
         "`tokenizer.apply_chat_template(row['chosen'], tokenize=False)`, then change rows or template."
     )
-    if len(rows) == len(dataset):
+    if len(rows) == len(dataset) and is_training:
         raise ValueError(f"No pair of the {name} dataset can be learned from: of all {len(rows)}, {what}")
     logger.warning(
         f"{name} dataset: {len(rows)} of {len(dataset)} pairs {fate} (rows {', '.join(map(str, rows[:5]))}"
@@ -184,12 +226,24 @@ def lost_units_warning(lost: Sequence[Sequence[int]], sizes: Sequence[Sequence[i
     )
 
 
+def require_pairs(stream: IterableDataset, name: str, max_length: int | None) -> None:
+    """Raise `ValueError` for a stream without a row."""
+    if next(iter(stream), None) is None:
+        raise ValueError(
+            f"No pair of the {name} dataset is left: of each, a response is longer than `max_length={max_length}` "
+            "tokens, or both are the same token ids for the student. Raise `max_length`, set it to None, or change "
+            "the rows."
+        )
+
+
 def log_pair_statistics(before, after, name: str, max_length: int | None) -> None:
     """Log how many pairs were dropped and how many are odd.
 
     Raises:
         ValueError: no pair is left.
     """
+    if isinstance(after, IterableDataset):
+        require_pairs(after, name, max_length)
     if not isinstance(before, Dataset) or not isinstance(after, Dataset):
         return
     dropped = len(before) - len(after)

@@ -141,9 +141,9 @@ def read_rankings(dataset, tokenizer, *, name: str, num_proc: int | None):
     return dataset.map(RankingReader(tokenizer), **options)
 
 
-def without_long(dataset, max_length: int | None):
-    """Leave out rows of which another response than chosen and rejected is too long."""
-    if max_length is None or OTHER_IDS not in get_dataset_column_names(dataset):
+def without_long(dataset, max_length: int | None, columns: Container[str]):
+    """Leave out rows of which another response than chosen and rejected is too long; `columns` are the dataset's."""
+    if max_length is None or OTHER_IDS not in columns:
         return dataset
     return dataset.filter(lambda ids: all(len(each) <= max_length for each in ids), input_columns=[OTHER_IDS])
 

@@ -29,6 +29,7 @@ from ...utils.atomic_io import atomic_replacement
 from ..data.teacher_inputs import PairLayout, TokenizedPair
 from .config import InteractionTeacherConfig
 from .pair_encoder import PairEncoder, reward_margins
+from .stage_records import StageRecord, require_same_record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,14 @@ class Stage:
         epochs: to train for.
         layout: the two rows of each pair.
         is_pairwise: whether the network reads pairs, or single responses.
+        record: of what it is trained on.
     """
 
     folder: Path
     epochs: float
     layout: PairLayout
     is_pairwise: bool
+    record: StageRecord
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,18 @@ def run_stage(
     """Train the network for one stage and load its best weights.
 
     A finished stage of a resumed run is loaded, an interrupted one is resumed.
+
+    Raises:
+        ValueError: the stage to resume was trained on other rows, or with another encoder or settings.
     """
     weights = stage.folder / _STAGE_WEIGHTS
+    if is_resumed:
+        require_same_record(stage.folder, stage.record)
     if is_finished(stage, is_resumed):
         network.load_state_dict(load_file(weights))
         return
+    if args.should_save:
+        write_record(stage.folder, stage.record)
     checkpoint = last_complete_checkpoint(stage.folder) if is_resumed else None
     stopping = EarlyStoppingCallback(args.early_stopping_patience)
     stopping.early_stopping_patience_counter, best = _early_stopping_state(checkpoint)

@@ -32,6 +32,7 @@ from .map_recording import record_late_interaction, record_single_rows
 from .pair_encoder import PairEncoder, resolve_interaction_layers
 from .reading import base_of, has_recordable_attention, is_decoder, lift_causal_mask
 from .scoring import pair_margins
+from .stage_records import encoder_digest
 from .training import chance_warning, held_out_metrics, split_preferences, train_network
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class InteractionTeacher:
             lift_causal_mask(model)
         self.network = PairEncoder(model, interaction_layers, is_recordable=is_recordable)
         self.max_length = self.check_length(max_length or self._longest_row)
+        self._starts: dict[Path, str] = {}  # digest of the encoder at the start of `fit`, by its folder
 
     @classmethod
     def from_pretrained(
@@ -222,13 +224,16 @@ class InteractionTeacher:
             args: settings; `output_dir` overrides theirs.
             eval_dataset: held-out rows; without them `args.eval_fraction` of the prompts is held out.
             callbacks: for the `Trainer` of each stage.
-            resume_from_checkpoint: resume an earlier call with the same `output_dir`.
+            resume_from_checkpoint: resume an earlier call with the same `output_dir`, encoder, rows and settings.
 
         Returns:
             Held-out metrics: `accuracy` (mean margin of both orders), `accuracy_chosen_first`,
             `accuracy_rejected_first`, `order_agreement` (fraction of pairs with the same decision in both orders),
             `pairs`, `standard_error`, `is_better_than_chance` (the exact 95 % interval of `accuracy` lies above 0.5).
             Also kept as `teacher.metrics`.
+
+        Raises:
+            ValueError: the call to resume had other rows, another encoder or other settings.
         """
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(output_dir or (args.output_dir if args is not None and args.output_dir else scratch))
@@ -238,6 +243,8 @@ class InteractionTeacher:
                 self.max_length = self.check_length(args.teacher_max_length)
             if args.interaction_layers is not None:
                 self.interaction_layers = args.interaction_layers
+            if not resume_from_checkpoint or folder.resolve() not in self._starts:
+                self._starts[folder.resolve()] = encoder_digest(self.network.encoder)
             set_seed(args.seed)
             train, held_out = split_preferences(preferences, eval_dataset, args)
             train_network(
@@ -247,6 +254,7 @@ class InteractionTeacher:
                 (train, held_out),
                 args,
                 folder=folder,
+                encoder=self._starts[folder.resolve()],
                 callbacks=callbacks,
                 is_resumed=resume_from_checkpoint,
             )

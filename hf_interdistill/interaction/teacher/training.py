@@ -19,6 +19,7 @@ from ..data.teacher_inputs import PairLayout
 from ..data.winners import rows_with_winners
 from .config import InteractionTeacherConfig
 from .pair_encoder import PairEncoder
+from .stage_records import stage_record
 from .stages import Stage, StageData, clear, run_stage
 
 
@@ -65,6 +66,7 @@ def train_network(
     args: InteractionTeacherConfig,
     *,
     folder: Path,
+    encoder: str,
     callbacks=None,
     is_resumed: bool = False,
 ) -> None:
@@ -77,14 +79,17 @@ def train_network(
         preferences: those to train on, and the held-out ones.
         args: settings of each stage.
         folder: for the files of the stages.
+        encoder: digest of the encoder that the first stage starts from.
         callbacks: for the `Trainer` of each stage.
         is_resumed: load finished stages and resume an interrupted one; otherwise their files are removed first.
     """
     data = StageData(*([tokenize_without_units(tokenizer, item) for item in part] for part in preferences))
     network.requires_grad_(True)
     single_rows = replace(layout, has_late_interaction=True)
-    single = Stage(folder / "single", args.warm_start_epochs, single_rows, is_pairwise=False)
-    pair = Stage(folder / "pair", args.num_train_epochs, layout, is_pairwise=True)
+    record = stage_record(encoder, data.train, data.held_out, layout, args)
+    own = {"interaction_layers": str(network.interaction_layers), "num_train_epochs": str(args.num_train_epochs)}
+    single = Stage(folder / "single", args.warm_start_epochs, single_rows, is_pairwise=False, record=record)
+    pair = Stage(folder / "pair", args.num_train_epochs, layout, is_pairwise=True, record={**record, **own})
     if not is_resumed:
         with args.main_process_first(desc="clearing the stages"):
             if args.should_save:

@@ -44,8 +44,8 @@ class RainDecoder:
         config: a `RainConfig` (its `strategy` says how to search), the name of a preset, or a dict of fields; by
             default the constants of the harmlessness experiment.
         scorer: `"self"`, a `Scorer`, a `RewardScorer`, or a function of a list of texts (see `as_scorer`).
-        embedder: `embedder(texts)` -> array `(texts, dimensions)`, used instead of `config.similarity_model`; for the
-            strategy `rain` only.
+        embedder: `embedder(texts)` -> array or tensor `(texts, dimensions)`, used instead of
+            `config.similarity_model`; for the strategy `rain` only.
         streamer: receives committed tokens. (`generate` does not pass its own `streamer` to a callable; the package's
             `generate` wrapper does.)
 

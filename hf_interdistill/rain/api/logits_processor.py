@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, LogitsProcessor, LogitsProcessorList, MaxTimeCriteria
+from transformers.generation import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from ..config import RainConfig
 from ..engine.engine import RainEngine
@@ -27,8 +27,9 @@ class RAINLogitsProcessor(LogitsProcessor):
     Stopping criteria, streamers and EOS are handled by `generate`. `generate` does not give a processor the maximum
     length, the generation config or the attention mask. The package's `generate` wrapper does; arguments given here
     take precedence. Without the wrapper (`unregister_rain`), pass all three. The wrapper also hands over the other
-    processors of the call and its `prefix_allowed_tokens_fn`, which then shape the search. Padding without a mask is
-    recognized by `pad_token_id` at the start of a row.
+    processors of the call and its `prefix_allowed_tokens_fn`, which then shape the search, and its stopping criteria
+    and stop strings, which then end the texts of the search; without the wrapper the search knows none of them.
+    Padding without a mask is recognized by `pad_token_id` at the start of a row.
 
     Args:
         model: the model that generates. tokenizer: its tokenizer.
@@ -46,7 +47,7 @@ class RAINLogitsProcessor(LogitsProcessor):
             would ignore.
 
     Relations: the tokens equal those of `strategy="rain"` with the same seed and length, which needs one forward pass
-    less per token.
+    less per token. Without the wrapper this holds for calls without such processors, criteria and strings.
 
     Example:
         model.generate(**inputs, logits_processor=[RAINLogitsProcessor(model, tokenizer)], max_new_tokens=64)
@@ -135,11 +136,14 @@ class RAINLogitsProcessor(LogitsProcessor):
             prefix_allowed_tokens_fn=call.get("prefix_allowed_tokens_fn"),
         )
         warn_of_use_cache(settings)
+        strings = call.get("stop_strings")
+        settings.stop_strings = settings.stop_strings if strings is None else strings
         rows = strip_padding(input_ids, mask)
         copies = len(rows) // len(self.rain_prompts or rows)
         scorer_prompts = prompts_for_scorers(decoder.tokenizer, rows, self.rain_prompts, copies)
-        time_limit = [] if settings.max_time is None else [MaxTimeCriteria(settings.max_time)]
-        prepared = PreparedGeneration(settings, scorer_prompts, processors, time_limit)
+        own = StoppingCriteriaList(call.get("stopping_criteria") or [])
+        criteria = model._get_stopping_criteria(settings, own, tokenizer=decoder.tokenizer)
+        prepared = PreparedGeneration(settings, scorer_prompts, processors, criteria)
         pad, eos = settings.pad_token_id, settings.eos_token_id
         self._fill_token = eos if isinstance(eos, int) else (eos or [pad or 0])[0]
         self._padding = self._fill_token if pad is None else pad

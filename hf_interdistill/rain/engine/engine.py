@@ -18,6 +18,7 @@ from ..config import RainConfig
 from ..kv_cache.factory import build_cache
 from ..results.records import RainRecord, record_search
 from ..scorers.base import Scorer, ScorerError
+from ..scorers.embedder import as_vectors
 from ..scorers.score_cache import ScoreCache, ScoreRequest
 from ..search.guided import Search, build_search
 from ..search.requests import Commit, Decode, Embed, Judge
@@ -271,7 +272,8 @@ class RainEngine:
         texts = list(dict.fromkeys(text for request in waiting for text in request.waiting.texts))
         if not texts:
             return
-        vectors = dict(zip(texts, self.embedder(texts), strict=True))  # type: ignore[misc]  # searches ask only then
+        given = self.embedder(texts)  # type: ignore[misc]  # searches ask only then
+        vectors = dict(zip(texts, as_vectors(given, texts), strict=True))
         for request in waiting:
             self._advance(request, [vectors[text] for text in request.waiting.texts])
 

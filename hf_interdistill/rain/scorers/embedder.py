@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,43 @@ from ...utils.unsharded import load_unsharded
 logger = logging.getLogger(__name__)
 
 _MAX_PADDING = 48  # tokens of padding in a batch on a CPU; more cost more than an additional forward pass
+
+
+def as_vectors(values: Any, texts: Sequence[str]) -> np.ndarray:
+    """What an embedder returned for texts as `(texts, dimensions)`, float64.
+
+    Args:
+        values: an array, a tensor (of any device and float type), or a vector in such a form for each text.
+
+    Raises:
+        ValueError: another shape, or a value that is no finite number.
+    """
+    try:
+        rows = [values] if isinstance(values, torch.Tensor) else list(values)
+        arrays = [_as_array(row) for row in rows]
+        vectors = arrays[0] if isinstance(values, torch.Tensor) else np.stack(arrays)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_rule(len(texts))}, but it returned a {type(values).__name__} ({error}).") from error
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.shape[1]:
+        raise ValueError(f"{_rule(len(texts))}, but it returned the shape {vectors.shape}.")
+    is_finite = np.isfinite(vectors).all(axis=1)
+    if not is_finite.all():
+        number = int(np.argmin(is_finite))
+        wrong = vectors[number][~np.isfinite(vectors[number])][0]
+        raise ValueError(f"{_rule(len(texts))}, but it returned {wrong} for the text {texts[number][:80]!r}.")
+    return vectors
+
+
+def _as_array(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()
+    if isinstance(values, list | tuple) and any(isinstance(value, torch.Tensor) for value in values):
+        return np.stack([_as_array(value) for value in values])
+    return np.asarray(values, dtype=np.float64)
+
+
+def _rule(count: int) -> str:
+    return f"An embedder must return a vector of finite numbers for each text, here the shape ({count}, dimensions)"
 
 
 class TextEncoder:

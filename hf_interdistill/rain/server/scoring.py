@@ -8,6 +8,7 @@ from typing import Any
 
 from ..engine.engine import Prompt
 from ..scorers.base import Costs, Exchange, Scorer, ScorerError
+from ..scorers.embedder import as_vectors
 from ..scorers.score_cache import ScoreCache, ScoreRequest
 from .client import CompletionsClient
 from .judge import ServedJudge
@@ -126,5 +127,5 @@ class SearchVectors:
 
     def _embed_groups(self, groups: list[Sequence[str]]) -> list[list[Any]]:
         texts = list(dict.fromkeys(text for group in groups for text in group))
-        vectors = dict(zip(texts, self._embedder(texts), strict=True))
+        vectors = dict(zip(texts, as_vectors(self._embedder(texts), texts), strict=True))
         return [[vectors[text] for text in group] for group in groups]

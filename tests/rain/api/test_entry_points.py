@@ -11,6 +11,7 @@ from support.datasets import ROOT
 from support.rain import build_causal, encode, likes_short_words, quick_config
 from support.tokenizers import tokenizer_of
 from transformers import GenerationConfig
+from transformers.generation import MaxLengthCriteria
 from transformers.generation.utils import GenerationMixin
 
 from hf_interdistill import RainDecoder, RAINLogitsProcessor, register_rain, unregister_rain
@@ -295,3 +296,32 @@ def test_a_processor_can_be_reused(model):
         expected = model.generate(**inputs, custom_generate=decoder, max_new_tokens=5)
         assert torch.equal(model.generate(**inputs, logits_processor=[processor], max_new_tokens=5), expected)
     assert len(processor.records) == 1 and processor.records[0].stats["committed_tokens"] == 5
+
+
+@pytest.mark.parametrize("kind", ["criterion", "string", "string in the config", "own length"])
+def test_a_processor_searches_to_the_ends_of_the_call(model, tokenizer, kind):
+    """Texts end in the search as they do in the call, so that the tokens are those of the strategy."""
+    inputs = encode(tokenizer, PROMPTS)
+    width, common = inputs["input_ids"].shape[1], {"max_new_tokens": 8, "pad_token_id": 3}
+    free = model.generate(**inputs, **common)[:, width:]
+    letters = sorted({tokenizer.decode([token]) for token in free.flatten().tolist()} - {""})
+
+    def long_enough(ids, scores=None, **kwargs):
+        return (ids[:, width:].sum(1) % 3 == 0) & torch.tensor(ids.shape[1] > width + 1)
+
+    ends = {
+        "criterion": {"stopping_criteria": [long_enough]},
+        "string": {"stop_strings": letters[:4]},
+        "string in the config": {"generation_config": GenerationConfig(stop_strings=letters[:4])},
+        "own length": {"stopping_criteria": [MaxLengthCriteria(width + 3)]},
+    }[kind]
+    settings = {**common, **ends}
+    strategy = {"strategy": "rain", "rain_config": quick_config(), "rain_scorer": likes_short_words}
+    expected = model.generate(**inputs, **settings, **strategy, tokenizer=tokenizer)
+    processor = RAINLogitsProcessor(model, tokenizer, quick_config(), likes_short_words)
+    found = model.generate(**inputs, **settings, logits_processor=[processor], tokenizer=tokenizer)
+    assert found.tolist() == expected.tolist()
+    unended = model.generate(**inputs, **common, **strategy, tokenizer=tokenizer)
+    assert unended[:, : expected.shape[1]].tolist() != expected.tolist() or kind == "own length"
+    reasons = [record.finish_reason for record in processor.records]
+    assert ("length" if kind == "own length" else "stop") in reasons

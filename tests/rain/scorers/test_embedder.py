@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from support.models import build_encoder
-from support.rain import encode, quick_config
+from support.rain import encode, quick_config, search
 
 from hf_interdistill import embedded
-from hf_interdistill.rain.scorers.embedder import TextEncoder
+from hf_interdistill.rain.scorers.embedder import TextEncoder, as_vectors
 
 TEXTS = ["How do I bake bread?", "Tell me", ""]
 
@@ -119,3 +119,53 @@ def test_an_encoder_in_the_cache_of_the_hub_is_taken_from_there(tmp_path, caplog
         encoder = TextEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
     TextEncoder.from_pretrained.cache_clear()
     assert encoder.model.name_or_path == str(folder / "snapshots" / "0123abc") and not caplog.text
+
+
+FORMS = {
+    "tensor": torch.tensor,
+    "with a gradient": lambda rows: torch.tensor(rows, requires_grad=True),
+    "bfloat16": lambda rows: torch.tensor(rows).bfloat16(),
+    "float16 array": lambda rows: np.array(rows, dtype=np.float16),
+    "list": list,
+    "generator": lambda rows: (np.array(row) for row in rows),
+    "list of tensors": lambda rows: [torch.tensor(row, requires_grad=True) for row in rows],
+    "list of lists of tensors": lambda rows: [[torch.tensor(value) for value in row] for row in rows],
+}
+
+
+def quarters(texts):
+    """An embedder of numbers that every type holds exactly."""
+    return [[text.count(letter) / 4 + 0.25 for letter in "aeiounrst"] for text in texts]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_vectors_may_have_any_form(model, tokenizer, form):
+    options = {"config": quick_config(candidates=3, iterations=20, similarity_threshold=0.3)}
+    expected = search(model, tokenizer, embedder=lambda texts: np.array(quarters(texts)), **options)
+    assert expected.sequences.tolist() != search(model, tokenizer, **options).sequences.tolist()
+    found = search(model, tokenizer, embedder=lambda texts: FORMS[form](quarters(texts)), **options)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    vectors = as_vectors(FORMS[form](quarters(TEXTS)), TEXTS)
+    assert vectors.dtype == np.float64 and vectors.tolist() == quarters(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:-1], r"here the shape \(3, dimensions\), but it returned the shape \(2, 2\)"),
+        (lambda rows: np.array(rows).sum(1), r"it returned the shape \(3,\)"),
+        (lambda rows: torch.tensor(rows)[None], r"it returned the shape \(1, 3, 2\)"),
+        (lambda rows: [[] for _ in rows], r"it returned the shape \(3, 0\)"),
+        (lambda rows: [*rows[:-1], [1.0]], r"it returned a list \(all input arrays must have the same shape\)"),
+        (lambda rows: [*rows[:-1], [1.0, float("nan")]], "it returned nan for the text ''"),
+        (lambda rows: torch.tensor([[1.0, -float("inf")], *rows[1:]]), "it returned -inf for the text 'How do I bake"),
+        (lambda rows: None, "it returned a NoneType"),
+        (lambda rows: 1.0, "it returned a float"),
+        (lambda rows: [["a", "b"] for _ in rows], r"it returned a list \(could not convert string to float"),
+    ],
+)
+def test_what_is_no_vector_for_each_text_is_refused(model, tokenizer, change, message):
+    with pytest.raises(ValueError, match=rf"^An embedder must return a vector of finite numbers .*{message}"):
+        as_vectors(change([[1.0, 2.0] for _ in TEXTS]), TEXTS)
+    with pytest.raises(ValueError, match=r"^An embedder must return a vector of finite numbers for each text"):
+        search(model, tokenizer, embedder=lambda texts: [[float("nan")] for _ in texts])
