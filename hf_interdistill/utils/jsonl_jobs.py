@@ -50,7 +50,7 @@ class JsonlJob:
     def __init__(self, output: str | Path | None, rank: int | None = None, world_size: int = 1):
         self.output = None if output is None else Path(output)
         self._memory: list[Row] = []
-        self._world_size = world_size
+        self._wait_for_everyone: Callable[[], None] | None = None
         self._replacing: dict[str, Any] | None = None  # settings, while the rows of an earlier run are still there
         if self.output is not None:
             name = self.output.name
@@ -69,6 +69,14 @@ class JsonlJob:
         """Let other processes open the job."""
         if self.output is not None:
             self._lock.release()
+
+    def share(self, wait_for_everyone: Callable[[], None]) -> None:
+        """Share the job with other processes, all of which call `appending`.
+
+        Args:
+            wait_for_everyone: a barrier of all of them.
+        """
+        self._wait_for_everyone = wait_for_everyone
 
     def open(
         self,
@@ -223,11 +231,10 @@ class JsonlJob:
         if self.output is None:
             yield lambda *rows: self._memory.extend(rows)
             return
-        if self._world_size > 1:
-            state = process_state()
-            state.wait_for_everyone()
+        if self._wait_for_everyone is not None:
+            self._wait_for_everyone()
             self._remove_replaced()
-            state.wait_for_everyone()
+            self._wait_for_everyone()
         with ExitStack() as stack:
             files: list[IO[str]] = []
 
@@ -331,6 +338,8 @@ def run_sharded_job(
         JsonlJob(output, state.process_index, state.num_processes) as job,
         long_barrier(state) as wait_for_everyone,
     ):
+        if state.num_processes > 1:
+            job.share(wait_for_everyone)
         ids: list[Any] = []
         if state.is_main_process:
             job.open(settings, overwrite, rows, compared)
