@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hf_interdistill.scoring.formatting import RewardFormatter
+from hf_interdistill.scoring.model_digests import digests_of_models
 from hf_interdistill.selection.job import BestOfNConfig, run_best_of_n
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -30,6 +31,8 @@ def test_curve_refuses_rows_scored_before_their_prompts_had_gold_rewards(tmp_pat
     prompts.write_text(json.dumps({**row, "gold_rewards": [0.0, 1.0]}) + "\n")
     config = BestOfNConfig(str(prompts), str(output), "no-model", curve=str(tmp_path / "curve.json"))
     output.write_text(json.dumps({**row, "rewards": [0.0, 1.0]}) + "\n")
-    (tmp_path / "scored.jsonl.settings.json").write_text(json.dumps(config.result_settings()))
+    (tmp_path / "scored.jsonl.settings.json").write_text(
+        json.dumps({**config.result_settings(), **digests_of_models({"reward_model": "no-model"})})
+    )
     with pytest.raises(ValueError, match=r"1 of 1 rows .*gold_rewards.*Delete it"):
         run_best_of_n(config)
