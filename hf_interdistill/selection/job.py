@@ -291,12 +291,6 @@ def _summarize(config: BestOfNConfig, job: JsonlJob) -> dict[str, Any]:
         write_atomically(Path(config.selected), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         summary["selected"] = len(kept)
     if config.curve is not None:
-        if len(gold) < len(rewards):
-            raise ValueError(
-                f"`curve` needs scores that count as the truth, but {len(rewards) - len(gold)} of {len(rewards)} rows "
-                f"of {config.output} have no `gold_rewards`: they were scored before their prompts had any. Delete "
-                "it, and run again."
-            )
         labels = {"proxy": config.reward_model, "gold": config.gold_model or config.prompts, "prompts": len(rewards)}
         write_curve(over_optimization_curve(rewards, gold), Path(config.curve), labels)
     return summary

@@ -34,5 +34,5 @@ def test_curve_refuses_rows_scored_before_their_prompts_had_gold_rewards(tmp_pat
     (tmp_path / "scored.jsonl.settings.json").write_text(
         json.dumps({**config.result_settings(), **digests_of_models({"reward_model": "no-model"})})
     )
-    with pytest.raises(ValueError, match=r"1 of 1 rows .*gold_rewards.*Delete it"):
+    with pytest.raises(ValueError, match=r"id 1, but its `gold_rewards` has changed since"):
         run_best_of_n(config)
