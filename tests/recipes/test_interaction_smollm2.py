@@ -162,9 +162,13 @@ def test_the_readme_shows_the_tables():
     readme, shown = ((STUDY / name).read_text(encoding="utf-8") for name in ("README.md", "table.md"))
     groups = dict(re.findall(r"^### (\S+\.\S+)\n(.*?)(?=^###|\Z)", shown, flags=re.MULTILINE | re.DOTALL))
     assert groups and set(groups) <= set(CONFIG["groups"])
+    not_run = readme.partition("## Not run")[2]
     for name, own in groups.items():
         models = list(re.findall(r"^\| `(\w+)`", own, flags=re.MULTILINE))
-        assert models == ["baseline", "interaction", *CONFIG["groups"][name]["arms"]]
+        arms = CONFIG["groups"][name]["arms"]
+        assert models == ["baseline", "interaction", *(arm for arm in arms if arm in models)]
+        assert all(f"`{arm}`" in not_run for arm in arms if arm not in models)
+    assert all(f"`{name}`" in not_run for name in CONFIG["groups"] if name not in groups)
     found = [line for line in shown.splitlines() if re.match(r"\| (`|teacher `|(hh_harmless|truthfulqa)\.)", line)]
     assert all(line in readme for line in found)
     in_tables = {tuple(each) for each in re.findall(r"([+-]\d+\.\d)\*?: ([+-]\d+\.\d) to ([+-]\d+\.\d)", shown)}
