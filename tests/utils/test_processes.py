@@ -28,15 +28,15 @@ def test_a_job_without_a_device_is_joined_on_the_cpu(monkeypatch, flag, has_devi
 
 
 def test_a_process_waits_for_one_that_ends_long_after_it(tmp_path):
-    """The default group gives up after three seconds here, as it does after half an hour."""
+    """The default group gives up after eight seconds here, as it does after half an hour."""
     output = tmp_path / "out.jsonl"
 
     def run():
         PartialState._reset_state()  # that of this process, which is alone
-        torch.distributed.distributed_c10d._get_default_timeout = lambda backend: timedelta(seconds=3)
+        torch.distributed.distributed_c10d._get_default_timeout = lambda backend: timedelta(seconds=8)
 
         def work(job, rows):
-            time.sleep(7.0 * job._own_file.name.endswith("00001-of-00002"))
+            time.sleep(12.0 * job._own_file.name.endswith("00001-of-00002"))
             with job.appending() as append:
                 append(*({**row, "answer": row["id"]} for row in rows))
 
