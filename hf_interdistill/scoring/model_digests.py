@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 
@@ -81,6 +82,15 @@ def digest_of_tokenizer(name: str | os.PathLike) -> str:
     for path in _files(Path(name), _SMALL_FILES):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def digest_of_loaded_tokenizer(tokenizer: Any) -> str:
+    """A digest of the vocabulary, the special tokens and the chat template of a tokenizer that is loaded."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
+    content = json.dumps([vocabulary, special, getattr(tokenizer, "chat_template", None)], sort_keys=True)
+    return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

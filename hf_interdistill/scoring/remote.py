@@ -24,7 +24,7 @@ from ..utils.served_models import (
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import BadAnswerError, ModelServer, RequestRefusedError, ServerError
 from ..utils.sources import load_tokenizer, loading
-from .fingerprints import digest_of_tokenizer
+from .model_digests import digest_of_loaded_tokenizer
 from .reward_apis import APIS, Rewards, RowFormatter, check_api
 from .text_scorer import TextScorer
 
@@ -155,7 +155,7 @@ class RemoteRewardScorer(TextScorer):
         served = self._checked()
         if served.digest is None:
             warn_of_unknown_weights(served.name, self.servers.names)
-        formatting = {} if self.api != "classify" else {"tokenizer": digest_of_tokenizer(self.tokenizer)}
+        formatting = {} if self.api != "classify" else {"tokenizer": digest_of_loaded_tokenizer(self.tokenizer)}
         return {"api": self.api, "root": served.root, "digest": served.digest, **formatting}
 
     def _checked(self) -> ServedModel:

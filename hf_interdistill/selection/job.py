@@ -24,11 +24,12 @@ from ..scoring.text_scorer import TextScorer
 from ..utils.async_calls import iterate
 from ..utils.atomic_io import require_writable_file, write_atomically
 from ..utils.causal_models import load_causal_lm
-from ..utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ..utils.jsonl_jobs import JsonlJob
 from ..utils.processes import long_barrier
 from ..utils.served_models import warn_of_unknown_weights
 from ..utils.server_pool import ModelServers, as_urls
 from ..utils.servers import ServerError, is_of_one_request
+from ..utils.sharded_jobs import run_sharded_job
 from ..utils.sources import load_tokenizer, loading, refuse_same_file
 from .candidates import CandidateSampler
 from .config import BestOfNConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..scoring.ensemble import RewardEnsemble
-from ..scoring.fingerprints import digest_of_tokenizer
+from ..scoring.model_digests import digest_of_loaded_tokenizer
 from ..scoring.opening import LocalScorer
 
 _COMPARED = 65536  # numbers of a weight; of a larger one so many at equal distances
@@ -28,7 +28,7 @@ def digest_of_scorer(scorer: LocalScorer) -> str:
         members = scorer.members
         digest.update(repr(scorer.rule).encode())
     for member in members:
-        digest.update(digest_of_tokenizer(member.tokenizer).encode())
+        digest.update(digest_of_loaded_tokenizer(member.tokenizer).encode())
         for name, weight in sorted(member.model.state_dict().items()):
             flat = weight.detach().reshape(-1)
             part = flat[:: max(1, -(-flat.numel() // _COMPARED))].contiguous().cpu()

@@ -11,7 +11,7 @@ from support.tokenizers import tokenizer_of
 from hf_interdistill import RewardScorer, run_best_of_n
 from hf_interdistill.cli import main
 from hf_interdistill.selection.candidates import CandidateSampler
-from hf_interdistill.utils.jsonl_jobs import FailedRowsError
+from hf_interdistill.utils.sharded_jobs import FailedRowsError
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from hf_interdistill import RewardScorer, run_best_of_n
 from hf_interdistill.selection.served_candidates import ServedSampler
 from hf_interdistill.serving.app import RewardApp
 from hf_interdistill.utils import servers
-from hf_interdistill.utils.jsonl_jobs import FailedRowsError
 from hf_interdistill.utils.server_pool import ModelServers
 from hf_interdistill.utils.servers import ServerError
+from hf_interdistill.utils.sharded_jobs import FailedRowsError
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import pytest
 from accelerate import PartialState
 from support.processes import forked, forked_ranks, killed_when
 
-from hf_interdistill.utils.jsonl_jobs import FailedRowsError, JsonlJob, error_field, run_sharded_job
+from hf_interdistill.utils.jsonl_jobs import JsonlJob, error_field
+from hf_interdistill.utils.sharded_jobs import FailedRowsError, run_sharded_job
 
 ROWS = [{"id": name, "text": f"line {name}\u2028\n"} for name in ("b", "a", 3)]
 SETTINGS = {"seed": 1, "model": "m"}

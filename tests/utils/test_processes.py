@@ -12,7 +12,7 @@ from accelerate import PartialState
 from support.processes import forked_ranks
 
 from hf_interdistill.utils import processes
-from hf_interdistill.utils.jsonl_jobs import run_sharded_job
+from hf_interdistill.utils.sharded_jobs import run_sharded_job
 
 
 @pytest.mark.parametrize("uses_device", [True, False])

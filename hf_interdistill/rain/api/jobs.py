@@ -23,7 +23,8 @@ from ...scoring.prompts import TEMPLATE_COLUMNS, columns_of, load_prompts, token
 from ...scoring.reward_apis import tokenizer_of_served
 from ...utils.atomic_io import require_writable
 from ...utils.causal_models import load_causal_lm
-from ...utils.jsonl_jobs import JsonlJob, run_sharded_job
+from ...utils.jsonl_jobs import JsonlJob
+from ...utils.sharded_jobs import run_sharded_job
 from ...utils.sources import refuse_same_file
 from ..engine.engine import Prompt, RainEngine
 from ..scorers.base import Scorer

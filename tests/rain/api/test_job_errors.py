@@ -10,7 +10,7 @@ from support.tokenizers import tokenizer_of
 
 from hf_interdistill.cli import main
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
-from hf_interdistill.utils.jsonl_jobs import FailedRowsError
+from hf_interdistill.utils.sharded_jobs import FailedRowsError
 
 PROMPTS = ["How do I bake bread?", "Tell me", "Why is the sky blue?", "What is a piano?"]
 

@@ -15,7 +15,7 @@ from support.tokenizers import tokenizer_of
 
 from hf_interdistill.rain.api.jobs import RainJobConfig, run_rain_job
 from hf_interdistill.utils.fields import UnknownFieldError
-from hf_interdistill.utils.jsonl_jobs import FailedRowsError
+from hf_interdistill.utils.sharded_jobs import FailedRowsError
 
 PROMPTS = ["How do I bake bread?", "Tell me", "Why is the sky blue?", "Tell me", "I\u2028am", "What is a piano?"]
 

@@ -15,8 +15,8 @@ from hf_interdistill.rain.api import job_output, served_generation
 from hf_interdistill.rain.api.job_config import RainJobConfig
 from hf_interdistill.rain.api.jobs import run_rain_job
 from hf_interdistill.utils import servers
-from hf_interdistill.utils.jsonl_jobs import FailedRowsError
 from hf_interdistill.utils.servers import ServerError
+from hf_interdistill.utils.sharded_jobs import FailedRowsError
 
 PROMPTS = ["How do I bake bread?", "Tell me", "Why is the sky blue?", "Tell me", "What is a piano?"]
 
